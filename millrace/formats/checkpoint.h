@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "millrace/base/json.h"
+#include "millrace/base/mapped_file.h"
+#include "millrace/base/status.h"
+#include "millrace/formats/gguf.h"
+#include "millrace/formats/source_tensor.h"
+
+namespace millrace {
+
+// A published model, opened: its tensors by name, its configuration, and the texts beside them. Owns the mappings; every view it
+// hands out stays valid while it lives, also after it was moved. Knows no model family: names and fields are as published.
+// Immutable after open(), so any thread may read.
+class Checkpoint {
+ public:
+  enum class Kind { kHuggingFace, kGguf };
+
+  // `path` is a directory with config.json and safetensors, a directory with exactly one GGUF (or one split set), or a .gguf file.
+  // Errors name what was looked for and what was found instead.
+  static Result<Checkpoint> open(const std::string& path);
+
+  Kind kind() const { return gguf_ ? Kind::kGguf : Kind::kHuggingFace; }
+  const std::string& path() const { return path_; }
+
+  // Hugging Face: config.json, where Python's NaN and Infinity are read as null and +-1e308.
+  // GGUF: every metadata entry but arrays of more than 4096 elements, under its own key, e.g. "llama.block_count": 30.
+  // Strings that are not UTF-8 are left out.
+  const json::object& config() const { return config_; }
+  const json::object& generation_config() const { return generation_config_; }  // generation_config.json, or empty; GGUF: empty
+
+  const SourceTensor* find(std::string_view name) const;  // null when there is none
+  std::span<const SourceTensor> tensors() const { return tensors_; }  // file order
+
+  // Hugging Face: chat_template.jinja, else tokenizer_config.json's chat_template (a string, or of a list the one named "default").
+  // GGUF: tokenizer.chat_template.
+  const std::optional<std::string>& chat_template() const { return chat_template_; }
+
+  // Texts of tokenizer.json and tokenizer_config.json beside the weights (also beside a GGUF in a directory); absent where the file is.
+  const std::optional<std::string>& tokenizer_json() const { return tokenizer_json_; }
+  const std::optional<std::string>& tokenizer_config_json() const { return tokenizer_config_json_; }
+
+  const GgufFile* gguf() const { return gguf_.get(); }  // for the vocabulary arrays; null for Hugging Face
+
+  std::vector<std::string> files() const;  // the weight files, for cache keys and messages
+  int64_t file_bytes() const;              // of those files
+  int64_t tensor_bytes() const;            // of the tensors in them
+
+  // Says that the tensor's pages are not needed soon (it was packed elsewhere). They are read again from the file when touched.
+  void drop_pages(const SourceTensor& tensor) const;
+
+ private:
+  Checkpoint() = default;
+  Status open_gguf(const std::string& file);
+  Status open_hugging_face();
+  Status index_tensors();
+  std::span<const MappedFile> mapped() const { return gguf_ ? gguf_->files() : std::span<const MappedFile>(files_); }
+
+  std::string path_;
+  std::unique_ptr<GgufFile> gguf_;
+  std::vector<MappedFile> files_;  // Hugging Face only
+  json::object config_, generation_config_;
+  std::optional<std::string> chat_template_, tokenizer_json_, tokenizer_config_json_;
+  std::vector<SourceTensor> tensors_;
+  std::unordered_map<std::string_view, std::size_t> by_name_;  // views into tensors_[i].name
+};
+
+}  // namespace millrace
