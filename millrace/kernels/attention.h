@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "millrace/base/cpu_features.h"
+
+namespace millrace {
+
+// Keys and values live in blocks of 32 tokens. Of one layer, a block holds for every kv head, one after the other:
+//   K  [ceil(head_dim / g)][32 tokens][g]     so that 32 scores come out as lanes, without horizontal sums
+//   V  [32 / g][head_dim padded to 16][g]     so that the output's dimensions are lanes
+//   int8 only: K scales [32] f32, V scales [32] f32 (one per token and head, max|x| / 127)
+// with g = 1 (f32), 2 (bf16), 4 (int8). Rounded when written (docs/design.md D5).
+enum class KvFormat : uint8_t { kF32, kBf16, kInt8 };
+inline constexpr int64_t kBlockTokens = 32;
+// Attention reduces keys in segments of this many positions, each from scratch, merged in ascending order: the result is the same
+// for decode, prefill, any chunking and any split over threads.
+inline constexpr int64_t kSegmentTokens = 512;
+
+struct KvGeometry {
+  KvFormat format = KvFormat::kBf16;
+  int64_t num_kv_heads = 0, head_dim = 0;
+  int64_t head_bytes() const;    // one kv head of one block of one layer, multiple of 64
+  int64_t layer_bytes() const { return num_kv_heads * head_bytes(); }
+};
+
+// The blocks of one layer: block b starts at base + b * block_stride.
+struct KvView {
+  std::byte* base = nullptr;
+  int64_t block_stride = 0;
+  KvGeometry geometry;
+};
+
+// Stores one token's keys and values of one kv head at offset `token` (0..31) of block `block`.
+//   k, v   [head_dim] f32
+void kv_write(Isa isa, const KvView& kv, int64_t block, int64_t token, int64_t kv_head, const float* k, const float* v);
+
+// One sequence's attention in one step: query rows at consecutive positions over all keys stored so far.
+struct AttentionArgs {
+  const float* q = nullptr;         // [num_rows, q_stride]; head h of a row at h * head_dim
+  int64_t q_stride = 0;
+  float* out = nullptr;             // [num_rows, out_stride]; the same arrangement
+  int64_t out_stride = 0;
+  int64_t num_rows = 0, num_heads = 0;
+  int64_t first_position = 0;       // of row 0; row i sees keys 0 .. first_position + i (less what the window masks)
+  std::span<const int32_t> blocks;  // block table; entries before the window may be -1
+  float scale = 1.0f;
+  std::optional<float> softcap;
+  std::optional<int64_t> window;    // keys at distance >= window are masked
+  const float* alibi_slopes = nullptr;  // [num_heads]
+};
+
+// out[i, h, :] = sum over keys j of softmax_j(mask(cap(scale * q[i, h] . k[j]) + alibi)) v[j], online softmax, for rows
+// [row_begin, row_end) and the heads of `kv_head`'s group. Row i's result does not depend on the other rows of the call.
+// `scratch`: attention_scratch_floats(...) floats.
+int64_t attention_scratch_floats(const KvGeometry& geometry, int64_t num_heads);
+void attention(Isa isa, const KvView& kv, const AttentionArgs& args, int64_t row_begin, int64_t row_end, int64_t kv_head, float* scratch);
+
+// The same split over segments, for a few rows over long contexts: attention_partial computes segment `segment` of one row and one kv
+// head's group into partial[group_size][head_dim + 2] (accumulator, maximum, sum); attention_merge merges partials 0..num_segments-1
+// in ascending order into out. attention() computes exactly this.
+int64_t attention_num_segments(const AttentionArgs& args, int64_t row);
+void attention_partial(Isa isa, const KvView& kv, const AttentionArgs& args, int64_t row, int64_t kv_head, int64_t segment, float* partial,
+                       float* scratch);
+void attention_merge(Isa isa, const KvView& kv, const AttentionArgs& args, int64_t row, int64_t kv_head, const float* partials,
+                     int64_t num_segments);
+
+}  // namespace millrace

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "millrace/base/aligned_buffer.h"
+#include "millrace/base/status.h"
+#include "millrace/tensor/dtype.h"
+
+namespace millrace {
+
+inline constexpr int64_t kPanelRows = 16;
+
+// What one panel stores per block of weights. Imports are bit-exact: the class follows from the stored type, nothing is re-quantized.
+// Layouts: panel_layout.h.
+enum class WeightClass : uint8_t { kF32, kF16, kBf16, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ4_K, kQ5_K, kQ6_K };
+
+// How a GEMM wants its activations. A bit set, since the consumers of one activation may differ.
+enum class ActivationForm : uint8_t { kF32 = 1, kInt8 = 2, kBf16 = 4 };
+
+// A [rows, k] weight matrix in panels of 16 rows, k in blocks: the one copy that decode and prefill share (docs/design.md D3).
+// The bytes are the same on every ISA.
+class PackedMatrix {
+ public:
+  PackedMatrix() = default;
+
+  // `rows[i]` points to the stored bytes of packed row i (dtype `dtype`, k elements): the caller's row map. Rows beyond the last
+  // whole panel are padded with zero weights. Unsupported: a dtype without a class, or k no multiple of its block (the error says which).
+  static Result<PackedMatrix> pack(DType dtype, std::span<const std::byte* const> rows, int64_t k);
+
+  int64_t rows() const { return rows_; }
+  int64_t k() const { return k_; }
+  int64_t num_panels() const { return (rows_ + kPanelRows - 1) / kPanelRows; }
+  WeightClass weight_class() const { return class_; }
+  int64_t panel_bytes() const { return panel_bytes_; }
+  int64_t bytes() const { return panel_bytes_ * num_panels(); }
+  const std::byte* panel(int64_t index) const { return data_.data() + index * panel_bytes_; }
+
+  // Writes row `row` as k floats: the exact values the stored type stands for. For embeddings tied to the head.
+  void unpack_row(int64_t row, float* out) const;
+
+ private:
+  WeightClass class_ = WeightClass::kF32;
+  int64_t rows_ = 0, k_ = 0, panel_bytes_ = 0;
+  AlignedBuffer data_;
+};
+
+std::string_view weight_class_name(WeightClass weight_class);
+double bits_per_weight(WeightClass weight_class);
+
+}  // namespace millrace

@@ -1,0 +1,106 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "millrace/formats/checkpoint.h"
+
+// A network with every name, number and tensor resolved: what a family file (families/*.json) says about one checkpoint.
+// Plain data. Made by bind_network (family.h), consumed by the lowering to a program (program.h). Nothing here or after
+// it knows a family's name other than to print it.
+namespace millrace {
+
+// A [rows, k] matrix in terms of the rows of a stored tensor. The row map is what fused, split, permuted and
+// de-interleaved checkpoints come down to, and what adapters, pruning and tensor parallelism will reuse.
+struct MatrixSource {
+  const SourceTensor* tensor = nullptr;  // stored [source_rows, k], or [k, source_rows] when `transposed`
+  bool transposed = false;
+  std::vector<int32_t> row_map;          // [rows] row of this matrix -> row of the stored tensor
+  int64_t k = 0;
+
+  int64_t rows() const { return static_cast<int64_t>(row_map.size()); }
+};
+
+struct Linear {
+  MatrixSource weight;
+  std::vector<float> bias;  // [rows], or empty
+};
+
+struct Norm {
+  enum class Kind { kRms, kLayer };
+  Kind kind = Kind::kRms;
+  std::vector<float> weight;  // [size], with transforms such as "add one" applied
+  std::vector<float> bias;    // [size], or empty
+  float eps = 1e-5f;
+};
+
+// Rotary position embedding, RoFormer (arXiv:2104.09864), with the scalings of Hugging Face transformers' modeling_rope_utils.
+struct Rope {
+  enum class Pairing { kHalf, kInterleaved };  // (i, i + d/2) or (2i, 2i + 1)
+  Pairing pairing = Pairing::kHalf;
+  int64_t rotary_dim = 0;                      // first dimensions of a head that rotate
+  std::vector<float> inv_freq;                 // [rotary_dim / 2]
+  float attention_factor = 1.0f;               // multiplies cos and sin (YaRN, LongRoPE)
+  // Length-dependent scalings (dynamic NTK, LongRoPE) use these for a request whose prompt + max_tokens exceeds
+  // `short_length`; the choice is made once, at admission (docs/design.md D5).
+  int64_t short_length = 0;                    // 0: no second variant
+  std::vector<float> long_inv_freq;            // [rotary_dim / 2]
+  float long_attention_factor = 1.0f;
+};
+
+enum class Activation { kSilu, kGeluTanh, kGeluErf, kRelu, kReluSquared, kQuickGelu };
+
+struct AttentionLayer {
+  std::optional<Norm> norm;        // before; absent in post-norm networks
+  std::optional<Norm> post_norm;   // on the output, before the residual is added
+  Linear q, k, v, o;               // q [num_heads * head_dim, hidden], k v [num_kv_heads * head_dim, hidden], o [hidden, num_heads * head_dim]
+  std::optional<Norm> q_norm, k_norm;  // over head_dim, every head apart; before rope
+  int64_t num_heads = 0, num_kv_heads = 0, head_dim = 0;
+  float scale = 0;                 // multiplies q . k
+  std::optional<float> softcap;    // scores = cap * tanh(scores / cap)
+  std::optional<int64_t> window;   // keys at distance >= window are masked
+  std::optional<Rope> rope;
+  std::vector<float> alibi_slopes; // [num_heads], or empty: score += slope * key position
+};
+
+struct MlpLayer {
+  std::optional<Norm> norm, post_norm;
+  bool gated = true;               // down(activation(gate(x)) * up(x)), else down(activation(up(x)))
+  Activation activation = Activation::kSilu;
+  Linear gate, up, down;
+};
+
+struct DecoderLayer {
+  // sequential: x += attention(norm(x)); x += mlp(norm(x)).   parallel: x += attention(norm(x)) + mlp(norm'(x)), both from the same x.
+  bool parallel_residual = false;
+  // The mlp reads the attention's normed input (falcon-7b, gpt-j, phi): its own norm is absent.
+  bool shared_norm = false;
+  float residual_multiplier = 1.0f;
+  AttentionLayer attention;
+  MlpLayer mlp;
+};
+
+struct Network {
+  std::string family;              // for people only
+  int64_t vocab_size = 0, hidden_size = 0, max_positions = 0;
+  MatrixSource embedding;          // [vocab_size, hidden_size]
+  float embedding_multiplier = 1.0f;
+  std::optional<Norm> embedding_norm;
+  std::optional<MatrixSource> positions;  // learned, [num positions, hidden_size]
+  int64_t position_offset = 0;
+  std::vector<DecoderLayer> layers;
+  std::optional<Norm> final_norm;
+  Linear head;                     // [vocab_size, hidden_size]
+  bool tied_head = false;          // head.weight is the embedding
+  float logits_multiplier = 1.0f;
+  std::optional<float> logits_softcap;
+
+  struct Binding {                 // for `inspect --explain`: how each stored tensor was used
+    std::string tensor, dtype, shape, role, transforms;
+  };
+  std::vector<Binding> bindings;
+};
+
+}  // namespace millrace

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "millrace/base/status.h"
+#include "millrace/sampling/sampling.h"
+
+// Where engine and executor meet (docs/design.md D2). A plan is plain data: the engine decides, the executor computes.
+namespace millrace {
+
+inline constexpr int32_t kKvBlockTokens = 32;
+
+enum class KvDType { kF32, kBf16, kInt8 };
+
+// Layers whose keys and values have one geometry and one window share a block table (docs/design.md D6).
+struct KvGroupSpec {
+  int64_t num_layers = 0, num_kv_heads = 0, head_dim = 0;
+  std::optional<int64_t> window;  // positions further back than this are never read again
+  int64_t block_bytes = 0;        // one block: kKvBlockTokens tokens of every layer of the group
+};
+
+struct ExecutorInfo {
+  int64_t vocab_size = 0;
+  int64_t max_positions = 0;      // longest context the network was made for
+  int64_t rope_short_length = 0;  // requests longer than this use the long rope variant; 0: one variant
+  std::vector<KvGroupSpec> kv_groups;
+};
+
+struct StepPlan {
+  struct Sequence {
+    int32_t row_begin = 0, row_end = 0;  // its rows of `tokens`, at consecutive positions
+    int32_t first_position = 0;          // of row_begin; after the step first_position + (row_end - row_begin) tokens are in KV
+    bool rope_long = false;
+  };
+  struct Output {
+    int32_t row = 0;                     // the row after which a token is wanted
+    const SamplingInput* sampling = nullptr;  // null: logits only
+  };
+
+  std::vector<int32_t> tokens;           // [num_rows] token ids; ~k (negative): the token that output k of the previous step sampled
+  std::vector<Sequence> sequences;       // in row order, covering every row
+  // Block tables in CSR form, group-major: sequence s of group g owns
+  // block_ids[table_begin[g * sequences.size() + s] .. table_begin[g * sequences.size() + s + 1]). Entry i of a table holds positions
+  // [32 i, 32 i + 32). An entry that a window has passed is -1.
+  std::vector<int32_t> table_begin;      // [num_groups * num_sequences + 1]
+  std::vector<int32_t> block_ids;
+  std::vector<Output> outputs;
+
+  void clear() { tokens.clear(), sequences.clear(), table_begin.clear(), block_ids.clear(), outputs.clear(); }
+};
+
+struct StepOutput {
+  std::span<const float> logits;         // [num_outputs, vocab_size], before sampling's penalties; valid until the next enqueue
+  std::vector<SampledToken> tokens;      // [num_outputs]; of outputs without sampling the id is -1
+};
+
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  virtual const ExecutorInfo& info() const = 0;
+  // Allocates the KV memory: num_blocks[g] blocks for group g. Once, before the first step.
+  virtual Status allocate_kv(std::span<const int64_t> num_blocks) = 0;
+  // One step at a time: enqueue, then wait. The CPU computes inside enqueue. The plan must live until wait returns.
+  virtual void enqueue(const StepPlan& plan) = 0;
+  virtual const StepOutput& wait() = 0;
+};
+
+}  // namespace millrace
