@@ -1,0 +1,65 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace millrace {
+
+// Counts of observations in fixed buckets, as Prometheus has them (upper bounds inclusive), not yet cumulated.
+class Histogram {
+ public:
+  Histogram() = default;
+  explicit Histogram(std::span<const double> upper_bounds);  // ascending; the bucket to infinity is added
+
+  void observe(double value);
+
+  const std::vector<double>& upper_bounds() const { return upper_bounds_; }
+  const std::vector<int64_t>& counts() const { return counts_; }  // [upper_bounds + 1]
+  int64_t count() const { return count_; }
+  double sum() const { return sum_; }
+
+ private:
+  std::vector<double> upper_bounds_;
+  std::vector<int64_t> counts_;
+  int64_t count_ = 0;
+  double sum_ = 0;
+};
+
+// A consistent snapshot, taken between two steps. Counters never fall; times are in seconds.
+struct EngineMetrics {
+  struct KvGroup {
+    int64_t num_blocks = 0;         // = used + cached + free
+    int64_t num_used_blocks = 0;    // read or written by a live sequence
+    int64_t num_cached_blocks = 0;  // kept for the prefix cache, free to be taken
+    int64_t num_free_blocks = 0;
+  };
+  std::vector<KvGroup> kv_groups;
+  double kv_usage = 0;              // used / all blocks of the fullest group, [0, 1]
+
+  int64_t num_running_sequences = 0;
+  int64_t num_waiting_sequences = 0;  // not admitted yet, or preempted
+  int64_t num_live_requests = 0;      // added and not finished, the queue included
+
+  int64_t prompt_tokens = 0;        // of admitted requests
+  int64_t generation_tokens = 0;
+  int64_t prefill_tokens_computed = 0;  // rows of prefill, recomputation after preemption included
+  int64_t num_preemptions = 0;
+  int64_t prefix_cache_queries = 0; // prompt tokens looked up
+  int64_t prefix_cache_hits = 0;    // of them found
+  int64_t num_steps = 0;
+  std::array<int64_t, 4> finished{};  // sequences by FinishReason
+  int64_t num_rejected = 0;         // add() said no because of a limit
+
+  double generation_tokens_per_second = 0;  // moving average over about five seconds; falls to 0 when idle
+  double prompt_tokens_per_second = 0;
+  double seconds_since_step = 0;    // 0 when idle; grows while a step with work is under way: a watchdog's measure
+
+  Histogram time_to_first_token;    // from add() to the first sampled token, per sequence
+  Histogram inter_token_latency;    // between sampled tokens of a sequence
+  Histogram request_latency;        // from add() to the last delta
+  Histogram queue_time;             // from add() to admission
+};
+
+}  // namespace millrace
