@@ -1,0 +1,277 @@
+#include "millrace/sampling/sampling.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <random>
+#include <set>
+
+#include "millrace/sampling/philox.h"
+
+namespace millrace {
+namespace {
+
+std::vector<float> random_logits(std::size_t size, uint32_t seed, float spread, bool coarse = false) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0, spread);
+  std::vector<float> logits(size);
+  for (float& logit : logits) logit = coarse ? std::round(normal(random)) : normal(random);  // coarse: many ties
+  return logits;
+}
+
+// The judge: everything in double, everything sorted.
+struct Survivors {
+  std::vector<std::pair<int32_t, double>> tokens;  // id and probability, in the order the draw walks
+  bool near_boundary = false;                      // a cut so close that rounding may decide it
+};
+
+Survivors reference(const std::vector<float>& logits, const SamplingInput& input) {
+  const SamplingParams& params = *input.params;
+  const int32_t vocab_size = static_cast<int32_t>(logits.size());
+  std::vector<double> changed(logits.begin(), logits.end());
+  for (const auto& [id, bias] : params.logit_bias) changed[id] += bias;
+  std::map<int32_t, int> completion;
+  for (const int32_t id : input.completion_tokens) ++completion[id];
+  std::set<int32_t> seen(input.prompt_tokens.begin(), input.prompt_tokens.end());
+  for (const auto& [id, count] : completion) seen.insert(id);
+  for (const int32_t id : seen) changed[id] = changed[id] > 0 ? changed[id] / params.repetition_penalty : changed[id] * params.repetition_penalty;
+  for (const auto& [id, count] : completion) changed[id] -= params.frequency_penalty * count + params.presence_penalty;
+  const std::set<int32_t> forbidden(input.forbidden.begin(), input.forbidden.end());
+  std::vector<std::pair<double, int32_t>> sorted;
+  for (int32_t id = 0; id < vocab_size; ++id) {
+    const bool allowed = input.allowed.empty() || (input.allowed[id / 32] >> (id % 32) & 1) != 0;
+    if (allowed && forbidden.count(id) == 0) sorted.emplace_back(-changed[id], id);
+  }
+  Survivors survivors;
+  if (sorted.empty()) return survivors;
+  std::sort(sorted.begin(), sorted.end());
+  if (params.temperature == 0) {
+    survivors.tokens.emplace_back(sorted[0].second, 1.0);
+    return survivors;
+  }
+  const double best = -sorted[0].first;
+  std::vector<std::pair<int32_t, double>> weights;
+  for (const auto& [negated, id] : sorted) weights.emplace_back(id, std::exp((-negated - best) / params.temperature));
+  const bool top_k = params.top_k > 0 && params.top_k < vocab_size;
+  if (top_k && std::size_t(params.top_k) < weights.size()) weights.resize(params.top_k);
+  const auto too_unlikely = [&](const auto& token) {
+    if (std::abs(token.second - params.min_p) < 1e-6 * params.min_p) survivors.near_boundary = true;
+    return token.second < params.min_p;
+  };
+  weights.erase(std::remove_if(weights.begin(), weights.end(), too_unlikely), weights.end());
+  double total = 0, taken = 0;
+  for (const auto& [id, weight] : weights) total += weight;
+  if (params.top_p < 1) {
+    std::size_t kept = 0;
+    while (kept < weights.size() && (kept == 0 || taken < params.top_p * total)) {
+      taken += weights[kept++].second;
+      if (std::abs(taken / total - params.top_p) < 1e-5) survivors.near_boundary = true;
+    }
+    weights.resize(kept);
+    total = taken;
+  }
+  if (!top_k) std::sort(weights.begin(), weights.end());
+  for (const auto& [id, weight] : weights) survivors.tokens.emplace_back(id, weight / total);
+  return survivors;
+}
+
+// Where the judge's walk ends; absent where rounding may decide.
+std::optional<int32_t> reference_draw(const Survivors& survivors, double u) {
+  double running = 0;
+  for (const auto& [id, probability] : survivors.tokens) {
+    running += probability;
+    if (std::abs(running - u) < 1e-5) return std::nullopt;
+    if (running > u) return id;
+  }
+  return std::nullopt;
+}
+
+SampledToken sample_once(const std::vector<float>& logits, const SamplingInput& input) {
+  SamplingScratch scratch;
+  SampledToken token;
+  sample(logits, input, scratch, token);
+  return token;
+}
+
+TEST(Sampling, MatchesBruteForce) {
+  std::mt19937 random(42);
+  SamplingScratch scratch;  // reused on purpose: nothing may leak from one draw to the next
+  int compared = 0, undecided = 0;
+  for (int round = 0; round < 4000; ++round) {
+    const std::size_t vocab_size = std::vector<std::size_t>{1, 2, 5, 31, 32, 33, 100, 257, 1000, 3000}[random() % 10];
+    const std::vector<float> logits = random_logits(vocab_size, random(), 0.5f + static_cast<float>(random() % 40) / 10, random() % 4 == 0);
+    SamplingParams params;
+    const auto sometimes = [&] { return random() % 2 == 0; };
+    const auto some_id = [&] { return static_cast<int32_t>(random() % vocab_size); };
+    params.temperature = std::vector<float>{0, 0.1f, 0.7f, 1, 1.5f, 10}[random() % 6];
+    if (sometimes()) params.top_k = std::vector<int32_t>{-1, 0, 1, 2, 7, 40, 100, 1000, 1 << 30}[random() % 9];
+    if (sometimes()) params.top_p = std::vector<float>{1e-6f, 0.1f, 0.5f, 0.9f, 0.95f, 0.999f, 1}[random() % 7];
+    if (sometimes()) params.min_p = std::vector<float>{0, 0.01f, 0.05f, 0.3f, 1}[random() % 5];
+    if (random() % 4 == 0) params.repetition_penalty = std::vector<float>{0.5f, 1.1f, 2}[random() % 3];
+    if (random() % 4 == 0) params.presence_penalty = 0.7f;
+    if (random() % 4 == 0) params.frequency_penalty = -0.4f;
+    if (random() % 4 == 0) params.logit_bias = {{some_id(), 3.0f}, {some_id(), -100.0f}};
+    std::vector<int32_t> prompt, completion, forbidden;
+    for (int i = 0; i < 20; ++i) prompt.push_back(some_id()), completion.push_back(some_id());
+    if (random() % 4 == 0) forbidden = {some_id(), some_id()};
+    std::vector<uint32_t> allowed;
+    if (random() % 4 == 0) {
+      for (std::size_t word = 0; word < (vocab_size + 31) / 32; ++word) allowed.push_back(static_cast<uint32_t>(random()));
+    }
+    const SamplingInput input{&params, random(), random() % 4, static_cast<uint64_t>(round), prompt, completion, allowed, forbidden};
+
+    SampledToken token;
+    sample(logits, input, scratch, token);
+    const Survivors survivors = reference(logits, input);
+    if (survivors.tokens.empty()) {
+      EXPECT_EQ(token.id, -1);
+      continue;
+    }
+    const auto expected =
+        survivors.near_boundary ? std::nullopt : reference_draw(survivors, uniform_at(input.seed, input.sequence, input.position));
+    if (!expected) {
+      ++undecided;
+      continue;
+    }
+    ASSERT_EQ(token.id, *expected) << "round " << round;
+    ++compared;
+  }
+  EXPECT_GT(compared, 3300);
+  EXPECT_LT(undecided, 400);
+}
+
+TEST(Sampling, GreedyTakesTheLowestOfEqualIds) {
+  SamplingParams params;
+  params.temperature = 0;
+  const SamplingInput input{.params = &params};
+  EXPECT_EQ(sample_once({1, 3, 2, 3, 3}, input).id, 1);
+  EXPECT_EQ(sample_once({-5, -5}, input).id, 0);
+  EXPECT_EQ(sample_once({7}, input).id, 0);
+}
+
+TEST(Sampling, TopKKeepsExactlyKOfEqualLogits) {
+  SamplingParams params;
+  params.top_k = 3;
+  const std::vector<float> logits(500, 1.0f);
+  std::set<int32_t> drawn;
+  for (uint64_t position = 0; position < 200; ++position) {
+    drawn.insert(sample_once(logits, {.params = &params, .seed = 9, .position = position}).id);
+  }
+  EXPECT_EQ(drawn, (std::set<int32_t>{0, 1, 2}));
+}
+
+TEST(Sampling, TopPKeepsTheSmallestSufficientSetOfEqualLogits) {
+  SamplingParams params;
+  params.top_p = 0.245f;  // of 20 equal tokens, 5 hold a quarter and 4 a fifth
+  const std::vector<float> logits(20, -2.0f);
+  std::set<int32_t> drawn;
+  for (uint64_t position = 0; position < 400; ++position) {
+    drawn.insert(sample_once(logits, {.params = &params, .seed = 9, .position = position}).id);
+  }
+  EXPECT_EQ(drawn, (std::set<int32_t>{0, 1, 2, 3, 4}));
+}
+
+TEST(Sampling, TopKOfOneAndTinyTopPAreGreedy) {
+  for (uint32_t seed = 0; seed < 50; ++seed) {
+    const std::vector<float> logits = random_logits(700, seed, 1.0f);
+    SamplingParams greedy, one, tiny, strict;
+    greedy.temperature = 0;
+    one.top_k = 1;
+    tiny.top_p = 1e-9f;
+    strict.min_p = 1.0f;
+    const int32_t expected = sample_once(logits, {.params = &greedy}).id;
+    for (const SamplingParams* params : {&one, &tiny, &strict}) EXPECT_EQ(sample_once(logits, {.params = params, .seed = seed}).id, expected);
+  }
+}
+
+TEST(Sampling, FrequenciesFollowTheProbabilities) {
+  constexpr int kDraws = 20000;
+  const std::vector<float> logits = {1.0f, 0.5f, 0.0f, -0.5f, -1.0f, 1.5f, 0.2f, 0.1f, -0.1f, -0.2f};
+  for (const int32_t top_k : {0, 6}) {
+    for (const float top_p : {1.0f, 0.9f}) {
+      SamplingParams params;
+      params.temperature = 0.8f;
+      params.top_k = top_k;
+      params.top_p = top_p;
+      SamplingInput input{.params = &params, .seed = 1234};
+      const Survivors survivors = reference(logits, input);
+      std::map<int32_t, int> counts;
+      for (int i = 0; i < kDraws; ++i) {
+        input.sequence = static_cast<uint64_t>(i % 4);
+        input.position = static_cast<uint64_t>(i / 4);
+        ++counts[sample_once(logits, input).id];
+      }
+      double chi_square = 0;
+      int covered = 0;
+      for (const auto& [id, probability] : survivors.tokens) {
+        const double expected = probability * kDraws;
+        chi_square += (counts[id] - expected) * (counts[id] - expected) / expected;
+        covered += counts[id];
+      }
+      EXPECT_EQ(covered, kDraws) << "a token outside the set was drawn";
+      EXPECT_LT(chi_square, 27.88) << "top_k " << top_k << " top_p " << top_p;  // 9 degrees of freedom, one in a thousand
+    }
+  }
+}
+
+TEST(Sampling, NonFiniteLogitsAreReported) {
+  SamplingParams params;
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
+    std::vector<float> logits(50, 0.0f);
+    logits[33] = bad;
+    const SampledToken token = sample_once(logits, {.params = &params});
+    EXPECT_FALSE(token.finite);
+    EXPECT_EQ(token.id, -1);
+  }
+  EXPECT_TRUE(sample_once({3e38f, -3e38f}, {.params = &params}).finite);
+}
+
+TEST(Sampling, LogprobsAreOfTheUnmodifiedDistribution) {
+  const std::vector<float> logits = random_logits(300, 3, 2.0f);
+  SamplingParams params;
+  params.temperature = 0.3f;
+  params.top_k = 5;
+  params.repetition_penalty = 1.5f;
+  params.logit_bias = {{17, 50.0f}};
+  params.num_logprobs = 4;
+  const std::vector<int32_t> completion = {1, 2, 17};
+  const SampledToken token = sample_once(logits, {.params = &params, .seed = 5, .completion_tokens = completion});
+  EXPECT_EQ(token.id, 17);
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit));
+  EXPECT_NEAR(token.logprob, logits[17] - std::log(sum), 1e-5);
+  std::vector<int32_t> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  std::sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  ASSERT_EQ(token.top_logprobs.size(), 4u);
+  for (std::size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(token.top_logprobs[i].first, ids[i]);
+    EXPECT_NEAR(token.top_logprobs[i].second, logits[ids[i]] - std::log(sum), 1e-5);
+  }
+  params.num_logprobs = 0;
+  EXPECT_TRUE(sample_once(logits, {.params = &params}).top_logprobs.empty());
+  params.num_logprobs = 1000;  // more than there are tokens
+  EXPECT_EQ(sample_once(logits, {.params = &params}).top_logprobs.size(), logits.size());
+}
+
+TEST(Sampling, HugeParametersStayFinite) {
+  const std::vector<float> logits = {1e30f, -1e30f, 2.0f, 0.0f};
+  SamplingParams params;
+  params.repetition_penalty = 1e-30f;
+  params.frequency_penalty = 1e30f;
+  params.temperature = 1e30f;
+  const std::vector<int32_t> tokens = {0, 1, 2, 3};
+  for (uint64_t position = 0; position < 20; ++position) {
+    const SampledToken token =
+        sample_once(logits, {.params = &params, .position = position, .prompt_tokens = tokens, .completion_tokens = tokens});
+    EXPECT_GE(token.id, 0);
+    EXPECT_LT(token.id, 4);
+  }
+}
+
+}  // namespace
+}  // namespace millrace
