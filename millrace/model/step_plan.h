@@ -53,7 +53,11 @@ struct StepPlan {
 };
 
 struct StepOutput {
-  std::span<const float> logits;         // [num_outputs, vocab_size], before sampling's penalties; valid until the next enqueue
+  std::span<const float> logits;         // [num_outputs, logits_stride], before sampling's penalties; valid until the next enqueue
+  int64_t logits_stride = 0;             // >= vocab_size; what lies beyond vocab_size is padding
+  std::span<const float> logits_of(int64_t output, int64_t vocab_size) const {
+    return logits.subspan(static_cast<std::size_t>(output * logits_stride), static_cast<std::size_t>(vocab_size));
+  }
   std::vector<SampledToken> tokens;      // [num_outputs]; of outputs without sampling the id is -1
 };
 

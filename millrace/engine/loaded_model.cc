@@ -1,0 +1,147 @@
+#include "millrace/engine/loaded_model.h"
+
+#include <fmt/format.h>
+
+namespace millrace {
+namespace {
+
+GgufVocabulary gguf_vocabulary(const GgufFile& gguf) {
+  const auto strings = [&](const char* key) {
+    std::vector<std::string> out;
+    if (const auto views = gguf.strings(key)) out.assign(views->begin(), views->end());
+    return out;
+  };
+  const auto id = [&](const char* key) -> std::optional<int32_t> {
+    const auto value = gguf.integer(key);
+    if (!value || *value < 0 || *value > INT32_MAX) return std::nullopt;
+    return static_cast<int32_t>(*value);
+  };
+  GgufVocabulary v;
+  v.model = gguf.string("tokenizer.ggml.model").value_or("");
+  v.pre = gguf.string("tokenizer.ggml.pre").value_or("");
+  v.tokens = strings("tokenizer.ggml.tokens");
+  v.scores = gguf.floats("tokenizer.ggml.scores").value_or(std::vector<float>());
+  if (const auto types = gguf.integers("tokenizer.ggml.token_type")) v.token_types.assign(types->begin(), types->end());
+  v.merges = strings("tokenizer.ggml.merges");
+  v.bos_token_id = id("tokenizer.ggml.bos_token_id");
+  v.eos_token_id = id("tokenizer.ggml.eos_token_id");
+  v.eot_token_id = id("tokenizer.ggml.eot_token_id");
+  v.unknown_token_id = id("tokenizer.ggml.unknown_token_id");
+  v.separator_token_id = id("tokenizer.ggml.seperator_token_id");  // the format's own spelling
+  v.padding_token_id = id("tokenizer.ggml.padding_token_id");
+  v.cls_token_id = id("tokenizer.ggml.cls_token_id");
+  v.mask_token_id = id("tokenizer.ggml.mask_token_id");
+  v.add_bos_token = gguf.boolean("tokenizer.ggml.add_bos_token");
+  v.add_eos_token = gguf.boolean("tokenizer.ggml.add_eos_token");
+  v.add_space_prefix = gguf.boolean("tokenizer.ggml.add_space_prefix");
+  v.remove_extra_whitespaces = gguf.boolean("tokenizer.ggml.remove_extra_whitespaces");
+  return v;
+}
+
+Result<Tokenizer> load_tokenizer(const Checkpoint& checkpoint) {
+  if (const GgufFile* gguf = checkpoint.gguf()) {
+    if (gguf->find("tokenizer.ggml.model") == nullptr) return Status::not_found(checkpoint.path() + ": has no tokenizer.ggml.model, so no tokenizer");
+    return Tokenizer::from_gguf(gguf_vocabulary(*gguf));
+  }
+  if (!checkpoint.tokenizer_json()) return Status::not_found(checkpoint.path() + ": has no tokenizer.json");
+  return Tokenizer::from_json(*checkpoint.tokenizer_json(), checkpoint.tokenizer_config_json().value_or(""));
+}
+
+// A number or a list of numbers, as generation_config.json and config.json write eos_token_id.
+void append_ids(const json::object& object, std::vector<int32_t>& ids) {
+  const auto append = [&](const json::value& value) {
+    if (value.is_int64() && value.as_int64() >= 0 && value.as_int64() <= INT32_MAX) ids.push_back(static_cast<int32_t>(value.as_int64()));
+  };
+  const json::value* value = object.if_contains("eos_token_id");
+  if (value == nullptr) return;
+  if (value->is_array()) {
+    for (const json::value& item : value->as_array()) append(item);
+  } else {
+    append(*value);
+  }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::string& path, const LoadOptions& options) {
+  MR_ASSIGN_OR_RETURN(Isa isa, choose_isa());
+  MR_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(path));
+  std::unique_ptr<LoadedModel> model(new LoadedModel(std::move(checkpoint)));
+  model->isa_ = isa;
+
+  if (auto tokenizer = load_tokenizer(model->checkpoint_); tokenizer.is_ok()) {
+    model->tokenizer_ = std::move(tokenizer).value();
+  } else {
+    model->tokenizer_error_ = tokenizer.status();
+  }
+  if (const auto& source = model->checkpoint_.chat_template()) {
+    if (auto compiled = ChatTemplate::compile(*source); compiled.is_ok()) {
+      model->chat_template_ = std::move(compiled).value();
+    } else {
+      model->chat_template_error_ = compiled.status().with_context("chat template");
+    }
+  } else {
+    model->chat_template_error_ = Status::not_found("the model has no chat template");
+  }
+
+  MR_ASSIGN_OR_RETURN(Family family, choose_family(model->checkpoint_, options.family_file));
+  MR_ASSIGN_OR_RETURN(model->network_, bind_network(family, model->checkpoint_));
+  model->pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : usable_cpus());
+  if (options.pack_weights) {
+    MR_ASSIGN_OR_RETURN(Weights weights, Weights::pack(model->network_, model->checkpoint_, *model->pool_));
+    model->weights_ = std::make_shared<const Weights>(std::move(weights));
+  }
+  return model;
+}
+
+Result<const Tokenizer*> LoadedModel::tokenizer() const {
+  if (!tokenizer_) return tokenizer_error_;
+  return &*tokenizer_;
+}
+
+Result<const ChatTemplate*> LoadedModel::chat_template() const {
+  if (!chat_template_) return chat_template_error_;
+  return &*chat_template_;
+}
+
+Result<std::unique_ptr<CpuExecutor>> LoadedModel::make_executor(GemmPath path, KvDType kv_dtype, int32_t max_rows) {
+  MR_CHECK(weights_ != nullptr, "the model was loaded without its weights");
+  Program program = lower_network(network_, *weights_, isa_, path);
+  fuse(program);
+  return CpuExecutor::create(network_, weights_, std::move(program), *pool_, {isa_, path, kv_dtype, max_rows});
+}
+
+std::vector<int32_t> LoadedModel::eos_token_ids() const {
+  std::vector<int32_t> ids;
+  append_ids(checkpoint_.generation_config(), ids);
+  if (ids.empty()) append_ids(checkpoint_.config(), ids);
+  if (ids.empty() && tokenizer_ && tokenizer_->eos_token_id()) ids.push_back(*tokenizer_->eos_token_id());
+  // A GGUF's end-of-turn token ends an answer as end of text does.
+  if (const GgufFile* gguf = checkpoint_.gguf()) {
+    if (const auto eot = gguf->integer("tokenizer.ggml.eot_token_id"); eot && *eot >= 0 && *eot < network_.vocab_size) ids.push_back(static_cast<int32_t>(*eot));
+  }
+  return ids;
+}
+
+SamplingParams LoadedModel::default_sampling() const {
+  SamplingParams params;
+  const json::object& config = checkpoint_.generation_config();
+  const auto number = [&](const char* key, float low, float high) -> std::optional<float> {
+    const json::value* value = config.if_contains(key);
+    if (value == nullptr || !value->is_number()) return std::nullopt;
+    const double found = value->to_number<double>();
+    if (!(found >= low && found <= high)) return std::nullopt;
+    return static_cast<float>(found);
+  };
+  params.temperature = number("temperature", 0.0f, 100.0f).value_or(params.temperature);
+  params.top_p = number("top_p", 1e-6f, 1.0f).value_or(params.top_p);
+  params.top_k = static_cast<int32_t>(number("top_k", 0.0f, 1e6f).value_or(static_cast<float>(params.top_k)));
+  params.min_p = number("min_p", 0.0f, 1.0f).value_or(params.min_p);
+  params.repetition_penalty = number("repetition_penalty", 1e-3f, 100.0f).value_or(params.repetition_penalty);
+  return params;
+}
+
+std::string LoadedModel::bos_token() const { return tokenizer_ ? tokenizer_->bos_token() : ""; }
+std::string LoadedModel::eos_token() const { return tokenizer_ ? tokenizer_->eos_token() : ""; }
+
+}  // namespace millrace

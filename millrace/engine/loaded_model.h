@@ -1,0 +1,63 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "millrace/base/cpu_features.h"
+#include "millrace/base/thread_pool.h"
+#include "millrace/formats/checkpoint.h"
+#include "millrace/model/cpu_executor.h"
+#include "millrace/model/family.h"
+#include "millrace/sampling/sampling.h"
+#include "millrace/tokenizer/chat_template.h"
+#include "millrace/tokenizer/tokenizer.h"
+
+namespace millrace {
+
+struct LoadOptions {
+  std::optional<std::string> family_file;  // --family
+  int num_threads = 0;                     // 0: every usable CPU
+  bool pack_weights = true;                // false: tokenizer, template and network only (tokenize, template, inspect --quick)
+};
+
+// A published model, opened and ready to compute: what serve, run, generate, inspect, verify and logits all begin with.
+class LoadedModel {
+ public:
+  // `path` is a directory or GGUF file (resolve hub names first). Errors name the file and what is wrong with it. A missing or broken
+  // tokenizer or chat template is no error here: it is kept, and reported by who needs the thing.
+  static Result<std::unique_ptr<LoadedModel>> load(const std::string& path, const LoadOptions& options);
+
+  const Checkpoint& checkpoint() const { return checkpoint_; }
+  const Network& network() const { return network_; }
+  const Weights& weights() const { return *weights_; }
+  Result<const Tokenizer*> tokenizer() const;
+  Result<const ChatTemplate*> chat_template() const;
+  ThreadPool& pool() { return *pool_; }
+  Isa isa() const { return isa_; }
+
+  // Lowered and fused for the path, over the one packed copy of the weights.
+  Result<std::unique_ptr<CpuExecutor>> make_executor(GemmPath path, KvDType kv_dtype, int32_t max_rows);
+
+  // End-of-sequence ids: generation_config.json, then config.json, then the tokenizer's.
+  std::vector<int32_t> eos_token_ids() const;
+  // The model's own sampling defaults (generation_config.json), as in vLLM.
+  SamplingParams default_sampling() const;
+  // BOS and EOS as text, for the chat template.
+  std::string bos_token() const, eos_token() const;
+
+ private:
+  explicit LoadedModel(Checkpoint checkpoint) : checkpoint_(std::move(checkpoint)) {}
+  Checkpoint checkpoint_;
+  Network network_;
+  std::unique_ptr<ThreadPool> pool_;
+  Isa isa_ = Isa::kScalar;
+  std::shared_ptr<const Weights> weights_;
+  std::optional<Tokenizer> tokenizer_;
+  Status tokenizer_error_;
+  std::optional<ChatTemplate> chat_template_;
+  Status chat_template_error_;
+};
+
+}  // namespace millrace

@@ -1,0 +1,214 @@
+#include "millrace/model/cpu_executor.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace millrace {
+namespace {
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+std::size_t bytes_of(int64_t count, std::size_t size) { return static_cast<std::size_t>(count) * size; }
+
+KvFormat kv_format(KvDType dtype) {
+  switch (dtype) {
+    case KvDType::kF32: return KvFormat::kF32;
+    case KvDType::kBf16: return KvFormat::kBf16;
+    case KvDType::kInt8: return KvFormat::kInt8;
+  }
+  return KvFormat::kF32;
+}
+
+}  // namespace
+
+Activations CpuExecutor::Rows::view(int64_t num_rows) const {
+  Activations a{.num_rows = num_rows, .k = width};
+  if (has(ActivationForm::kF32)) a.f32 = f32.as<float>(), a.f32_stride = f32_stride;
+  if (has(ActivationForm::kInt8)) a.codes = codes.as<int8_t>(), a.scales = scales.as<float>(), a.sums16 = sums16.as<int16_t>();
+  if (has(ActivationForm::kBf16)) a.bf16 = bf16.as<uint16_t>();
+  return a;
+}
+
+Result<std::unique_ptr<CpuExecutor>> CpuExecutor::create(const Network& network, std::shared_ptr<const Weights> weights, Program program, ThreadPool& pool,
+                                                         const CpuExecutorOptions& options) {
+  MR_CHECK(options.max_rows > 0, "a step needs room for at least one row");
+  return std::unique_ptr<CpuExecutor>(new CpuExecutor(network, std::move(weights), std::move(program), pool, options));
+}
+
+CpuExecutor::CpuExecutor(const Network& network, std::shared_ptr<const Weights> weights, Program program, ThreadPool& pool, const CpuExecutorOptions& options)
+    : network_(network), weights_ptr_(std::move(weights)), weights_(*weights_ptr_), program_(std::move(program)), pool_(pool), options_(options) {
+  info_.vocab_size = network.vocab_size;
+  info_.max_positions = network.max_positions;
+  for (const Rope* rope : program_.ropes) info_.rope_short_length = std::max(info_.rope_short_length, rope->short_length);
+  for (KvGroupSpec& group : program_.kv_groups) {
+    const KvGeometry geometry{kv_format(options.kv_dtype), group.num_kv_heads, group.head_dim};
+    kv_geometry_.push_back(geometry);
+    group.block_bytes = group.num_layers * geometry.layer_bytes();
+  }
+  info_.kv_groups = program_.kv_groups;
+  kv_memory_.resize(info_.kv_groups.size());
+  attention_items_.resize(info_.kv_groups.size());
+  num_segments_.resize(info_.kv_groups.size());
+  counters_ = std::make_unique<WorkCounter[]>(2 * program_.ops.size());
+  plan_buffers();
+}
+
+void CpuExecutor::plan_buffers() {
+  const int64_t max_rows = options_.max_rows;
+  int64_t width_max = 0, k_max = 0, attention_floats = 0;
+  // Columns beyond a buffer's width stay zero: whole panels are written, whole blocks are read.
+  buffers_.resize(program_.buffers.size());
+  for (std::size_t i = 0; i < buffers_.size(); ++i) {
+    const Buffer& spec = program_.buffers[i];
+    Rows& buffer = buffers_[i];
+    buffer.width = spec.width;
+    buffer.forms = spec.forms;
+    buffer.output_rows = spec.output_rows;
+    buffer.f32_stride = round_up(spec.width, kPanelRows);
+    buffer.k_padded = round_up(spec.width, 32);
+    width_max = std::max(width_max, buffer.k_padded);
+  }
+  // Which buffers an operation left after fusion still touches; the others get no memory.
+  std::vector<bool> used(buffers_.size(), false);
+  for (const Op& op : program_.ops) {
+    for (BufferId id : {op.in, op.out, op.residual}) {
+      if (id >= 0) used[static_cast<std::size_t>(id)] = true;
+    }
+    for (const LinearSegment& segment : op.segments) k_max = std::max(k_max, weights_[segment.weight].k());
+  }
+  for (std::size_t i = 0; i < buffers_.size(); ++i) {
+    if (!used[i]) buffers_[i].forms = 0;
+    if (!buffers_[i].output_rows) activation_bytes_ += allocate(buffers_[i], max_rows);
+  }
+  reserve_outputs(1);
+
+  for (const Rope* rope : program_.ropes) {
+    rope_cos_.emplace_back(bytes_of(max_rows * (rope->rotary_dim / 2), sizeof(float)));
+    rope_sin_.emplace_back(bytes_of(max_rows * (rope->rotary_dim / 2), sizeof(float)));
+  }
+  partial_floats_.resize(info_.kv_groups.size());
+  for (const Op& op : program_.ops) {
+    if (op.kind == OpKind::kAttention) {
+      const auto g = static_cast<std::size_t>(op.kv_group);
+      const int64_t heads = op.attention->num_heads / op.attention->num_kv_heads;
+      partial_floats_[g] = std::max(partial_floats_[g], heads * (op.attention->head_dim + 2));
+      attention_floats = std::max(attention_floats, attention_scratch_floats(kv_geometry_[g], op.attention->num_heads));
+    }
+  }
+  scratch_.resize(static_cast<std::size_t>(pool_.num_threads()));
+  for (WorkerScratch& scratch : scratch_) {
+    scratch.gemm = AlignedBuffer(bytes_of(round_up(k_max, 32) * kPanelRows, sizeof(float)));
+    scratch.tile_a = AlignedBuffer(bytes_of(kTileRows * kTileColumns, sizeof(float)));
+    scratch.tile_b = AlignedBuffer(bytes_of(kTileRows * kTileColumns, sizeof(float)));
+    scratch.attention = AlignedBuffer(bytes_of(attention_floats, sizeof(float)));
+    scratch.row = AlignedBuffer(bytes_of(width_max, sizeof(float)));
+  }
+}
+
+int64_t CpuExecutor::allocate(Rows& buffer, int64_t capacity) {
+  buffer.capacity = capacity;
+  if (buffer.has(ActivationForm::kF32)) buffer.f32 = AlignedBuffer(bytes_of(capacity * buffer.f32_stride, sizeof(float)));
+  if (buffer.has(ActivationForm::kInt8)) {
+    buffer.codes = AlignedBuffer(bytes_of(capacity * buffer.k_padded, 1));
+    buffer.scales = AlignedBuffer(bytes_of(capacity * buffer.k_padded / 32, sizeof(float)));
+    buffer.sums16 = AlignedBuffer(bytes_of(capacity * buffer.k_padded / 16, sizeof(int16_t)));
+  }
+  if (buffer.has(ActivationForm::kBf16)) buffer.bf16 = AlignedBuffer(bytes_of(capacity * buffer.k_padded, sizeof(uint16_t)));
+  return static_cast<int64_t>(buffer.f32.size() + buffer.codes.size() + buffer.scales.size() + buffer.sums16.size() + buffer.bf16.size());
+}
+
+// Buffers with one row per output grow with the most outputs a step has had: usually a few, every row for scoring.
+void CpuExecutor::reserve_outputs(int64_t num_outputs) {
+  for (Rows& buffer : buffers_) {
+    if (!buffer.output_rows || buffer.forms == 0 || buffer.capacity >= num_outputs) continue;
+    const int64_t capacity = std::max(num_outputs, std::min<int64_t>(2 * buffer.capacity, options_.max_rows));
+    allocate(buffer, capacity);
+  }
+}
+
+Status CpuExecutor::allocate_kv(std::span<const int64_t> num_blocks) {
+  MR_CHECK(num_blocks.size() == kv_memory_.size(), "one block count per KV group");
+  for (std::size_t g = 0; g < kv_memory_.size(); ++g) kv_memory_[g] = AlignedBuffer(bytes_of(num_blocks[g] * info_.kv_groups[g].block_bytes, 1));
+  return Status::ok();
+}
+
+int64_t CpuExecutor::kv_bytes() const {
+  int64_t sum = 0;
+  for (const auto& memory : kv_memory_) sum += static_cast<int64_t>(memory.size());
+  return sum;
+}
+
+void CpuExecutor::enqueue(const StepPlan& plan) {
+  plan_ = &plan;
+  num_rows_ = static_cast<int64_t>(plan.tokens.size());
+  num_outputs_ = static_cast<int64_t>(plan.outputs.size());
+  MR_CHECK(num_rows_ > 0 && num_rows_ <= options_.max_rows, "a step has between 1 and max_rows rows");
+  tokens_.resize(plan.tokens.size());
+  positions_.resize(plan.tokens.size());
+  sequence_of_row_.resize(plan.tokens.size());
+  for (std::size_t i = 0; i < plan.tokens.size(); ++i) {
+    const int32_t token = plan.tokens[i];
+    tokens_[i] = token >= 0 ? token : output_.tokens[static_cast<std::size_t>(~token)].id;
+    MR_CHECK(tokens_[i] >= 0 && tokens_[i] < network_.vocab_size, "a token id outside the vocabulary");
+  }
+  for (std::size_t s = 0; s < plan.sequences.size(); ++s) {
+    const auto& sequence = plan.sequences[s];
+    for (int32_t row = sequence.row_begin; row < sequence.row_end; ++row) {
+      positions_[static_cast<std::size_t>(row)] = sequence.first_position + row - sequence.row_begin;
+      sequence_of_row_[static_cast<std::size_t>(row)] = static_cast<int32_t>(s);
+    }
+  }
+  reserve_outputs(num_outputs_);
+  output_.tokens.resize(plan.outputs.size());
+  plan_attention();
+  for (std::size_t i = 0; i < 2 * program_.ops.size(); ++i) counters_[i].reset();
+
+  pool_.run([this](int worker) {
+    for (std::size_t i = 0; i < program_.ops.size(); ++i) {
+      const Op& op = program_.ops[i];
+      if (num_outputs_ == 0 && op.kind == OpKind::kGather) break;  // nothing is wanted of these rows: a prefill chunk
+      if (op.kind == OpKind::kAttention) {
+        attention(op, counters_[2 * i], counters_[2 * i + 1], worker);
+      } else {
+        run_op(op, counters_[2 * i], worker);
+      }
+      if (i + 1 < program_.ops.size()) pool_.barrier(worker);
+    }
+  });
+  const Rows& logits = rows(program_.logits);
+  output_.logits_stride = logits.f32_stride;
+  output_.logits = {logits.f32.as<float>(), static_cast<std::size_t>(num_outputs_ * logits.f32_stride)};
+}
+
+void CpuExecutor::run_op(const Op& op, WorkCounter& counter, int worker) {
+  switch (op.kind) {
+    case OpKind::kEmbed: return embed(op, worker);
+    case OpKind::kNorm: return norm(op, worker);
+    case OpKind::kConvert: return convert(op, worker);
+    case OpKind::kLinear: return linear(op, counter, worker);
+    case OpKind::kPosition: return position(op, worker);
+    case OpKind::kAttention: return;  // enqueue calls it with its two counters
+    case OpKind::kActivate: return activate(op, worker);
+    case OpKind::kAdd: return add(op, worker);
+    case OpKind::kGather: return gather(op, worker);
+    case OpKind::kSample: return sample(op, worker);
+  }
+}
+
+std::pair<int64_t, int64_t> CpuExecutor::share(int64_t count, int worker) const {
+  const int64_t threads = pool_.num_threads();
+  return {count * worker / threads, count * (worker + 1) / threads};
+}
+
+void CpuExecutor::store_forms(Rows& buffer, int64_t r, int64_t column, const float* values, int64_t count) {
+  if (buffer.has(ActivationForm::kF32) && buffer.row(r) + column != values) std::copy(values, values + count, buffer.row(r) + column);
+  if (buffer.has(ActivationForm::kInt8)) {
+    quantize_row_int8(options_.isa, values, count, buffer.codes.as<int8_t>() + r * buffer.k_padded + column,
+                      buffer.scales.as<float>() + (r * buffer.k_padded + column) / 32, buffer.sums16.as<int16_t>() + (r * buffer.k_padded + column) / 16);
+  }
+  if (buffer.has(ActivationForm::kBf16)) convert_row_bf16(options_.isa, values, count, buffer.bf16.as<uint16_t>() + r * buffer.k_padded + column);
+}
+
+}  // namespace millrace

@@ -1,0 +1,124 @@
+#pragma once
+
+#include <array>
+#include <memory>
+#include <vector>
+
+#include "millrace/base/aligned_buffer.h"
+#include "millrace/kernels/attention.h"
+#include "millrace/kernels/gemm.h"
+#include "millrace/model/program.h"
+
+namespace millrace {
+
+struct CpuExecutorOptions {
+  Isa isa = Isa::kScalar;
+  GemmPath path = GemmPath::kFast;
+  KvDType kv_dtype = KvDType::kBf16;
+  int32_t max_rows = 512;  // tokens that one step may compute: activations are planned for so many
+};
+
+// Interprets a program on the threads of a pool: one parallel region a step, one barrier an operation. Rows, panels and heads are
+// partitioned over workers, never sums, so the number of threads changes no bit of the result (docs/design.md D5).
+class CpuExecutor final : public Executor {
+ public:
+  // The weights may serve several executors; network, checkpoint and pool must outlive the executor.
+  static Result<std::unique_ptr<CpuExecutor>> create(const Network& network, std::shared_ptr<const Weights> weights, Program program, ThreadPool& pool,
+                                                     const CpuExecutorOptions& options);
+
+  const ExecutorInfo& info() const override { return info_; }
+  Status allocate_kv(std::span<const int64_t> num_blocks) override;
+  void enqueue(const StepPlan& plan) override;
+  const StepOutput& wait() override { return output_; }
+
+  const CpuExecutorOptions& options() const { return options_; }
+  const Program& program() const { return program_; }
+  const Weights& weights() const { return weights_; }
+  int64_t activation_bytes() const { return activation_bytes_; }
+  int64_t kv_bytes() const;
+
+ private:
+  // A worker visits two panels at a time, 32 columns: one block of the int8 form, so that an epilogue can quantize its own output. It
+  // computes this many rows a visit: enough to amortize the panels, few enough that the tile stays in the cache.
+  static constexpr int64_t kTileRows = 64;
+  static constexpr int64_t kTilePanels = 2;
+  static constexpr int64_t kTileColumns = kTilePanels * kPanelRows;
+  // Query rows that share each visit to a KV block.
+  static constexpr int64_t kAttentionRows = 16;
+
+  // The memory of one Buffer: max_rows rows of every form it has.
+  struct Rows {
+    int64_t width = 0, f32_stride = 0, k_padded = 0, capacity = 0;
+    uint8_t forms = 0;
+    bool output_rows = false;
+    AlignedBuffer f32, codes, scales, sums16, bf16;
+    bool has(ActivationForm form) const { return (forms & static_cast<uint8_t>(form)) != 0; }
+    float* row(int64_t r) { return f32.as<float>() + r * f32_stride; }
+    Activations view(int64_t num_rows) const;
+  };
+  // What one worker computes in without asking anyone.
+  struct WorkerScratch {
+    AlignedBuffer gemm, tile_a, tile_b, attention, row;
+    SamplingScratch sampling;
+  };
+  // One unit of attention: some rows of one sequence and one kv head; or one segment of one row (decode over long contexts).
+  struct AttentionItem {
+    int32_t sequence, row_begin, row_end, kv_head, segment;
+  };
+
+  CpuExecutor(const Network& network, std::shared_ptr<const Weights> weights, Program program, ThreadPool& pool, const CpuExecutorOptions& options);
+  void plan_buffers();
+  int64_t allocate(Rows& buffer, int64_t capacity);
+  void reserve_outputs(int64_t num_outputs);
+  void plan_attention();
+
+  void run_op(const Op& op, WorkCounter& counter, int worker);
+  void embed(const Op& op, int worker);
+  void norm(const Op& op, int worker);
+  void convert(const Op& op, int worker);
+  void linear(const Op& op, WorkCounter& counter, int worker);
+  void linear_panels(const Op& op, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch);
+  void activated_unit(const Op& op, int64_t unit, WorkerScratch& scratch);
+  void position(const Op& op, int worker);
+  void attention(const Op& op, WorkCounter& counter, WorkCounter& merge_counter, int worker);
+  void activate(const Op& op, int worker);
+  void add(const Op& op, int worker);
+  void gather(const Op& op, int worker);
+  void sample(const Op& op, int worker);
+
+  Rows& rows(BufferId id) { return buffers_[static_cast<std::size_t>(id)]; }
+  int64_t num_rows(const Rows& buffer) const { return buffer.output_rows ? num_outputs_ : num_rows_; }
+  std::pair<int64_t, int64_t> share(int64_t count, int worker) const;
+  // Puts columns [column, column + count) of row r, given as f32, into every form of `buffer`; column is a multiple of 32.
+  void store_forms(Rows& buffer, int64_t r, int64_t column, const float* values, int64_t count);
+  KvView kv_view(const Op& op);
+  std::span<const int32_t> block_table(int32_t group, int32_t sequence) const;
+  AttentionArgs attention_args(const Op& op, int32_t sequence);
+
+  const Network& network_;
+  std::shared_ptr<const Weights> weights_ptr_;
+  const Weights& weights_;
+  Program program_;
+  ThreadPool& pool_;
+  CpuExecutorOptions options_;
+  ExecutorInfo info_;
+  std::vector<KvGeometry> kv_geometry_;   // [groups]
+  std::vector<AlignedBuffer> kv_memory_;  // [groups]
+  std::vector<int64_t> partial_floats_;   // [groups] floats of one attention partial, of the layer with most heads
+  std::vector<Rows> buffers_;
+  std::vector<AlignedBuffer> rope_cos_, rope_sin_;  // [ropes] of [max_rows, rotary_dim / 2]
+  std::vector<WorkerScratch> scratch_;              // [workers]
+  std::unique_ptr<WorkCounter[]> counters_;         // [2 * ops], reset before the step
+  int64_t activation_bytes_ = 0;
+
+  // Of the step being computed.
+  const StepPlan* plan_ = nullptr;
+  int64_t num_rows_ = 0, num_outputs_ = 0;
+  std::vector<int32_t> positions_, sequence_of_row_, tokens_;  // [num_rows]
+  std::vector<std::vector<AttentionItem>> attention_items_;    // [groups]
+  std::vector<int64_t> num_segments_;                          // [groups] partials per (row, head): the stride
+  AlignedBuffer partials_;
+  StepOutput output_;
+};
+
+}  // namespace millrace

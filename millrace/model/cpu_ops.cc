@@ -1,0 +1,365 @@
+// The operations of a program on the CPU. Each runs on every worker at once and takes its share of rows, panels or heads.
+#include <algorithm>
+#include <cmath>
+
+#include "millrace/kernels/elementwise.h"
+#include "millrace/model/cpu_executor.h"
+
+namespace millrace {
+namespace {
+
+ActivationKind kind_of(Activation activation) {
+  switch (activation) {
+    case Activation::kSilu: return ActivationKind::kSilu;
+    case Activation::kGeluTanh: return ActivationKind::kGeluTanh;
+    case Activation::kGeluErf: return ActivationKind::kGeluErf;
+    case Activation::kRelu: return ActivationKind::kRelu;
+    case Activation::kReluSquared: return ActivationKind::kReluSquared;
+    case Activation::kQuickGelu: return ActivationKind::kQuickGelu;
+  }
+  return ActivationKind::kSilu;
+}
+
+void apply_norm(Isa isa, const Norm& norm, const float* x, int64_t size, float* y) {
+  if (norm.kind == Norm::Kind::kRms) {
+    rms_norm_row(isa, x, norm.weight.data(), norm.eps, size, y);
+  } else {
+    layer_norm_row(isa, x, norm.weight.data(), norm.bias.empty() ? nullptr : norm.bias.data(), norm.eps, size, y);
+  }
+}
+
+int64_t num_units(int64_t num_panels, int64_t unit_panels) { return (num_panels + unit_panels - 1) / unit_panels; }
+
+}  // namespace
+
+void CpuExecutor::embed(const Op& op, int worker) {
+  const Isa isa = options_.isa;
+  const auto [begin, end] = share(num_rows_, worker);
+  for (int64_t r = begin; r < end; ++r) {
+    const auto index = static_cast<std::size_t>(r);
+    float* x = rows(op.out).row(r);
+    weights_.embed(tokens_[index], x);
+    if (op.multiplier != 1.0f) scale_row(isa, x, op.multiplier, network_.hidden_size, x);
+    if (network_.positions) weights_.add_position(positions_[index] + network_.position_offset, x);
+    if (op.norm != nullptr) apply_norm(isa, *op.norm, x, network_.hidden_size, x);
+    const bool rope_long = plan_->sequences[static_cast<std::size_t>(sequence_of_row_[index])].rope_long;
+    for (std::size_t t = 0; t < program_.ropes.size(); ++t) {
+      const Rope& rope = *program_.ropes[t];
+      const bool use_long = rope_long && rope.short_length > 0;
+      const auto& inv_freq = use_long ? rope.long_inv_freq : rope.inv_freq;
+      const float factor = use_long ? rope.long_attention_factor : rope.attention_factor;
+      const int64_t half = rope.rotary_dim / 2;
+      float *cosines = rope_cos_[t].as<float>() + r * half, *sines = rope_sin_[t].as<float>() + r * half;
+      for (int64_t i = 0; i < half; ++i) {
+        const float angle = static_cast<float>(positions_[index]) * inv_freq[static_cast<std::size_t>(i)];
+        cosines[i] = std::cos(angle) * factor;
+        sines[i] = std::sin(angle) * factor;
+      }
+    }
+  }
+}
+
+void CpuExecutor::norm(const Op& op, int worker) {
+  Rows& in = rows(op.in);
+  float* temporary = scratch_[static_cast<std::size_t>(worker)].row.as<float>();
+  const auto [begin, end] = share(num_rows(in), worker);
+  for (int64_t r = begin; r < end; ++r) {
+    if (op.residual >= 0) {
+      apply_norm(options_.isa, *op.norm, in.row(r), in.width, temporary);
+      if (op.multiplier != 1.0f) scale_row(options_.isa, temporary, op.multiplier, in.width, temporary);
+      add_row(options_.isa, temporary, in.width, rows(op.residual).row(r));
+      continue;
+    }
+    Rows& out = rows(op.out);
+    float* y = out.has(ActivationForm::kF32) ? out.row(r) : temporary;
+    apply_norm(options_.isa, *op.norm, in.row(r), in.width, y);
+    store_forms(out, r, 0, y, in.width);
+  }
+}
+
+void CpuExecutor::convert(const Op& op, int worker) {
+  Rows& in = rows(op.in);
+  const auto [begin, end] = share(num_rows(in), worker);
+  for (int64_t r = begin; r < end; ++r) store_forms(rows(op.out), r, 0, in.row(r), in.width);
+}
+
+void CpuExecutor::linear(const Op& op, WorkCounter& counter, int worker) {
+  WorkerScratch& scratch = scratch_[static_cast<std::size_t>(worker)];
+  // With an activation the gate's and the up projection's panels are walked together, otherwise the segments one after the other.
+  int64_t units = 0;
+  if (op.activation) {
+    units = num_units(weights_[op.segments.back().weight].num_panels(), kTilePanels);
+  } else {
+    for (const LinearSegment& segment : op.segments) units += num_units(weights_[segment.weight].num_panels(), kTilePanels);
+  }
+  const int64_t claim = std::max<int64_t>(1, units / (4 * pool_.num_threads()));
+  for (int64_t begin; (begin = counter.claim(claim)) < units;) {
+    const int64_t end = std::min(units, begin + claim);
+    if (op.activation) {
+      for (int64_t unit = begin; unit < end; ++unit) activated_unit(op, unit, scratch);
+      continue;
+    }
+    int64_t first = 0;  // unit number of the segment's first panel
+    for (const LinearSegment& segment : op.segments) {
+      const int64_t panels = weights_[segment.weight].num_panels(), count = num_units(panels, kTilePanels);
+      const int64_t from = std::max(begin, first) - first, to = std::min(end, first + count) - first;
+      if (from < to) linear_panels(op, segment, from * kTilePanels, std::min(panels, to * kTilePanels), scratch);
+      first += count;
+    }
+  }
+}
+
+void CpuExecutor::linear_panels(const Op& op, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch) {
+  const PackedMatrix& weight = weights_[segment.weight];
+  Rows& in = rows(op.in);
+  const int64_t count = num_rows(in);
+  const Activations x = in.view(count);
+  const Isa isa = options_.isa;
+  const auto columns_of = [&](int64_t begin, int64_t end) { return std::min(end * kPanelRows, weight.rows()) - begin * kPanelRows; };
+  const float* bias = segment.bias.empty() ? nullptr : segment.bias.data() + panel_begin * kPanelRows;
+  if (op.residual < 0) {
+    Rows& out = rows(op.out);
+    const int64_t column = segment.column + panel_begin * kPanelRows, columns = columns_of(panel_begin, panel_end);
+    gemm(isa, options_.path, weight, x, panel_begin, panel_end, 0, count, out.row(0) + column, out.f32_stride, scratch.gemm.as<float>());
+    for (int64_t r = 0; r < count; ++r) {
+      float* y = out.row(r) + column;
+      if (bias != nullptr) add_row(isa, bias, columns, y);
+      if (op.scale != 1.0f) scale_row(isa, y, op.scale, columns, y);
+      if (op.softcap) softcap_row(isa, y, *op.softcap, columns);
+    }
+    return;
+  }
+  Rows& residual = rows(op.residual);
+  float* tile = scratch.tile_a.as<float>();
+  for (int64_t panel = panel_begin; panel < panel_end; panel += kTilePanels) {
+    const int64_t end = std::min(panel_end, panel + kTilePanels), columns = columns_of(panel, end);
+    for (int64_t row = 0; row < count; row += kTileRows) {
+      const int64_t row_end = std::min(count, row + kTileRows);
+      gemm(isa, options_.path, weight, x, panel, end, row, row_end, tile, kTileColumns, scratch.gemm.as<float>());
+      for (int64_t r = row; r < row_end; ++r) {
+        float* y = tile + (r - row) * kTileColumns;
+        if (bias != nullptr) add_row(isa, bias + (panel - panel_begin) * kPanelRows, columns, y);
+        if (op.multiplier != 1.0f) scale_row(isa, y, op.multiplier, columns, y);
+        add_row(isa, y, columns, residual.row(r) + panel * kPanelRows);
+      }
+    }
+  }
+}
+
+void CpuExecutor::activated_unit(const Op& op, int64_t unit, WorkerScratch& scratch) {
+  Rows &in = rows(op.in), &out = rows(op.out);
+  const LinearSegment& up = op.segments.back();
+  const PackedMatrix& up_weight = weights_[up.weight];
+  const int64_t count = num_rows(in), begin = unit * kTilePanels, end = std::min(up_weight.num_panels(), begin + kTilePanels);
+  const int64_t column = begin * kPanelRows, columns = std::min(end * kPanelRows, up_weight.rows()) - column;
+  const Activations x = in.view(count);
+  const Isa isa = options_.isa;
+  const ActivationKind kind = kind_of(*op.activation);
+  float *a = scratch.tile_a.as<float>(), *b = scratch.tile_b.as<float>();
+  for (int64_t row = 0; row < count; row += kTileRows) {
+    const int64_t row_end = std::min(count, row + kTileRows);
+    gemm(isa, options_.path, up_weight, x, begin, end, row, row_end, b, kTileColumns, scratch.gemm.as<float>());
+    if (op.gated) gemm(isa, options_.path, weights_[op.segments[0].weight], x, begin, end, row, row_end, a, kTileColumns, scratch.gemm.as<float>());
+    for (int64_t r = row; r < row_end; ++r) {
+      float *gate = a + (r - row) * kTileColumns, *y = b + (r - row) * kTileColumns;
+      if (!up.bias.empty()) add_row(isa, up.bias.data() + column, columns, y);
+      if (op.gated) {
+        if (!op.segments[0].bias.empty()) add_row(isa, op.segments[0].bias.data() + column, columns, gate);
+        activate_mul_row(isa, kind, gate, y, columns, y);
+      } else {
+        activate_row(isa, kind, y, columns, y);
+      }
+      store_forms(out, r, column, y, columns);
+    }
+  }
+}
+
+void CpuExecutor::position(const Op& op, int worker) {
+  const AttentionLayer& layer = *op.attention;
+  const int64_t heads = layer.num_heads + layer.num_kv_heads, size = layer.head_dim;
+  const Isa isa = options_.isa;
+  const KvView kv = kv_view(op);
+  const auto [begin, end] = share(num_rows_ * heads, worker);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t r = item / heads, head = item % heads;
+    const bool is_query = head < layer.num_heads;
+    const int64_t kv_head = head - layer.num_heads;
+    float* row = rows(op.out).row(r);
+    float* vector = is_query ? row + head * size : row + op.k_column + kv_head * size;
+    if (op.qk_norm) {
+      const auto& norm = is_query ? layer.q_norm : layer.k_norm;
+      if (norm) apply_norm(isa, *norm, vector, size, vector);
+    }
+    if (op.rope) {
+      const auto t = static_cast<std::size_t>(op.rope_table);
+      const Rope& rope = *program_.ropes[t];
+      const int64_t half = rope.rotary_dim / 2;
+      rope_head(isa, vector, rope_cos_[t].as<float>() + r * half, rope_sin_[t].as<float>() + r * half, rope.rotary_dim,
+                layer.rope->pairing == Rope::Pairing::kInterleaved);
+    }
+    if (op.kv_write && !is_query) {
+      const int32_t position = positions_[static_cast<std::size_t>(r)];
+      const auto blocks = block_table(op.kv_group, sequence_of_row_[static_cast<std::size_t>(r)]);
+      kv_write(isa, kv, blocks[static_cast<std::size_t>(position / kKvBlockTokens)], position % kKvBlockTokens, kv_head, vector,
+               row + op.v_column + kv_head * size);
+    }
+  }
+}
+
+KvView CpuExecutor::kv_view(const Op& op) {
+  const auto g = static_cast<std::size_t>(op.kv_group);
+  return {kv_memory_[g].data() + op.kv_layer * kv_geometry_[g].layer_bytes(), info_.kv_groups[g].block_bytes, kv_geometry_[g]};
+}
+
+std::span<const int32_t> CpuExecutor::block_table(int32_t group, int32_t sequence) const {
+  const std::size_t entry = static_cast<std::size_t>(group) * plan_->sequences.size() + static_cast<std::size_t>(sequence);
+  const auto begin = static_cast<std::size_t>(plan_->table_begin[entry]), end = static_cast<std::size_t>(plan_->table_begin[entry + 1]);
+  return {plan_->block_ids.data() + begin, end - begin};
+}
+
+// A unit of attention is a tile of query rows and one kv head. Where there are too few of them to keep the workers busy, a decoding row
+// is split over segments of its keys; the partial results go to partials_ and are merged in order (kernels/attention.h).
+void CpuExecutor::plan_attention() {
+  for (std::size_t g = 0; g < attention_items_.size(); ++g) {
+    auto& items = attention_items_[g];
+    items.clear();
+    const int64_t num_kv_heads = info_.kv_groups[g].num_kv_heads;
+    int64_t num_tiles = 0, segments_max = 0;
+    for (const auto& sequence : plan_->sequences) num_tiles += num_kv_heads * num_units(sequence.row_end - sequence.row_begin, kAttentionRows);
+    const bool split = num_tiles < 4 * pool_.num_threads();
+    for (std::size_t s = 0; s < plan_->sequences.size(); ++s) {
+      const auto& sequence = plan_->sequences[s];
+      const int32_t count = sequence.row_end - sequence.row_begin;
+      AttentionArgs args{.num_rows = count, .first_position = sequence.first_position, .window = info_.kv_groups[g].window};
+      const int64_t segments = count == 1 && split ? attention_num_segments(args, 0) : 1;
+      for (int32_t kv_head = 0; kv_head < num_kv_heads; ++kv_head) {
+        if (segments > 1) {
+          for (int32_t segment = 0; segment < segments; ++segment) items.push_back({static_cast<int32_t>(s), 0, 1, kv_head, segment});
+          segments_max = std::max(segments_max, segments);
+          continue;
+        }
+        for (int32_t row = 0; row < count; row += kAttentionRows) {
+          items.push_back({static_cast<int32_t>(s), row, static_cast<int32_t>(std::min<int64_t>(count, row + kAttentionRows)), kv_head, -1});
+        }
+      }
+    }
+    num_segments_[g] = segments_max;
+    if (segments_max > 0) {
+      const auto floats = static_cast<int64_t>(plan_->sequences.size()) * num_kv_heads * segments_max * partial_floats_[g];
+      if (partials_.size() < static_cast<std::size_t>(floats) * sizeof(float)) partials_ = AlignedBuffer(static_cast<std::size_t>(2 * floats) * sizeof(float));
+    }
+  }
+}
+
+AttentionArgs CpuExecutor::attention_args(const Op& op, int32_t index) {
+  const AttentionLayer& layer = *op.attention;
+  const auto& sequence = plan_->sequences[static_cast<std::size_t>(index)];
+  Rows &in = rows(op.in), &out = rows(op.out);
+  AttentionArgs args;
+  args.q = in.row(sequence.row_begin);
+  args.q_stride = in.f32_stride;
+  args.out = out.row(sequence.row_begin);
+  args.out_stride = out.f32_stride;
+  args.num_rows = sequence.row_end - sequence.row_begin;
+  args.num_heads = layer.num_heads;
+  args.first_position = sequence.first_position;
+  args.blocks = block_table(op.kv_group, index);
+  args.scale = layer.scale;
+  args.softcap = layer.softcap;
+  args.window = layer.window;
+  args.alibi_slopes = layer.alibi_slopes.empty() ? nullptr : layer.alibi_slopes.data();
+  return args;
+}
+
+void CpuExecutor::attention(const Op& op, WorkCounter& counter, WorkCounter& merge_counter, int worker) {
+  const auto g = static_cast<std::size_t>(op.kv_group);
+  const auto& items = attention_items_[g];
+  const AttentionLayer& layer = *op.attention;
+  const KvView kv = kv_view(op);
+  const int64_t group_columns = layer.num_heads / layer.num_kv_heads * layer.head_dim;
+  float* scratch = scratch_[static_cast<std::size_t>(worker)].attention.as<float>();
+  const auto partials_of = [&](const AttentionItem& item) {
+    return partials_.as<float>() + (item.sequence * layer.num_kv_heads + item.kv_head) * num_segments_[g] * partial_floats_[g];
+  };
+  // partial_floats_ is the group's largest; a layer with fewer heads packs its partials more tightly.
+  const int64_t partial_floats = group_columns + 2 * (layer.num_heads / layer.num_kv_heads);
+  const auto finish_rows = [&](const AttentionItem& item) {
+    Rows& out = rows(op.out);
+    if (out.forms == static_cast<uint8_t>(ActivationForm::kF32)) return;
+    const int64_t first = plan_->sequences[static_cast<std::size_t>(item.sequence)].row_begin, column = item.kv_head * group_columns;
+    for (int64_t r = first + item.row_begin; r < first + item.row_end; ++r) store_forms(out, r, column, out.row(r) + column, group_columns);
+  };
+  const auto num_items = static_cast<int64_t>(items.size());
+  for (int64_t i; (i = counter.claim()) < num_items;) {
+    const AttentionItem& item = items[static_cast<std::size_t>(i)];
+    const AttentionArgs args = attention_args(op, item.sequence);
+    if (item.segment >= 0) {
+      millrace::attention_partial(options_.isa, kv, args, item.row_begin, item.kv_head, item.segment, partials_of(item) + item.segment * partial_floats, scratch);
+    } else {
+      millrace::attention(options_.isa, kv, args, item.row_begin, item.row_end, item.kv_head, scratch);
+      finish_rows(item);
+    }
+  }
+  if (num_segments_[g] == 0) return;
+  pool_.barrier(worker);
+  for (int64_t i; (i = merge_counter.claim()) < num_items;) {
+    const AttentionItem& item = items[static_cast<std::size_t>(i)];
+    if (item.segment != 0) continue;
+    const AttentionArgs args = attention_args(op, item.sequence);
+    attention_merge(options_.isa, kv, args, item.row_begin, item.kv_head, partials_of(item), attention_num_segments(args, item.row_begin));
+    finish_rows(item);
+  }
+}
+
+void CpuExecutor::activate(const Op& op, int worker) {
+  Rows &in = rows(op.in), &out = rows(op.out);
+  const int64_t up_column = op.gated ? in.width / 2 : 0;
+  const auto [begin, end] = share(num_rows(in), worker);
+  for (int64_t r = begin; r < end; ++r) {
+    if (op.gated) {
+      activate_mul_row(options_.isa, kind_of(*op.activation), in.row(r), in.row(r) + up_column, out.width, out.row(r));
+    } else {
+      activate_row(options_.isa, kind_of(*op.activation), in.row(r), out.width, out.row(r));
+    }
+  }
+}
+
+void CpuExecutor::add(const Op& op, int worker) {
+  Rows& in = rows(op.in);
+  float* temporary = scratch_[static_cast<std::size_t>(worker)].row.as<float>();
+  const auto [begin, end] = share(num_rows(in), worker);
+  for (int64_t r = begin; r < end; ++r) {
+    const float* x = in.row(r);
+    if (op.multiplier != 1.0f) {
+      scale_row(options_.isa, x, op.multiplier, in.width, temporary);
+      x = temporary;
+    }
+    add_row(options_.isa, x, in.width, rows(op.residual).row(r));
+  }
+}
+
+void CpuExecutor::gather(const Op& op, int worker) {
+  Rows& out = rows(op.out);
+  const auto [begin, end] = share(num_outputs_, worker);
+  for (int64_t i = begin; i < end; ++i) {
+    const float* x = rows(op.in).row(plan_->outputs[static_cast<std::size_t>(i)].row);
+    std::copy(x, x + out.width, out.row(i));
+  }
+}
+
+void CpuExecutor::sample(const Op& op, int worker) {
+  const auto [begin, end] = share(num_outputs_, worker);
+  for (int64_t i = begin; i < end; ++i) {
+    const auto index = static_cast<std::size_t>(i);
+    SampledToken& token = output_.tokens[index];
+    const SamplingInput* input = plan_->outputs[index].sampling;
+    if (input == nullptr) {
+      token.id = -1;
+      continue;
+    }
+    const std::span<const float> logits{rows(op.in).row(i), static_cast<std::size_t>(network_.vocab_size)};
+    millrace::sample(logits, *input, scratch_[static_cast<std::size_t>(worker)].sampling, token);
+  }
+}
+
+}  // namespace millrace

@@ -1,0 +1,87 @@
+#include <fmt/format.h>
+
+#include "millrace/model/program.h"
+
+namespace millrace {
+namespace {
+
+bool reads(const Op& op, BufferId buffer) { return op.in == buffer || op.residual == buffer || (op.kind == OpKind::kPosition && op.out == buffer); }
+
+// Whether anything after op `index` sees what it left in `buffer`.
+bool read_later(const Program& program, std::size_t index, BufferId buffer) {
+  for (std::size_t i = index + 1; i < program.ops.size(); ++i) {
+    if (reads(program.ops[i], buffer)) return true;
+    if (program.ops[i].out == buffer) return false;
+  }
+  return false;
+}
+
+const Buffer& buffer_of(const Program& program, BufferId id) { return program.buffers[static_cast<std::size_t>(id)]; }
+
+bool only_f32(const Program& program, BufferId id) { return buffer_of(program, id).forms == static_cast<uint8_t>(ActivationForm::kF32); }
+
+// The pair (ops[i], ops[i + 1]) as one operation, if a rule applies. Every rule needs that the buffer between them has no other reader.
+std::optional<Op> merged(const Program& program, std::size_t i) {
+  const Op &first = program.ops[i], &second = program.ops[i + 1];
+  if (first.kind == OpKind::kPosition && second.kind == OpKind::kPosition && first.out == second.out && first.kv_group == second.kv_group &&
+      first.kv_layer == second.kv_layer) {
+    Op op = first;
+    op.qk_norm |= second.qk_norm;
+    op.rope |= second.rope;
+    op.kv_write |= second.kv_write;
+    if (second.rope) op.rope_table = second.rope_table;
+    return op;
+  }
+  if (second.in != first.out || first.out < 0 || read_later(program, i + 1, first.out)) return std::nullopt;
+  if (second.kind == OpKind::kConvert) {
+    const bool producer = first.kind == OpKind::kNorm || (first.kind == OpKind::kLinear && first.activation);
+    // Attention works head by head, so it can quantize its output only where a group's heads fill whole blocks of 32.
+    const bool attention = first.kind == OpKind::kAttention &&
+                           (only_f32(program, second.out) ||
+                            first.attention->num_heads / first.attention->num_kv_heads * first.attention->head_dim % 32 == 0);
+    if ((producer && first.residual < 0) || attention) {
+      Op op = first;
+      op.out = second.out;
+      return op;
+    }
+  }
+  if (second.kind == OpKind::kActivate && first.kind == OpKind::kLinear && !first.activation && first.residual < 0) {
+    Op op = first;
+    op.activation = second.activation;
+    op.gated = second.gated;
+    op.out = second.out;
+    return op;
+  }
+  if (second.kind == OpKind::kAdd && (first.kind == OpKind::kNorm || (first.kind == OpKind::kLinear && !first.activation)) && first.residual < 0) {
+    Op op = first;
+    op.out = -1;
+    op.residual = second.residual;
+    op.multiplier = second.multiplier;
+    return op;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+void fuse(Program& program) {
+  for (std::size_t i = 0; i + 1 < program.ops.size();) {
+    if (auto op = merged(program, i)) {
+      // Attention writes f32 rows and then quantizes them in place, so its output keeps that form too.
+      if (op->kind == OpKind::kAttention) program.buffers[static_cast<std::size_t>(op->out)].forms |= static_cast<uint8_t>(ActivationForm::kF32);
+      program.ops[i] = std::move(*op);
+      program.ops.erase(program.ops.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+      if (i > 0) --i;  // the merged operation may now merge with the one before
+    } else {
+      ++i;
+    }
+  }
+  program.unfused.clear();
+  for (const Op& op : program.ops) {
+    if (op.kind != OpKind::kConvert && op.kind != OpKind::kActivate && op.kind != OpKind::kAdd) continue;
+    const char* why = op.kind == OpKind::kConvert ? "a group's heads do not fill blocks of 32, or the producer has another reader" : "no producer to merge with";
+    program.unfused.push_back(fmt::format("layer {}: {} of \"{}\": {}", op.layer, op_name(op.kind), buffer_of(program, op.in).name, why));
+  }
+}
+
+}  // namespace millrace

@@ -1,0 +1,112 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "millrace/base/thread_pool.h"
+#include "millrace/kernels/gemm.h"
+#include "millrace/model/network.h"
+#include "millrace/model/step_plan.h"
+
+// What a network lowers to (docs/design.md D2): a flat list of coarse operations on numbered buffers and weights. The lowering
+// (lower.cc) writes one operation a thought; the fusion pass (fuse.cc) merges neighbours by setting more fields of one
+// operation, so a fused operation is the same kind doing more, and every family goes through the same pass.
+namespace millrace {
+
+using BufferId = int32_t;
+using WeightId = int32_t;
+
+// Rows of activations. f32 rows, and the forms that consumers want, live side by side (kernels/gemm.h).
+struct Buffer {
+  std::string name;
+  int64_t width = 0;
+  uint8_t forms = 0;         // ActivationForm bits
+  bool output_rows = false;  // one row per output of the step instead of one per token
+};
+
+enum class OpKind : uint8_t {
+  kEmbed,      // tokens -> out: embedding row * multiplier + learned position, optional norm; also fills the step's rope tables
+  kNorm,       // out = norm(in) in out's forms;  with residual: residual += multiplier * norm(in)
+  kConvert,    // in (f32) -> out in out's forms
+  kLinear,     // out = in * weights + bias;  with activation: out = act(gate) * up or act(up);  with residual: residual += multiplier * (...)
+  kPosition,   // on the q, k, v columns of out: q/k norm, rope, kv write (each a flag)
+  kAttention,  // in (q columns) -> out
+  kActivate,   // out = act(in gate columns) * in up columns, or act(in)
+  kAdd,        // residual += multiplier * in
+  kGather,     // out[output] = in[row of that output]
+  kSample,     // logits -> tokens
+};
+std::string_view op_name(OpKind kind);
+
+struct LinearSegment {
+  WeightId weight = -1;
+  int64_t column = 0;        // of the output where its first row goes, a multiple of 16
+  std::vector<float> bias;   // [rows], or empty
+};
+
+struct Op {
+  OpKind kind;
+  int32_t layer = -1;              // decoder layer, or -1
+  BufferId in = -1, out = -1;
+  BufferId residual = -1;
+  float multiplier = 1.0f;         // of what is added to the residual, or of the embedding
+  const Norm* norm = nullptr;      // kNorm, kEmbed
+  std::vector<LinearSegment> segments;              // kLinear
+  std::optional<Activation> activation;             // kActivate, kLinear
+  bool gated = false;                               // segments (gate, up), or columns (gate | up)
+  std::optional<float> softcap;                     // kLinear: of the result (logits)
+  float scale = 1.0f;                               // kLinear: of the result (logits)
+  bool qk_norm = false, rope = false, kv_write = false;  // kPosition
+  const AttentionLayer* attention = nullptr;        // kPosition, kAttention
+  int32_t kv_group = -1, kv_layer = -1;             // layer index within its KV group
+  int32_t rope_table = -1;                          // kPosition: which of Program::ropes
+  int64_t k_column = 0, v_column = 0;               // kPosition: of the qkv buffer; q is at 0
+};
+
+struct Program {
+  const Network* network = nullptr;
+  std::vector<Buffer> buffers;
+  std::vector<Op> ops;
+  std::vector<const Rope*> ropes;    // distinct rope tables of a step
+  std::vector<KvGroupSpec> kv_groups;  // block_bytes is the executor's to fill
+  BufferId logits = -1;
+  // Operations of lower_network that the fusion pass left as they were, with the reason: what `inspect --explain` shows.
+  std::vector<std::string> unfused;
+};
+
+// The network's matrices, packed, in the order that the lowering numbers them.
+class Weights {
+ public:
+  // Packs every matrix of the network on the pool's threads. Errors name the tensor.
+  static Result<Weights> pack(const Network& network, const Checkpoint& checkpoint, ThreadPool& pool);
+
+  const PackedMatrix& operator[](WeightId id) const { return matrices_[static_cast<std::size_t>(id)]; }
+  WeightId id_of(const Linear& linear) const;
+  WeightId embedding_id() const { return embedding_id_; }  // the packed head, where the embedding is tied to it; else -1
+  int64_t bytes() const;
+  std::size_t size() const { return matrices_.size(); }
+
+  // Writes the embedding of `token` as hidden_size floats.
+  void embed(int32_t token, float* out) const;
+  // Learned position `position`, added to out.
+  void add_position(int64_t position, float* out) const;
+
+ private:
+  std::vector<PackedMatrix> matrices_;
+  std::vector<const Linear*> linears_;  // parallel to matrices_
+  const Network* network_ = nullptr;
+  WeightId embedding_id_ = -1;
+};
+
+// One operation a thought, unfused. `form_of` says how each weight wants its activations.
+Program lower_network(const Network& network, const Weights& weights, Isa isa, GemmPath path);
+
+// Merges neighbours: norm + convert, linear + activation + convert, linear + residual add, norm + residual add, q/k norm + rope +
+// kv write, attention + convert.
+void fuse(Program& program);
+
+}  // namespace millrace

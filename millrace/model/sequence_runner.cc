@@ -1,0 +1,54 @@
+#include "millrace/model/sequence_runner.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace millrace {
+
+Result<SequenceRunner> SequenceRunner::create(Executor& executor, int64_t max_tokens) {
+  SequenceRunner runner(executor, max_tokens);
+  const std::vector<int64_t> num_blocks(executor.info().kv_groups.size(), (max_tokens + kKvBlockTokens - 1) / kKvBlockTokens);
+  MR_RETURN_IF_ERROR(executor.allocate_kv(num_blocks));
+  return runner;
+}
+
+void SequenceRunner::reset(int64_t expected_tokens) {
+  num_tokens_ = 0;
+  rope_long_ = executor_->info().rope_short_length > 0 && expected_tokens > executor_->info().rope_short_length;
+}
+
+Status SequenceRunner::append(std::span<const int32_t> tokens, int64_t chunk, bool all_positions, const OnLogits& on_logits) {
+  const ExecutorInfo& info = executor_->info();
+  if (num_tokens_ + static_cast<int64_t>(tokens.size()) > max_tokens_) {
+    return Status::invalid_argument(fmt::format("{} tokens do not fit: at most {}", num_tokens_ + static_cast<int64_t>(tokens.size()), max_tokens_));
+  }
+  for (int32_t id : tokens) {
+    if (id < 0 || id >= info.vocab_size) return Status::invalid_argument(fmt::format("token id {} is outside the vocabulary [0, {})", id, info.vocab_size));
+  }
+  for (std::size_t begin = 0; begin < tokens.size();) {
+    const std::size_t count = std::min(tokens.size() - begin, static_cast<std::size_t>(chunk)), end = begin + count;
+    plan_.clear();
+    plan_.tokens.assign(tokens.begin() + static_cast<std::ptrdiff_t>(begin), tokens.begin() + static_cast<std::ptrdiff_t>(end));
+    plan_.sequences.push_back({0, static_cast<int32_t>(count), static_cast<int32_t>(num_tokens_), rope_long_});
+    const auto num_blocks = static_cast<int32_t>((num_tokens_ + static_cast<int64_t>(count) + kKvBlockTokens - 1) / kKvBlockTokens);
+    plan_.table_begin.push_back(0);
+    for (std::size_t g = 0; g < info.kv_groups.size(); ++g) {
+      for (int32_t block = 0; block < num_blocks; ++block) plan_.block_ids.push_back(block);
+      plan_.table_begin.push_back(static_cast<int32_t>(plan_.block_ids.size()));
+    }
+    for (std::size_t row = 0; row < count; ++row) {
+      if (all_positions || begin + row + 1 == tokens.size()) plan_.outputs.push_back({static_cast<int32_t>(row), nullptr});
+    }
+    executor_->enqueue(plan_);
+    const StepOutput& output = executor_->wait();
+    for (std::size_t i = 0; i < plan_.outputs.size(); ++i) {
+      on_logits(num_tokens_ + plan_.outputs[i].row, output.logits_of(static_cast<int64_t>(i), info.vocab_size));
+    }
+    num_tokens_ += static_cast<int64_t>(count);
+    begin = end;
+  }
+  return Status::ok();
+}
+
+}  // namespace millrace

@@ -1,0 +1,130 @@
+#include <fmt/format.h>
+
+#include <atomic>
+#include <cstring>
+#include <mutex>
+
+#include "millrace/model/program.h"
+#include "millrace/tensor/dequantize.h"
+
+namespace millrace {
+namespace {
+
+// [k, rows] as stored -> [rows, k], for plain types (GPT-2's Conv1D). Quantized types are never stored transposed.
+Result<std::vector<std::byte>> transpose(const SourceTensor& tensor) {
+  const int64_t k = tensor.shape[0], rows = tensor.shape[1], size = dtype_info(tensor.dtype).block_bytes;
+  if (dtype_info(tensor.dtype).block_elements != 1) {
+    return Status::unsupported(fmt::format("\"{}\" is {} and stored transposed; only plain types can be transposed", tensor.name, dtype_name(tensor.dtype)));
+  }
+  std::vector<std::byte> out(tensor.data.size());
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < k; ++c) std::memcpy(&out[static_cast<std::size_t>((r * k + c) * size)], &tensor.data[static_cast<std::size_t>((c * rows + r) * size)], static_cast<std::size_t>(size));
+  }
+  return out;
+}
+
+Result<PackedMatrix> pack_matrix(const MatrixSource& source) {
+  const SourceTensor& tensor = *source.tensor;
+  const auto bytes = row_bytes(tensor.dtype, source.k);
+  if (!bytes) return Status::unsupported(fmt::format("\"{}\": rows of {} values are no whole number of {} blocks", tensor.name, source.k, dtype_name(tensor.dtype)));
+  std::vector<std::byte> transposed;
+  const std::byte* base = tensor.data.data();
+  if (source.transposed) {
+    MR_ASSIGN_OR_RETURN(transposed, transpose(tensor));
+    base = transposed.data();
+  }
+  std::vector<const std::byte*> rows(source.row_map.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = base + source.row_map[i] * *bytes;
+  auto packed = PackedMatrix::pack(tensor.dtype, rows, source.k);
+  if (!packed.is_ok()) return packed.status().with_context(fmt::format("\"{}\"", tensor.name));
+  return packed;
+}
+
+}  // namespace
+
+Result<Weights> Weights::pack(const Network& network, const Checkpoint& checkpoint, ThreadPool& pool) {
+  Weights weights;
+  weights.network_ = &network;
+  const auto add = [&](const Linear& linear) { weights.linears_.push_back(&linear); };
+  for (const DecoderLayer& layer : network.layers) {
+    for (const Linear* linear : {&layer.attention.q, &layer.attention.k, &layer.attention.v, &layer.attention.o}) add(*linear);
+    if (layer.mlp.gated) add(layer.mlp.gate);
+    add(layer.mlp.up);
+    add(layer.mlp.down);
+  }
+  add(network.head);
+  weights.matrices_.resize(weights.linears_.size());
+  if (network.tied_head) weights.embedding_id_ = weights.id_of(network.head);
+
+  std::atomic<std::size_t> next{0};
+  std::mutex mutex;
+  Status error;
+  pool.run([&](int) {
+    for (std::size_t i; (i = next.fetch_add(1)) < weights.linears_.size();) {
+      const MatrixSource& source = weights.linears_[i]->weight;
+      auto packed = pack_matrix(source);
+      if (packed.is_ok()) {
+        weights.matrices_[i] = std::move(packed).value();
+        // The file's pages have served; what is needed again (a fused tensor's other parts) is read again.
+        if (!source.transposed) checkpoint.drop_pages(*source.tensor);
+      } else {
+        const std::lock_guard lock(mutex);
+        if (error.is_ok()) error = packed.status();
+      }
+    }
+  });
+  MR_RETURN_IF_ERROR(error);
+  const auto& embedding = *network.embedding.tensor;
+  if (!network.tied_head && !can_dequantize(embedding.dtype)) {
+    return Status::unsupported(fmt::format("\"{}\": cannot read {}", embedding.name, dtype_name(embedding.dtype)));
+  }
+  return weights;
+}
+
+WeightId Weights::id_of(const Linear& linear) const {
+  for (std::size_t i = 0; i < linears_.size(); ++i) {
+    if (linears_[i] == &linear) return static_cast<WeightId>(i);
+  }
+  MR_CHECK(false, "a linear layer that was not packed");
+  return -1;
+}
+
+int64_t Weights::bytes() const {
+  int64_t sum = 0;
+  for (const auto& matrix : matrices_) sum += matrix.bytes();
+  return sum;
+}
+
+namespace {
+
+void read_row(const MatrixSource& source, int64_t row, float* out) {
+  const auto bytes = row_bytes(source.tensor->dtype, source.k);
+  dequantize_row(source.tensor->dtype, source.tensor->data.data() + source.row_map[static_cast<std::size_t>(row)] * *bytes, source.k, out);
+}
+
+}  // namespace
+
+void Weights::embed(int32_t token, float* out) const {
+  if (embedding_id_ >= 0) {
+    (*this)[embedding_id_].unpack_row(token, out);
+  } else {
+    read_row(network_->embedding, token, out);
+  }
+}
+
+void Weights::add_position(int64_t position, float* out) const {
+  const MatrixSource& source = *network_->positions;
+  // Learned tables are small; one row is converted on the stack of the step, a chunk at a time.
+  const SourceTensor& tensor = *source.tensor;
+  constexpr int64_t kChunk = 256;
+  const auto& info = dtype_info(tensor.dtype);
+  const std::byte* row = tensor.data.data() + source.row_map[static_cast<std::size_t>(position)] * *row_bytes(tensor.dtype, source.k);
+  float values[kChunk];
+  for (int64_t begin = 0; begin < source.k; begin += kChunk) {
+    const int64_t count = std::min(kChunk, source.k - begin);
+    dequantize_row(tensor.dtype, row + begin / info.block_elements * info.block_bytes, count, values);
+    for (int64_t i = 0; i < count; ++i) out[begin + i] += values[i];
+  }
+}
+
+}  // namespace millrace
