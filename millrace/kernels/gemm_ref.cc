@@ -1,0 +1,96 @@
+#include <cmath>
+
+#include "millrace/kernels/gemm_kernels.h"
+#include "millrace/kernels/panel_layout.h"
+#include "millrace/tensor/half.h"
+
+// The definition of gemm() as loops: the judge of every variant, and the scalar one. Variants perform the same float operations in the
+// same order (lanes are rows), so those of the integer and f32 classes agree with it bit for bit.
+namespace millrace::ref {
+namespace {
+
+// Integer dot products per block (and per 16 in Q6_K), then one fused multiply-add; one more for the minimum.
+float dot_quantized(const GemmCall& call, const std::byte* panel, int64_t row, int64_t m) {
+  const PanelLayout layout = panel_layout(call.weight_class);
+  const Activations& x = *call.x;
+  const bool scale_per_16 = call.weight_class == WeightClass::kQ6_K;
+  const int8_t* codes = x.codes + m * x.k_padded();
+  const float* scales = x.scales + m * (x.k_padded() / 32);
+  const int16_t* sums = x.sums16 + m * (x.k_padded() / 16);
+  float sum = 0;
+  for (int64_t block = 0; block < call.k / kBlockK; ++block, codes += kBlockK, sums += 2) {
+    const BlockRow weights = load_block_row(call.weight_class, panel, block, row);
+    int32_t dots[2];
+    for (int half = 0; half < 2; ++half) {
+      dots[half] = -layout.zero_point * sums[half];
+      for (int i = 16 * half; i < 16 * half + 16; ++i) dots[half] += weights.codes[i] * codes[i];
+    }
+    if (scale_per_16) {
+      sum = std::fma(static_cast<float>(dots[0]), weights.scale[0] * scales[block], sum);
+      sum = std::fma(static_cast<float>(dots[1]), weights.scale[1] * scales[block], sum);
+    } else {
+      sum = std::fma(static_cast<float>(dots[0] + dots[1]), weights.scale[0] * scales[block], sum);
+    }
+    if (layout.has_minimum) sum = std::fma(weights.minimum, scales[block] * static_cast<float>(sums[0] + sums[1]), sum);
+  }
+  return sum;
+}
+
+void gemm_quantized(const GemmCall& call) {
+  for (int64_t panel = 0; panel < call.num_panels; ++panel) {
+    for (int64_t m = 0; m < call.num_rows; ++m) {
+      for (int64_t row = 0; row < kPanelRows; ++row) {
+        call.y[m * call.y_stride + panel * kPanelRows + row] =
+            dot_quantized(call, call.panels + panel * call.panel_bytes, row, call.row_begin + m);
+      }
+    }
+  }
+}
+
+// Every class: the panel as floats, then one fused multiply-add per k, ascending. For the plain classes this is the fast path too.
+void gemm_exact(const GemmCall& call) {
+  for (int64_t panel = 0; panel < call.num_panels; ++panel) {
+    const std::byte* bytes = call.panels + panel * call.panel_bytes;
+    for (int64_t row = 0; row < kPanelRows; ++row) unpack_panel_row(call.weight_class, bytes, call.k, row, call.scratch + row, kPanelRows);
+    for (int64_t m = 0; m < call.num_rows; ++m) {
+      const float* x = call.x->f32 + (call.row_begin + m) * call.x->f32_stride;
+      for (int64_t row = 0; row < kPanelRows; ++row) {
+        float sum = 0;
+        for (int64_t i = 0; i < call.k; ++i) sum = std::fma(call.scratch[i * kPanelRows + row], x[i], sum);
+        call.y[m * call.y_stride + panel * kPanelRows + row] = sum;
+      }
+    }
+  }
+}
+
+// The fast path of the plain classes must do without scratch.
+void gemm_plain(const GemmCall& call) {
+  for (int64_t panel = 0; panel < call.num_panels; ++panel) {
+    for (int64_t m = 0; m < call.num_rows; ++m) {
+      const float* x = call.x->f32 + (call.row_begin + m) * call.x->f32_stride;
+      for (int64_t row = 0; row < kPanelRows; ++row) {
+        const std::byte* bytes = call.panels + panel * call.panel_bytes;
+        float sum = 0;
+        for (int64_t i = 0; i < call.k; ++i) {
+          float weight;
+          if (call.weight_class == WeightClass::kF32) {
+            weight = reinterpret_cast<const float*>(bytes)[i * kPanelRows + row];
+          } else {
+            const uint16_t bits = reinterpret_cast<const uint16_t*>(bytes)[i / 2 * kPanelRows * 2 + row * 2 + i % 2];
+            weight = call.weight_class == WeightClass::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+          }
+          sum = std::fma(weight, x[i], sum);
+        }
+        call.y[m * call.y_stride + panel * kPanelRows + row] = sum;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const GemmTable kGemm = {{gemm_plain, gemm_plain, gemm_plain, gemm_quantized, gemm_quantized, gemm_quantized, gemm_quantized, gemm_quantized,
+                          gemm_quantized, gemm_quantized, gemm_quantized},
+                         gemm_exact};
+
+}  // namespace millrace::ref

@@ -1,0 +1,290 @@
+#include "millrace/kernels/packed_matrix.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <optional>
+
+#include "millrace/kernels/panel_layout.h"
+#include "millrace/tensor/half.h"
+
+namespace millrace {
+namespace {
+
+std::optional<WeightClass> class_of(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return WeightClass::kF32;
+    case DType::kF16: return WeightClass::kF16;
+    case DType::kBf16: return WeightClass::kBf16;
+    case DType::kQ4_0: return WeightClass::kQ4_0;
+    case DType::kQ4_1: return WeightClass::kQ4_1;
+    case DType::kQ5_0: return WeightClass::kQ5_0;
+    case DType::kQ5_1: return WeightClass::kQ5_1;
+    case DType::kQ8_0: return WeightClass::kQ8_0;
+    case DType::kQ4_K: return WeightClass::kQ4_K;
+    case DType::kQ5_K: return WeightClass::kQ5_K;
+    case DType::kQ6_K: return WeightClass::kQ6_K;
+    default: return std::nullopt;
+  }
+}
+
+template <class T>
+T load(const std::byte* bytes) {
+  T value;
+  std::memcpy(&value, bytes, sizeof value);
+  return value;
+}
+template <class T>
+void store(std::byte* bytes, T value) { std::memcpy(bytes, &value, sizeof value); }
+float load_f16(const std::byte* bytes) { return f16_to_f32(load<uint16_t>(bytes)); }
+
+// A quad in a register: byte j is the code of k = 4 quad + j. All work on codes below is on four of them at once.
+using Quads = uint32_t[8];
+constexpr uint32_t kNibbles = 0x0f0f0f0f, kBits = 0x01010101;
+
+// ---- Where a stored block of 32 keeps its codes.
+
+void quads_of_nibbles(const std::byte* bytes, Quads& quads) {  // low halves are elements 0-15, high halves 16-31
+  for (int q = 0; q < 4; ++q) {
+    const auto word = load<uint32_t>(bytes + 4 * q);
+    quads[q] = word & kNibbles;
+    quads[q + 4] = (word >> 4) & kNibbles;
+  }
+}
+
+// Bit i of `bits` is the fifth bit of element i.
+void add_fifth_bits(uint32_t bits, Quads& quads) {
+  for (int q = 0; q < 8; ++q) {
+    const uint32_t four = (bits >> (4 * q)) & 15;
+    quads[q] |= ((four * 0x00204081u) & kBits) << 4;  // bit j to byte j
+  }
+}
+
+// Group g of 8 in a block of 256: two groups share 32 bytes, the even one has the low nibbles.
+void quads_of_k_nibbles(const std::byte* bytes, int64_t group, Quads& quads) {
+  for (int q = 0; q < 8; ++q) quads[q] = (load<uint32_t>(bytes + group / 2 * 32 + 4 * q) >> (group % 2 * 4)) & kNibbles;
+}
+
+struct ScaleMin {
+  uint8_t scale, minimum;
+};
+// Six bits of each, for 8 groups in 12 bytes: see tensor/dequantize.cc.
+ScaleMin k_scale_min(const std::byte* bytes, int64_t group) {
+  const auto at = [&](int64_t i) { return static_cast<int>(bytes[i]); };
+  if (group < 4) return {static_cast<uint8_t>(at(group) & 63), static_cast<uint8_t>(at(group + 4) & 63)};
+  return {static_cast<uint8_t>((at(group + 4) & 15) | (at(group - 4) >> 6 << 4)), static_cast<uint8_t>((at(group + 4) >> 4) | (at(group) >> 6 << 4))};
+}
+
+// ---- The planes of a packed block. `to` is the block; a row's quad is the 32-bit word at line * 64 + row * 4.
+
+void store_nibble_plane(const Quads& quads, std::byte* to, int64_t row) {
+  for (int q = 0; q < 4; ++q) store(to + q * 64 + row * 4, (quads[q] & kNibbles) | (quads[q + 4] & kNibbles) << 4);
+}
+void store_fifth_plane(const Quads& quads, std::byte* to, int64_t row) {
+  uint32_t word = 0;
+  for (int q = 0; q < 8; ++q) word |= ((quads[q] >> 4) & kBits) << q;
+  store(to + 256 + row * 4, word);
+}
+void store_sixth_planes(const Quads& quads, std::byte* to, int64_t row) {
+  for (int plane = 0; plane < 2; ++plane) {
+    uint32_t word = 0;
+    for (int i = 0; i < 4; ++i) word |= ((quads[4 * plane + i] >> 4) & (kBits * 3)) << (2 * i);
+    store(to + 256 + plane * 64 + row * 4, word);
+  }
+}
+
+// Packs block `block` of one stored row. `header` is the super-block's, null where the class has none.
+void pack_block(WeightClass weight_class, const std::byte* stored, int64_t block, int64_t row, std::byte* header, std::byte* to) {
+  Quads quads;
+  const int64_t group = block % kSuperBlocks;
+  switch (weight_class) {
+    case WeightClass::kQ4_0:
+    case WeightClass::kQ4_1: {
+      const int64_t scale_bytes = weight_class == WeightClass::kQ4_0 ? 2 : 4;
+      const std::byte* from = stored + block * (scale_bytes + 16);
+      quads_of_nibbles(from + scale_bytes, quads);
+      store_nibble_plane(quads, to, row);
+      for (int64_t i = 0; i < scale_bytes / 2; ++i) store(to + 256 + i * 32 + row * 2, load<uint16_t>(from + i * 2));
+      return;
+    }
+    case WeightClass::kQ5_0:
+    case WeightClass::kQ5_1: {
+      const int64_t scale_bytes = weight_class == WeightClass::kQ5_0 ? 2 : 4;
+      const std::byte* from = stored + block * (scale_bytes + 20);
+      quads_of_nibbles(from + scale_bytes + 4, quads);
+      add_fifth_bits(load<uint32_t>(from + scale_bytes), quads);
+      store_nibble_plane(quads, to, row);
+      store_fifth_plane(quads, to, row);
+      for (int64_t i = 0; i < scale_bytes / 2; ++i) store(to + 320 + i * 32 + row * 2, load<uint16_t>(from + i * 2));
+      return;
+    }
+    case WeightClass::kQ8_0: {
+      const std::byte* from = stored + block * 34;
+      for (int q = 0; q < 8; ++q) store(to + q * 64 + row * 4, load<uint32_t>(from + 2 + 4 * q));
+      store(to + 512 + row * 2, load<uint16_t>(from));
+      return;
+    }
+    case WeightClass::kQ4_K:
+    case WeightClass::kQ5_K: {
+      const bool fifth = weight_class == WeightClass::kQ5_K;
+      const std::byte* from = stored + block / kSuperBlocks * (fifth ? 176 : 144);
+      store(header + row * 2, load<uint16_t>(from));
+      store(header + 32 + row * 2, load<uint16_t>(from + 2));
+      quads_of_k_nibbles(from + (fifth ? 48 : 16), group, quads);
+      if (fifth) {
+        for (int q = 0; q < 8; ++q) quads[q] |= ((load<uint32_t>(from + 16 + 4 * q) >> group) & kBits) << 4;
+        store_fifth_plane(quads, to, row);
+      }
+      store_nibble_plane(quads, to, row);
+      std::byte* scales = to + (fifth ? 320 : 256);
+      const ScaleMin both = k_scale_min(from + 4, group);
+      store(scales + row, both.scale);
+      store(scales + 16 + row, both.minimum);
+      return;
+    }
+    case WeightClass::kQ6_K: {
+      const std::byte* from = stored + block / kSuperBlocks * 210;
+      store(header + row * 2, load<uint16_t>(from + 208));
+      const int64_t half = group / 4, quarter = group % 4;
+      for (int q = 0; q < 8; ++q) {
+        const auto low = load<uint32_t>(from + half * 64 + quarter % 2 * 32 + 4 * q) >> (quarter / 2 * 4);
+        const auto high = load<uint32_t>(from + 128 + half * 32 + 4 * q) >> (quarter * 2);
+        quads[q] = (low & kNibbles) | (high & (kBits * 3)) << 4;
+      }
+      store_nibble_plane(quads, to, row);
+      store_sixth_planes(quads, to, row);
+      for (int i = 0; i < 2; ++i) store(to + 384 + i * 16 + row, load<uint8_t>(from + 192 + group * 2 + i));
+      return;
+    }
+    case WeightClass::kF32:
+    case WeightClass::kF16:
+    case WeightClass::kBf16: MR_CHECK(false, "plain classes have no codes");
+  }
+}
+
+template <class T>
+void pack_plain_row(const std::byte* stored, int64_t k, int64_t row, int64_t k_per_line, std::byte* panel) {
+  for (int64_t i = 0; i < k; ++i) {
+    const int64_t index = i / k_per_line * kPanelRows * k_per_line + row * k_per_line + i % k_per_line;
+    store(panel + index * static_cast<int64_t>(sizeof(T)), load<T>(stored + i * static_cast<int64_t>(sizeof(T))));
+  }
+}
+
+void pack_row(WeightClass weight_class, const std::byte* stored, int64_t k, int64_t row, std::byte* panel) {
+  if (weight_class == WeightClass::kF32) return pack_plain_row<uint32_t>(stored, k, row, 1, panel);
+  if (!is_quantized(weight_class)) return pack_plain_row<uint16_t>(stored, k, row, 2, panel);
+  const PanelLayout layout = panel_layout(weight_class);
+  for (int64_t block = 0; block < k / kBlockK; ++block) {
+    std::byte* header = layout.header_bytes > 0 ? panel + block_offset(layout, block / kSuperBlocks * kSuperBlocks) - layout.header_bytes : nullptr;
+    pack_block(weight_class, stored, block, row, header, panel + block_offset(layout, block));
+  }
+}
+
+}  // namespace
+
+Result<PackedMatrix> PackedMatrix::pack(DType dtype, std::span<const std::byte* const> rows, int64_t k) {
+  const auto weight_class = class_of(dtype);
+  if (!weight_class) return Status::unsupported(fmt::format("{} weights: no kernel computes with this type", dtype_name(dtype)));
+  if (k <= 0 || k % dtype_info(dtype).block_elements != 0) {
+    return Status::unsupported(fmt::format("{} weights with {} columns: expected a multiple of {}", dtype_name(dtype), k, dtype_info(dtype).block_elements));
+  }
+  PackedMatrix matrix;
+  matrix.class_ = *weight_class;
+  matrix.rows_ = static_cast<int64_t>(rows.size());
+  matrix.k_ = k;
+  matrix.panel_bytes_ = millrace::panel_bytes(*weight_class, k);
+  int64_t total_bytes = 0;
+  if (__builtin_mul_overflow(matrix.panel_bytes_, matrix.num_panels(), &total_bytes)) {
+    return Status::invalid_argument(fmt::format("a matrix of {} x {} does not fit in memory", rows.size(), k));
+  }
+  // Zero bytes are zero weights in every class (their scales are 0): the rows beyond the last need nothing more.
+  matrix.data_ = AlignedBuffer(static_cast<std::size_t>(total_bytes));
+  for (int64_t row = 0; row < matrix.rows_; ++row) {
+    std::byte* panel = matrix.data_.data() + row / kPanelRows * matrix.panel_bytes_;
+    pack_row(*weight_class, rows[static_cast<std::size_t>(row)], k, row % kPanelRows, panel);
+  }
+  return matrix;
+}
+
+void PackedMatrix::unpack_row(int64_t row, float* out) const {
+  MR_DCHECK(row >= 0 && row < rows_, "row out of range");
+  unpack_panel_row(class_, panel(row / kPanelRows), k_, row % kPanelRows, out, 1);
+}
+
+BlockRow load_block_row(WeightClass weight_class, const std::byte* panel, int64_t block, int64_t row) {
+  const PanelLayout layout = panel_layout(weight_class);
+  const std::byte* from = panel + block_offset(layout, block);
+  BlockRow result{};
+  if (weight_class == WeightClass::kQ8_0) {
+    for (int i = 0; i < kBlockK; ++i) result.codes[i] = load<int8_t>(from + i / 4 * 64 + row * 4 + i % 4);
+    result.scale[0] = result.scale[1] = load_f16(from + 512 + row * 2);
+    return result;
+  }
+  const bool fifth = weight_class == WeightClass::kQ5_0 || weight_class == WeightClass::kQ5_1 || weight_class == WeightClass::kQ5_K;
+  const bool sixth = weight_class == WeightClass::kQ6_K;
+  for (int i = 0; i < kBlockK; ++i) {
+    const int quad = i / 4, byte = static_cast<int>(row) * 4 + i % 4;
+    int code = (static_cast<int>(from[quad % 4 * 64 + byte]) >> (quad / 4 * 4)) & 15;
+    if (fifth) code |= ((static_cast<int>(from[256 + byte]) >> quad) & 1) << 4;
+    if (sixth) code |= ((static_cast<int>(from[256 + quad / 4 * 64 + byte]) >> (quad % 4 * 2)) & 3) << 4;
+    result.codes[i] = code;
+  }
+  const std::byte* scales = from + (fifth ? 320 : sixth ? 384 : 256);
+  const std::byte* header = layout.header_bytes > 0 ? panel + block_offset(layout, block / kSuperBlocks * kSuperBlocks) - layout.header_bytes : nullptr;
+  if (header == nullptr) {
+    result.scale[0] = result.scale[1] = load_f16(scales + row * 2);
+    if (layout.has_minimum) result.minimum = load_f16(scales + 32 + row * 2);
+  } else if (sixth) {
+    for (int i = 0; i < 2; ++i) result.scale[i] = load_f16(header + row * 2) * static_cast<float>(load<int8_t>(scales + i * 16 + row));
+  } else {
+    result.scale[0] = result.scale[1] = load_f16(header + row * 2) * static_cast<float>(load<uint8_t>(scales + row));
+    result.minimum = -(load_f16(header + 32 + row * 2) * static_cast<float>(load<uint8_t>(scales + 16 + row)));
+  }
+  return result;
+}
+
+void unpack_panel_row(WeightClass weight_class, const std::byte* panel, int64_t k, int64_t row, float* out, int64_t stride) {
+  const PanelLayout layout = panel_layout(weight_class);
+  if (weight_class == WeightClass::kF32) {
+    for (int64_t i = 0; i < k; ++i) out[i * stride] = load<float>(panel + (i * kPanelRows + row) * 4);
+    return;
+  }
+  if (!is_quantized(weight_class)) {
+    for (int64_t i = 0; i < k; ++i) {
+      const auto bits = load<uint16_t>(panel + (i / 2 * kPanelRows * 2 + row * 2 + i % 2) * 2);
+      out[i * stride] = weight_class == WeightClass::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+    }
+    return;
+  }
+  for (int64_t block = 0; block < k / kBlockK; ++block) {
+    const BlockRow values = load_block_row(weight_class, panel, block, row);
+    for (int i = 0; i < kBlockK; ++i) {
+      const float product = values.scale[i / 16] * static_cast<float>(values.codes[i] - layout.zero_point);
+      out[(block * kBlockK + i) * stride] = layout.has_minimum ? product + values.minimum : product;
+    }
+  }
+}
+
+std::string_view weight_class_name(WeightClass weight_class) {
+  switch (weight_class) {
+    case WeightClass::kF32: return "F32";
+    case WeightClass::kF16: return "F16";
+    case WeightClass::kBf16: return "BF16";
+    case WeightClass::kQ4_0: return "Q4_0";
+    case WeightClass::kQ4_1: return "Q4_1";
+    case WeightClass::kQ5_0: return "Q5_0";
+    case WeightClass::kQ5_1: return "Q5_1";
+    case WeightClass::kQ8_0: return "Q8_0";
+    case WeightClass::kQ4_K: return "Q4_K";
+    case WeightClass::kQ5_K: return "Q5_K";
+    case WeightClass::kQ6_K: return "Q6_K";
+  }
+  return "unknown";
+}
+
+double bits_per_weight(WeightClass weight_class) {
+  constexpr int64_t kK = kBlockK * kSuperBlocks;
+  return 8.0 * static_cast<double>(panel_bytes(weight_class, kK)) / static_cast<double>(kK * kPanelRows);
+}
+
+}  // namespace millrace
