@@ -6,7 +6,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "millrace/base/json.h"
@@ -44,7 +43,7 @@ class Checkpoint {
   // GGUF: tokenizer.chat_template.
   const std::optional<std::string>& chat_template() const { return chat_template_; }
 
-  // Texts of tokenizer.json and tokenizer_config.json beside the weights (also beside a GGUF in a directory); absent where the file is.
+  // Hugging Face: the texts of these files, where they exist. GGUF: absent, its vocabulary is in gguf().
   const std::optional<std::string>& tokenizer_json() const { return tokenizer_json_; }
   const std::optional<std::string>& tokenizer_config_json() const { return tokenizer_config_json_; }
 
@@ -61,6 +60,7 @@ class Checkpoint {
   Checkpoint() = default;
   Status open_gguf(const std::string& file);
   Status open_hugging_face();
+  Status read_tokenizer_files();
   Status index_tensors();
   std::span<const MappedFile> mapped() const { return gguf_ ? gguf_->files() : std::span<const MappedFile>(files_); }
 
@@ -70,7 +70,7 @@ class Checkpoint {
   json::object config_, generation_config_;
   std::optional<std::string> chat_template_, tokenizer_json_, tokenizer_config_json_;
   std::vector<SourceTensor> tensors_;
-  std::unordered_map<std::string_view, std::size_t> by_name_;  // views into tensors_[i].name
+  std::vector<std::size_t> by_name_;  // positions in tensors_, sorted by name
 };
 
 }  // namespace millrace

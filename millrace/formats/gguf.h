@@ -1,12 +1,10 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "millrace/base/mapped_file.h"
@@ -62,12 +60,11 @@ class GgufFile {
 
  private:
   GgufFile() = default;
-  Status add(MappedFile file);
 
   uint32_t version_ = 0;
   std::vector<MappedFile> files_;
   std::vector<GgufValue> metadata_;
-  std::unordered_map<std::string_view, std::size_t> index_;  // key -> position in metadata_
+  std::vector<std::size_t> by_key_;  // positions in metadata_, sorted by key (no hashing: a hostile file could choose collisions)
   std::vector<SourceTensor> tensors_;
 };
 
