@@ -1,0 +1,2 @@
+#define MR_VARIANT baseline
+#include "millrace/kernels/cpu/attention_simd.inc"

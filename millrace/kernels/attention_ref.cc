@@ -1,0 +1,72 @@
+#include "millrace/kernels/attention_ref.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "millrace/tensor/half.h"
+
+namespace millrace {
+
+void kv_read(const KvView& kv, int64_t block, int64_t token, int64_t kv_head, float* k, float* v) {
+  // Written from the description in attention.h alone, so that it also judges kv_write.
+  const int64_t head_dim = kv.geometry.head_dim, padded = (head_dim + 15) / 16 * 16;
+  const std::byte* head = kv.base + block * kv.block_stride + kv_head * kv.geometry.head_bytes();
+  const int64_t g = kv.geometry.format == KvFormat::kF32 ? 1 : kv.geometry.format == KvFormat::kBf16 ? 2 : 4;
+  const int64_t k_values = (head_dim + g - 1) / g * kBlockTokens * g, v_values = kBlockTokens / g * padded * g;
+  for (int64_t d = 0; d < head_dim; ++d) {
+    const int64_t in_k = (d / g * kBlockTokens + token) * g + d % g;
+    const int64_t in_v = (token / g * padded + d) * g + token % g;
+    switch (kv.geometry.format) {
+      case KvFormat::kF32: {
+        const auto* values = reinterpret_cast<const float*>(head);
+        k[d] = values[in_k];
+        v[d] = values[k_values + in_v];
+        break;
+      }
+      case KvFormat::kBf16: {
+        const auto* values = reinterpret_cast<const uint16_t*>(head);
+        k[d] = bf16_to_f32(values[in_k]);
+        v[d] = bf16_to_f32(values[k_values + in_v]);
+        break;
+      }
+      case KvFormat::kInt8: {
+        const auto* values = reinterpret_cast<const int8_t*>(head);
+        const auto* scales = reinterpret_cast<const float*>(head + k_values + v_values);
+        k[d] = static_cast<float>(values[in_k]) * scales[token];
+        v[d] = static_cast<float>(values[k_values + in_v]) * scales[kBlockTokens + token];
+        break;
+      }
+    }
+  }
+}
+
+void attention_ref(const KvView& kv, const AttentionArgs& args, int64_t row, int64_t head, double* out) {
+  const int64_t head_dim = kv.geometry.head_dim, position = args.first_position + row;
+  const int64_t kv_head = head / (args.num_heads / kv.geometry.num_kv_heads);
+  const float* q = args.q + row * args.q_stride + head * head_dim;
+  const int64_t first = args.window.has_value() ? std::max<int64_t>(0, position - *args.window + 1) : 0;
+  std::vector<float> k(static_cast<std::size_t>(head_dim)), v(k);
+  std::vector<double> scores;
+  for (int64_t j = first; j <= position; ++j) {
+    kv_read(kv, args.blocks[static_cast<std::size_t>(j / kBlockTokens)], j % kBlockTokens, kv_head, k.data(), v.data());
+    double score = 0;
+    for (int64_t d = 0; d < head_dim; ++d) score += static_cast<double>(q[d]) * k[static_cast<std::size_t>(d)];
+    score *= args.scale;
+    if (args.softcap.has_value()) score = *args.softcap * std::tanh(score / *args.softcap);
+    if (args.alibi_slopes != nullptr) score += static_cast<double>(args.alibi_slopes[head]) * static_cast<double>(j - position);
+    scores.push_back(score);
+  }
+  const double maximum = *std::max_element(scores.begin(), scores.end());
+  double sum = 0;
+  std::fill_n(out, head_dim, 0.0);
+  for (int64_t j = first; j <= position; ++j) {
+    kv_read(kv, args.blocks[static_cast<std::size_t>(j / kBlockTokens)], j % kBlockTokens, kv_head, k.data(), v.data());
+    const double p = std::exp(scores[static_cast<std::size_t>(j - first)] - maximum);
+    sum += p;
+    for (int64_t d = 0; d < head_dim; ++d) out[d] += p * v[static_cast<std::size_t>(d)];
+  }
+  for (int64_t d = 0; d < head_dim; ++d) out[d] /= sum;
+}
+
+}  // namespace millrace

@@ -1,0 +1,315 @@
+#include "millrace/kernels/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "millrace/base/aligned_buffer.h"
+#include "millrace/kernels/attention_ref.h"
+
+namespace millrace {
+namespace {
+
+constexpr KvFormat kFormats[] = {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8};
+const char* name_of(KvFormat format) { return format == KvFormat::kF32 ? "f32" : format == KvFormat::kBf16 ? "bf16" : "int8"; }
+
+std::vector<Isa> runnable_isas() {
+  std::vector<Isa> isas;
+  for (Isa isa : kAllIsas) {
+    if (isa_runnable(isa)) isas.push_back(isa);
+  }
+  return isas;
+}
+
+struct Shape {
+  KvFormat format;
+  int64_t num_heads, num_kv_heads, head_dim, num_rows, first_position;
+  std::optional<float> softcap = std::nullopt;
+  std::optional<int64_t> window = std::nullopt;
+  bool alibi = false;
+};
+
+std::ostream& operator<<(std::ostream& out, const Shape& s) {
+  out << name_of(s.format) << " heads " << s.num_heads << "/" << s.num_kv_heads << " head_dim " << s.head_dim << " rows " << s.num_rows << " from "
+      << s.first_position;
+  if (s.softcap) out << " softcap " << *s.softcap;
+  if (s.window) out << " window " << *s.window;
+  return out << (s.alibi ? " alibi" : "");
+}
+
+// A sequence in blocks scattered over a pool in which all that the sequence did not write is poison: NaN in every format's values or scales.
+// Blocks that no row's window reaches are -1 in the table.
+class Sequence {
+ public:
+  explicit Sequence(const Shape& shape, uint32_t seed = 1) : shape_(shape) {
+    const int64_t num_tokens = shape.first_position + shape.num_rows, num_blocks = (num_tokens + kBlockTokens - 1) / kBlockTokens;
+    kv_.geometry = {shape.format, shape.num_kv_heads, shape.head_dim};
+    kv_.block_stride = kv_.geometry.layer_bytes() + 128;
+    memory_ = AlignedBuffer(static_cast<std::size_t>((num_blocks + 3) * kv_.block_stride));
+    kv_.base = memory_.data();
+    std::memset(memory_.data(), 0xff, memory_.size());
+    for (int64_t b = 0; b < num_blocks; ++b) blocks_.push_back(static_cast<int32_t>((b * 7 + 1) % num_blocks + 1));
+    if (std::gcd(num_blocks, int64_t{7}) != 1) std::iota(blocks_.rbegin(), blocks_.rend(), 1);
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    const int64_t first_seen = shape.window ? std::max<int64_t>(0, shape.first_position - *shape.window + 1) : 0;
+    std::vector<float> k(static_cast<std::size_t>(shape.head_dim)), v(k);
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      for (int64_t h = 0; h < shape.num_kv_heads; ++h) {
+        for (float& x : k) x = normal(random);
+        for (float& x : v) x = normal(random);
+        if (t >= first_seen) kv_write(Isa::kScalar, kv_, blocks_[static_cast<std::size_t>(t / kBlockTokens)], t % kBlockTokens, h, k.data(), v.data());
+      }
+    }
+    for (int64_t b = 0; b < first_seen / kBlockTokens; ++b) blocks_[static_cast<std::size_t>(b)] = -1;
+    q_.resize(static_cast<std::size_t>(shape.num_rows * q_stride()));
+    for (float& x : q_) x = normal(random);
+    for (int64_t h = 0; h < shape.num_heads; ++h) slopes_.push_back(std::exp2(-8.0f * static_cast<float>(h + 1) / static_cast<float>(shape.num_heads)));
+  }
+
+  int64_t q_stride() const { return shape_.num_heads * shape_.head_dim + 5; }
+  int64_t out_stride() const { return shape_.num_heads * shape_.head_dim + 3; }
+  const KvView& kv() const { return kv_; }
+
+  AttentionArgs args(float* out) const {
+    AttentionArgs args;
+    args.q = q_.data();
+    args.q_stride = q_stride();
+    args.out = out;
+    args.out_stride = out_stride();
+    args.num_rows = shape_.num_rows;
+    args.num_heads = shape_.num_heads;
+    args.first_position = shape_.first_position;
+    args.blocks = blocks_;
+    args.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
+    args.softcap = shape_.softcap;
+    args.window = shape_.window;
+    args.alibi_slopes = shape_.alibi ? slopes_.data() : nullptr;
+    return args;
+  }
+
+  std::vector<float> scratch() const {
+    return std::vector<float>(static_cast<std::size_t>(attention_scratch_floats(kv_.geometry, shape_.num_heads)), std::nanf(""));
+  }
+  std::vector<float> empty_out() const { return std::vector<float>(static_cast<std::size_t>(shape_.num_rows * out_stride()), -77.0f); }
+
+  // All rows, in calls of at most `rows_per_call`.
+  std::vector<float> run(Isa isa, int64_t rows_per_call) const {
+    std::vector<float> out = empty_out(), memory = scratch();
+    for (int64_t row = 0; row < shape_.num_rows; row += rows_per_call) {
+      for (int64_t h = 0; h < shape_.num_kv_heads; ++h) {
+        attention(isa, kv_, args(out.data()), row, std::min(row + rows_per_call, shape_.num_rows), h, memory.data());
+      }
+    }
+    return out;
+  }
+
+  // Every row as decode: a call that knows only this row and the blocks it needs.
+  std::vector<float> run_alone(Isa isa) const {
+    std::vector<float> out = empty_out(), memory = scratch();
+    for (int64_t row = 0; row < shape_.num_rows; ++row) {
+      AttentionArgs alone = args(out.data() + row * out_stride());
+      alone.q += row * q_stride();
+      alone.num_rows = 1;
+      alone.first_position += row;
+      alone.blocks = alone.blocks.first(static_cast<std::size_t>(alone.first_position / kBlockTokens + 1));
+      for (int64_t h = 0; h < shape_.num_kv_heads; ++h) attention(isa, kv_, alone, 0, 1, h, memory.data());
+    }
+    return out;
+  }
+
+  std::vector<float> run_in_segments(Isa isa) const {
+    std::vector<float> out = empty_out(), memory = scratch();
+    const AttentionArgs all = args(out.data());
+    const int64_t group_size = shape_.num_heads / shape_.num_kv_heads, partial_size = group_size * (shape_.head_dim + 2);
+    for (int64_t row = 0; row < shape_.num_rows; ++row) {
+      const int64_t num_segments = attention_num_segments(all, row);
+      std::vector<float> partials(static_cast<std::size_t>(num_segments * partial_size));
+      for (int64_t h = 0; h < shape_.num_kv_heads; ++h) {
+        for (int64_t s = num_segments - 1; s >= 0; --s) attention_partial(isa, kv_, all, row, h, s, partials.data() + s * partial_size, memory.data());
+        attention_merge(isa, kv_, all, row, h, partials.data(), num_segments);
+      }
+    }
+    return out;
+  }
+
+  // Rounding: a score of magnitude |s| <= sum |q k| scale errs by about head_dim * eps * that, the exponentials by as much relative to
+  // themselves plus 2 ulp; weighted values by num_keys' chain (at most 512 a segment) on top. All relative to the largest |v|, about 4.5.
+  double tolerance() const {
+    const double eps = 6e-8, score_error = eps * static_cast<double>(shape_.head_dim) * 3.0 + 4 * eps * (shape_.alibi ? 100 : 10);
+    return 4.5 * (2 * score_error + 64 * eps);
+  }
+
+  void expect_near_reference(const std::vector<float>& out) const {
+    std::vector<float> unused = out;
+    const AttentionArgs all = args(unused.data());
+    std::vector<double> want(static_cast<std::size_t>(shape_.head_dim));
+    double worst = 0;
+    // Every row of short calls, a sample of long ones; first and last always.
+    const int64_t step = std::max<int64_t>(1, shape_.num_rows / 40);
+    for (int64_t r = 0; r < shape_.num_rows + step - 1; r += step) {
+      const int64_t row = std::min(r, shape_.num_rows - 1);
+      for (int64_t head = 0; head < shape_.num_heads; ++head) {
+        attention_ref(kv_, all, row, head, want.data());
+        for (int64_t d = 0; d < shape_.head_dim; ++d) {
+          const double got = out[static_cast<std::size_t>(row * out_stride() + head * shape_.head_dim + d)];
+          ASSERT_FALSE(std::isnan(got)) << "row " << row << " head " << head << " dim " << d;
+          worst = std::max(worst, std::abs(got - want[static_cast<std::size_t>(d)]));
+        }
+      }
+      for (int64_t i = shape_.num_heads * shape_.head_dim; i < out_stride(); ++i) {
+        ASSERT_EQ(out[static_cast<std::size_t>(row * out_stride() + i)], -77.0f) << "wrote beyond the heads";
+      }
+    }
+    EXPECT_LT(worst, tolerance());
+  }
+
+ private:
+  Shape shape_;
+  AlignedBuffer memory_;
+  KvView kv_;
+  std::vector<int32_t> blocks_;
+  std::vector<float> q_, slopes_;
+};
+
+void expect_same_bits(const std::vector<float>& a, const std::vector<float>& b, const char* what) {
+  ASSERT_EQ(a.size(), b.size());
+  EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)), 0) << what;
+}
+
+std::vector<Shape> shapes(KvFormat f) {
+  return {
+      {f, 9, 3, 64, 40, 0},          // SmolLM2: a short prompt
+      {f, 9, 3, 64, 1, 0},           // the first token alone
+      {f, 9, 3, 64, 1, 31},          // a block just full
+      {f, 9, 3, 64, 3, 510},         // across a segment's border
+      {f, 4, 4, 16, 70, 5},          // no groups, small heads
+      {f, 4, 1, 24, 33, 100},        // one kv head
+      {f, 8, 2, 80, 9, 60},          // dimensions that fill no vector
+      {f, 32, 1, 96, 3, 40},         // a group as large as a tile
+      {f, 71, 1, 64, 2, 33},         // and larger: Falcon
+      {f, 6, 3, 128, 11, 500},       //
+      {f, 2, 1, 256, 6, 64},         // Gemma
+      {f, 2, 2, 1, 5, 30},           // the limits of head_dim
+      {f, 1, 1, 512, 2, 20},         //
+      {f, 5, 5, 7, 20, 31},          // nothing divides anything
+      {f, 9, 3, 64, 20, 1290},       // long
+      {f, 4, 2, 32, 3, 3000},        //
+      {f, 4, 2, 64, 70, 0, 5.0f},    // softcap
+      {f, 4, 2, 64, 40, 1000, 30.0f, 33},
+      {f, 4, 2, 64, 70, 0, std::nullopt, 1},  // sees itself only
+      {f, 4, 2, 64, 100, 0, std::nullopt, 31},
+      {f, 4, 2, 64, 100, 500, std::nullopt, 32},
+      {f, 4, 1, 64, 50, 1000, std::nullopt, 600},  // a window over three segments
+      {f, 4, 1, 64, 2, 1500, std::nullopt, 5000},
+      {f, 8, 8, 64, 50, 0, std::nullopt, std::nullopt, true},  // BLOOM
+      {f, 12, 12, 32, 4, 1400, std::nullopt, std::nullopt, true},
+      {f, 4, 2, 40, 20, 700, 10.0f, 300, true},
+  };
+}
+
+class AttentionFormats : public testing::TestWithParam<KvFormat> {};
+
+TEST_P(AttentionFormats, EveryVariantMatchesDenseReference) {
+  for (const Shape& shape : shapes(GetParam())) {
+    const Sequence sequence(shape);
+    for (Isa isa : runnable_isas()) {
+      SCOPED_TRACE(testing::Message() << isa_name(isa) << " " << shape);
+      sequence.expect_near_reference(sequence.run(isa, shape.num_rows));
+    }
+  }
+}
+
+TEST_P(AttentionFormats, RowDoesNotDependOnCompanyOrSplit) {
+  for (const Shape& shape : shapes(GetParam())) {
+    const Sequence sequence(shape);
+    for (Isa isa : runnable_isas()) {
+      SCOPED_TRACE(testing::Message() << isa_name(isa) << " " << shape);
+      const std::vector<float> whole = sequence.run(isa, shape.num_rows);
+      expect_same_bits(whole, sequence.run_alone(isa), "row by row");
+      expect_same_bits(whole, sequence.run_in_segments(isa), "segment by segment");
+      for (int64_t rows_per_call : {1, 2, 5, 32, 33}) expect_same_bits(whole, sequence.run(isa, rows_per_call), "in calls of a few rows");
+    }
+  }
+}
+
+TEST_P(AttentionFormats, WrittenTokensReadBackRoundedOnce) {
+  const KvFormat format = GetParam();
+  for (int64_t head_dim : {1, 2, 3, 5, 16, 24, 64, 80, 512}) {
+    AlignedBuffer memory(static_cast<std::size_t>(3 * KvGeometry{format, 2, head_dim}.layer_bytes()));
+    const KvView kv{memory.data(), KvGeometry{format, 2, head_dim}.layer_bytes(), {format, 2, head_dim}};
+    ASSERT_EQ(kv.geometry.head_bytes() % 64, 0);
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal(0.0f, 2.0f);
+    std::vector<std::vector<float>> written;
+    const auto for_every_slot = [&](auto visit) {
+      for (int64_t block = 0; block < 3; ++block) {
+        for (int64_t token = 0; token < kBlockTokens; ++token) {
+          for (int64_t head = 0; head < 2; ++head) visit(block, token, head);
+        }
+      }
+    };
+    for_every_slot([&](int64_t block, int64_t token, int64_t head) {
+      std::vector<float> kv_values(static_cast<std::size_t>(2 * head_dim));
+      for (float& x : kv_values) x = normal(random);
+      kv_write(Isa::kScalar, kv, block, token, head, kv_values.data(), kv_values.data() + head_dim);
+      written.push_back(kv_values);
+    });
+    std::size_t slot = 0;
+    for_every_slot([&](int64_t block, int64_t token, int64_t head) {
+      const std::vector<float>& want = written[slot++];
+      std::vector<float> got(want.size());
+      kv_read(kv, block, token, head, got.data(), got.data() + head_dim);
+      for (int64_t half = 0; half < 2; ++half) {
+        float largest = 0;
+        for (int64_t d = 0; d < head_dim; ++d) largest = std::max(largest, std::abs(want[static_cast<std::size_t>(half * head_dim + d)]));
+        for (int64_t d = 0; d < head_dim; ++d) {
+          const float x = want[static_cast<std::size_t>(half * head_dim + d)];
+          // Half a unit of the last kept place: 2^-8 of the value's binade for bf16 (8 significant bits), half a step of the scale for int8.
+          const float bound = format == KvFormat::kF32 ? 0.0f : format == KvFormat::kBf16 ? std::abs(x) * 0x1p-8f : largest / 127.0f * 0.501f;
+          ASSERT_NEAR(got[static_cast<std::size_t>(half * head_dim + d)], x, bound) << name_of(format) << " head_dim " << head_dim;
+        }
+      }
+    });
+  }
+}
+
+TEST_P(AttentionFormats, BrokenKeyIsNotHidden) {
+  const Shape shape{GetParam(), 4, 2, 64, 3, 40};
+  Sequence sequence(shape);
+  std::vector<float> k(64, 1.0f), v(64, 1.0f);
+  k[10] = std::nanf("");
+  kv_write(Isa::kScalar, sequence.kv(), sequence.args(nullptr).blocks[0], 7, 1, k.data(), v.data());
+  for (Isa isa : runnable_isas()) {
+    const std::vector<float> out = sequence.run(isa, 3);
+    for (int64_t row = 0; row < 3; ++row) {
+      EXPECT_FALSE(std::isnan(out[static_cast<std::size_t>(row * sequence.out_stride())])) << isa_name(isa) << ": the other kv head";
+      EXPECT_TRUE(std::isnan(out[static_cast<std::size_t>(row * sequence.out_stride() + 3 * 64)])) << isa_name(isa);
+    }
+  }
+}
+
+TEST_P(AttentionFormats, LaterTokensDoNotReachEarlierRows) {
+  // The same rows, once with broken keys and values after them in their own block: not a bit changes.
+  const Shape shape{GetParam(), 9, 3, 64, 20, 40};
+  for (Isa isa : runnable_isas()) {
+    Sequence sequence(shape);
+    const std::vector<float> before = sequence.run(isa, 20);
+    const std::vector<float> broken(64, std::nanf(""));
+    for (int64_t h = 0; h < 3; ++h) kv_write(isa, sequence.kv(), sequence.args(nullptr).blocks[1], 59 - 32, h, broken.data(), broken.data());
+    const std::vector<float> after = sequence.run(isa, 20);
+    EXPECT_EQ(std::memcmp(before.data(), after.data(), static_cast<std::size_t>(19 * sequence.out_stride()) * 4), 0) << isa_name(isa);
+    EXPECT_TRUE(std::isnan(after[static_cast<std::size_t>(19 * sequence.out_stride())])) << isa_name(isa);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kv, AttentionFormats, testing::ValuesIn(kFormats), [](const auto& format) { return std::string(name_of(format.param)); });
+
+}  // namespace
+}  // namespace millrace

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstdint>
+
+#include "millrace/kernels/attention.h"
+
+namespace millrace {
+
+// What one variant of attention offers; attention.cc chooses among them. The bodies are one (cpu/attention_simd.inc).
+struct AttentionVariant {
+  void (*attention)(const KvView& kv, const AttentionArgs& args, int64_t row_begin, int64_t row_end, int64_t kv_head, float* scratch);
+  void (*partial)(const KvView& kv, const AttentionArgs& args, int64_t row, int64_t kv_head, int64_t segment, float* partial, float* scratch);
+  void (*merge)(const KvView& kv, const AttentionArgs& args, int64_t row, int64_t kv_head, const float* partials, int64_t num_segments);
+};
+
+namespace baseline {
+extern const AttentionVariant kAttention;  // what every x86-64-v2 runs: the scalar level
+}
+namespace avx2 {
+extern const AttentionVariant kAttention;
+}
+namespace avx512 {
+extern const AttentionVariant kAttention;
+}
+
+// Query rows (row, head) that are computed together, so that a loaded key serves all of them.
+inline constexpr int64_t kTileQueries = 32;
+
+// Where things lie in one kv head of a block, in bytes.
+struct KvHeadLayout {
+  int64_t values_per_dword = 1;  // g
+  int64_t k_dwords = 0;          // ceil(head_dim / g): rows of 32 dwords
+  int64_t v_dim_padded = 0;      // head_dim to 16: dwords in each of 32 / g rows
+  int64_t v_offset = 0, k_scales_offset = 0, v_scales_offset = 0, size = 0;
+
+  [[gnu::always_inline]] explicit constexpr KvHeadLayout(const KvGeometry& geometry) {
+    values_per_dword = geometry.format == KvFormat::kF32 ? 1 : geometry.format == KvFormat::kBf16 ? 2 : 4;
+    k_dwords = (geometry.head_dim + values_per_dword - 1) / values_per_dword;
+    v_dim_padded = (geometry.head_dim + 15) / 16 * 16;
+    v_offset = k_dwords * kBlockTokens * 4;
+    k_scales_offset = v_offset + kBlockTokens / values_per_dword * v_dim_padded * 4;
+    v_scales_offset = k_scales_offset + kBlockTokens * 4;
+    size = geometry.format == KvFormat::kInt8 ? v_scales_offset + kBlockTokens * 4 : k_scales_offset;
+  }
+};
+
+}  // namespace millrace
