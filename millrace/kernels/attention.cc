@@ -14,8 +14,13 @@ namespace {
 
 const AttentionVariant& variant(Isa isa) {
   switch (isa) {
-    default: return baseline::kAttention;
+    case Isa::kScalar: return baseline::kAttention;
+    case Isa::kAvx2:
+    case Isa::kAvx2Vnni: return avx2::kAttention;
+    case Isa::kAvx512Vnni:
+    case Isa::kAvx512VnniBf16: return avx512::kAttention;
   }
+  MR_CHECK(false, "unknown instruction set");
 }
 
 // The code grid of one token's keys or values. Not finite: the scale says so, and the scores will.

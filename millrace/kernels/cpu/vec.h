@@ -20,6 +20,8 @@ namespace millrace::MR_VARIANT {
 
 #if defined(__AVX512F__)
 inline constexpr int kLanes = 16;
+// For forms with a mask where g++ 12 takes the undefined operand of the plain form for an uninitialized variable.
+inline constexpr __mmask16 kAllLanes = 0xffff;
 #elif defined(__AVX2__)
 inline constexpr int kLanes = 8;
 #else
@@ -74,7 +76,7 @@ MR_INLINE F32 fma(F32 a, F32 b, F32 c) {
 // NaN in b is kept, NaN in a is not.
 MR_INLINE F32 max(F32 a, F32 b) {
 #if defined(__AVX512F__)
-  return _mm512_max_ps(a, b);
+  return _mm512_maskz_max_ps(kAllLanes, a, b);
 #elif defined(__AVX2__)
   return _mm256_max_ps(a, b);
 #else
@@ -83,7 +85,7 @@ MR_INLINE F32 max(F32 a, F32 b) {
 }
 MR_INLINE F32 min(F32 a, F32 b) {
 #if defined(__AVX512F__)
-  return _mm512_min_ps(a, b);
+  return _mm512_maskz_min_ps(kAllLanes, a, b);
 #elif defined(__AVX2__)
   return _mm256_min_ps(a, b);
 #else
