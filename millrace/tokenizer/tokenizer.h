@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "millrace/base/status.h"
+#include "millrace/tokenizer/text_range.h"
 
 // Text <-> token ids, equal to Hugging Face `tokenizers` for every tokenizer.json, and the same pipeline for the
 // vocabularies inside GGUF files:
@@ -19,11 +20,6 @@
 //
 // Time is linear in the text for every model and every built-in split pattern; nothing recurses on the input.
 namespace millrace {
-
-// Bytes [begin, end) of a text.
-struct TextRange {
-  std::size_t begin = 0, end = 0;
-};
 
 struct EncodeOptions {
   bool add_special_tokens = true;                 // run the post-processor (BOS and such)
