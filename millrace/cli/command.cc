@@ -1,0 +1,130 @@
+#include "millrace/cli/command.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "millrace/formats/hub.h"
+
+namespace millrace::cli {
+
+void add_model_options(CLI::App& command, ModelOptions& options) {
+  command.add_option("MODEL", options.model, "Hugging Face directory, GGUF file, or org/name on the hub")->required();
+  command.add_option("--gguf-file", options.gguf_file, "Which GGUF file of a hub repository");
+  command.add_option("--family", options.family, "JSON file that describes the model's family (docs/add-a-model.md)")->check(CLI::ExistingFile);
+  command.add_option("--threads", options.threads, "Threads that compute; default: every usable CPU")->check(CLI::Range(1, 1024));
+  command.add_flag("--json", options.json, "Answer in JSON");
+}
+
+namespace {
+
+void print_progress(const HubProgress& progress) {
+  if (!isatty(STDERR_FILENO)) return;
+  const double share = progress.bytes_total > 0 ? static_cast<double>(progress.bytes_done) / static_cast<double>(progress.bytes_total) : 0;
+  constexpr int kWidth = 30;
+  const int filled = static_cast<int>(share * kWidth);
+  fmt::print(stderr, "\r{} [{}{}] {} of {} ", progress.file, std::string(static_cast<std::size_t>(filled), '='), std::string(static_cast<std::size_t>(kWidth - filled), ' '),
+             format_bytes(progress.bytes_done), format_bytes(progress.bytes_total));
+  if (progress.bytes_done >= progress.bytes_total) fmt::print(stderr, "\n");
+  std::fflush(stderr);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, bool pack_weights) {
+  HubOptions hub;
+  hub.gguf_file = options.gguf_file;
+  hub.on_progress = print_progress;
+  MR_ASSIGN_OR_RETURN(const std::string path, resolve_model(options.model, hub));
+  LoadOptions load;
+  if (!options.family.empty()) load.family_file = options.family;
+  load.num_threads = options.threads;
+  load.pack_weights = pack_weights;
+  return LoadedModel::load(path, load);
+}
+
+void add_generation_options(CLI::App& command, GenerationOptions& options) {
+  command.add_option("--max-tokens", options.max_tokens, "Most tokens to make; default: to the end of the context")->check(CLI::PositiveNumber);
+  command.add_option("--temperature", options.temperature, "0: always the likeliest token")->check(CLI::Range(0.0, 100.0));
+  command.add_option("--top-p", options.top_p)->check(CLI::Range(1e-6, 1.0));
+  command.add_option("--top-k", options.top_k, "0: all")->check(CLI::Range(0, 1 << 24));
+  command.add_option("--min-p", options.min_p)->check(CLI::Range(0.0, 1.0));
+  command.add_option("--repetition-penalty", options.repetition_penalty)->check(CLI::Range(1e-3, 100.0));
+  command.add_option("--presence-penalty", options.presence_penalty)->check(CLI::Range(-2.0, 2.0));
+  command.add_option("--frequency-penalty", options.frequency_penalty)->check(CLI::Range(-2.0, 2.0));
+  command.add_option("--seed", options.seed, "The same seed gives the same text");
+  command.add_option("--stop", options.stop, "Text that ends the answer; may be repeated");
+  command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  command.add_option("--kv-bytes", options.kv_bytes, "Memory for the KV cache, e.g. 512MB; default: chosen from the context length")->transform(CLI::AsSizeValue(false));
+  command.add_option("--max-model-len", options.max_model_len, "Longest prompt + answer in tokens")->check(CLI::PositiveNumber);
+  command.add_option("--generation-config", options.generation_config, "auto: the model's own sampling defaults; vllm: neutral ones")->check(CLI::IsMember({"auto", "vllm"}));
+}
+
+SamplingParams sampling_params(const LoadedModel& model, const GenerationOptions& options) {
+  SamplingParams params = options.generation_config == "auto" ? model.default_sampling() : SamplingParams{};
+  const auto set = [](float& to, const std::optional<double>& from) {
+    if (from) to = static_cast<float>(*from);
+  };
+  set(params.temperature, options.temperature);
+  set(params.top_p, options.top_p);
+  set(params.min_p, options.min_p);
+  set(params.repetition_penalty, options.repetition_penalty);
+  set(params.presence_penalty, options.presence_penalty);
+  set(params.frequency_penalty, options.frequency_penalty);
+  if (options.top_k) params.top_k = *options.top_k;
+  return params;
+}
+
+Result<KvDType> parse_kv_dtype(const std::string& name) {
+  if (name == "f32") return KvDType::kF32;
+  if (name == "auto" || name == "bf16") return KvDType::kBf16;
+  if (name == "int8") return KvDType::kInt8;
+  return Status::invalid_argument(fmt::format("unknown KV cache dtype \"{}\"; expected auto, f32, bf16 or int8", name));
+}
+
+std::string_view kv_dtype_name(KvDType dtype) {
+  switch (dtype) {
+    case KvDType::kF32: return "f32";
+    case KvDType::kBf16: return "bf16";
+    case KvDType::kInt8: return "int8";
+  }
+  return "unknown";
+}
+
+Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& options, int64_t max_running_sequences) {
+  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype));
+  EngineOptions engine_options;
+  RunningEngine running;
+  MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(GemmPath::kFast, kv_dtype, static_cast<int32_t>(engine_options.step_tokens_max)));
+  engine_options.max_running_sequences = max_running_sequences;
+  engine_options.eos_token_ids = model.eos_token_ids();
+  engine_options.max_context = options.max_model_len;
+  if (options.kv_bytes > 0) {
+    engine_options.kv_bytes = options.kv_bytes;
+  } else {
+    // Room for two sequences as long as the context, at least 256 MB and at most 4 GB; pages are taken from the system when first used.
+    int64_t block_bytes = 0;
+    for (const KvGroupSpec& group : running.executor->info().kv_groups) block_bytes += group.block_bytes;
+    const int64_t context = options.max_model_len > 0 ? options.max_model_len : running.executor->info().max_positions;
+    engine_options.kv_bytes = std::clamp<int64_t>(2 * (context / kKvBlockTokens + 1) * block_bytes, int64_t{256} << 20, int64_t{4} << 30);
+  }
+  const auto tokenizer = model.tokenizer();
+  if (!tokenizer.is_ok()) return tokenizer.status();
+  MR_ASSIGN_OR_RETURN(running.engine, Engine::create(*running.executor, *tokenizer, engine_options));
+  running.engine->start();
+  return running;
+}
+
+std::string format_bytes(int64_t bytes) {
+  if (bytes >= 1'000'000'000) return fmt::format("{:.2f} GB", static_cast<double>(bytes) * 1e-9);
+  if (bytes >= 1'000'000) return fmt::format("{:.1f} MB", static_cast<double>(bytes) * 1e-6);
+  return fmt::format("{:.1f} kB", static_cast<double>(bytes) * 1e-3);
+}
+
+int fail(const Status& status) {
+  fmt::print(stderr, "millrace: {}\n", status.message());
+  return kError;
+}
+
+}  // namespace millrace::cli

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "millrace/base/json.h"
+#include "millrace/engine/engine.h"
+#include "millrace/engine/loaded_model.h"
+
+// The commands of the one executable. Each registers itself with its options, help and examples, and runs when it was chosen.
+namespace millrace::cli {
+
+// Exit statuses: 0 done, 1 a check the user asked for failed (verify), 2 it could not be done (the message says why).
+inline constexpr int kDone = 0, kCheckFailed = 1, kError = 2;
+
+// What every command that opens a model takes.
+struct ModelOptions {
+  std::string model;       // directory, GGUF file or org/name
+  std::string gguf_file;   // which file of a hub repository
+  std::string family;      // --family file.json
+  int threads = 0;
+  bool json = false;
+};
+void add_model_options(CLI::App& command, ModelOptions& options);
+
+// Resolves the name (downloading if need be, with a progress bar on a terminal), and loads.
+Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, bool pack_weights);
+
+// What generate and run take besides.
+struct GenerationOptions {
+  std::optional<double> temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
+  std::optional<int> top_k;
+  std::optional<int64_t> max_tokens;
+  std::optional<uint64_t> seed;
+  std::vector<std::string> stop;
+  std::string kv_cache_dtype = "auto";
+  int64_t kv_bytes = 0;           // 0: chosen from the context length
+  int64_t max_model_len = 0;      // 0: what the network was made for
+  std::string generation_config = "auto";  // "auto": the model's sampling defaults; "vllm": neutral ones
+};
+void add_generation_options(CLI::App& command, GenerationOptions& options);
+SamplingParams sampling_params(const LoadedModel& model, const GenerationOptions& options);
+
+// An engine over the model, with its executor.
+struct RunningEngine {
+  std::unique_ptr<CpuExecutor> executor;
+  std::unique_ptr<Engine> engine;  // goes first
+};
+Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& options, int64_t max_running_sequences);
+
+Result<KvDType> parse_kv_dtype(const std::string& name);
+std::string_view kv_dtype_name(KvDType dtype);
+
+// "98.4 MB"
+std::string format_bytes(int64_t bytes);
+
+// Prints "millrace: message" to stderr and gives kError.
+int fail(const Status& status);
+
+// Registered in main.cc. `exit_status` is set when the command ran.
+void register_serve(CLI::App& app, int& exit_status);
+void register_run(CLI::App& app, int& exit_status);
+void register_generate(CLI::App& app, int& exit_status);
+void register_inspect(CLI::App& app, int& exit_status);
+void register_tokenize(CLI::App& app, int& exit_status);
+void register_template(CLI::App& app, int& exit_status);
+void register_logits(CLI::App& app, int& exit_status);
+void register_verify(CLI::App& app, int& exit_status);
+
+}  // namespace millrace::cli

@@ -1,0 +1,31 @@
+#include "millrace/cli/command.h"
+
+int main(int argc, char** argv) {
+  using namespace millrace::cli;
+  CLI::App app("millrace: runs large language models fast on the machine at hand", "millrace");
+  app.set_version_flag("--version", MILLRACE_VERSION);
+  app.require_subcommand(1);
+  app.footer(
+      "Examples:\n"
+      "  millrace serve ./SmolLM2-135M-Instruct        OpenAI-compatible server and chat page on 127.0.0.1:8000\n"
+      "  millrace run model.gguf                       chat in the terminal\n"
+      "  millrace generate model.gguf --prompt 'Once'  continue a text\n"
+      "  millrace inspect model.gguf                   what the model is and what it takes\n"
+      "MODEL is a Hugging Face directory, a GGUF file, or org/name on the hub. `millrace COMMAND --help` says more.");
+  int exit_status = kDone;
+  register_serve(app, exit_status);
+  register_run(app, exit_status);
+  register_generate(app, exit_status);
+  register_inspect(app, exit_status);
+  register_tokenize(app, exit_status);
+  register_template(app, exit_status);
+  register_logits(app, exit_status);
+  register_verify(app, exit_status);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int status = app.exit(error);
+    return status == 0 ? kDone : kError;
+  }
+  return exit_status;
+}
