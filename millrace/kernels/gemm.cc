@@ -7,22 +7,39 @@
 namespace millrace {
 namespace {
 
-// The only place that knows which variants exist.
+// The only place that knows which variants exist. In the order of WeightClass.
+const GemmTable kScalar = {{ref::gemm_plain, ref::gemm_plain, ref::gemm_plain, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
+                            ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized},
+                           ref::gemm_exact};
+const GemmTable kAvx2 = {{avx2::gemm_f32, avx2::gemm_f16, avx2::gemm_bf16, avx2::gemm_q4_0, avx2::gemm_q4_1, avx2::gemm_q5_0, avx2::gemm_q5_1,
+                          avx2::gemm_q8_0, avx2::gemm_q4_k, avx2::gemm_q5_k, avx2::gemm_q6_k},
+                         avx2::gemm_exact};
+const GemmTable kAvx2Vnni = {{avx2::gemm_f32, avx2::gemm_f16, avx2::gemm_bf16, avx2vnni::gemm_q4_0, avx2vnni::gemm_q4_1, avx2vnni::gemm_q5_0,
+                              avx2vnni::gemm_q5_1, avx2vnni::gemm_q8_0, avx2vnni::gemm_q4_k, avx2vnni::gemm_q5_k, avx2vnni::gemm_q6_k},
+                             avx2::gemm_exact};
+const GemmTable kAvx512Vnni = {{avx512::gemm_f32, avx512::gemm_f16, avx512::gemm_bf16, avx512::gemm_q4_0, avx512::gemm_q4_1, avx512::gemm_q5_0,
+                                avx512::gemm_q5_1, avx512::gemm_q8_0, avx512::gemm_q4_k, avx512::gemm_q5_k, avx512::gemm_q6_k},
+                               avx512::gemm_exact};
+const GemmTable kAvx512VnniBf16 = {{avx512::gemm_f32, avx512::gemm_f16, avx512bf16::gemm_bf16, avx512::gemm_q4_0, avx512::gemm_q4_1, avx512::gemm_q5_0,
+                                    avx512::gemm_q5_1, avx512::gemm_q8_0, avx512::gemm_q4_k, avx512::gemm_q5_k, avx512::gemm_q6_k},
+                                   avx512::gemm_exact};
+
 const GemmTable& table_of(Isa isa) {
   switch (isa) {
-    case Isa::kScalar:
-    case Isa::kAvx2:
-    case Isa::kAvx2Vnni:
-    case Isa::kAvx512Vnni:
-    case Isa::kAvx512VnniBf16: return ref::kGemm;
+    case Isa::kScalar: return kScalar;
+    case Isa::kAvx2: return kAvx2;
+    case Isa::kAvx2Vnni: return kAvx2Vnni;
+    case Isa::kAvx512Vnni: return kAvx512Vnni;
+    case Isa::kAvx512VnniBf16: return kAvx512VnniBf16;
   }
   MR_CHECK(false, "unknown instruction set");
 }
 
 }  // namespace
 
-ActivationForm activation_form(WeightClass weight_class, [[maybe_unused]] Isa isa, GemmPath path) {
+ActivationForm activation_form(WeightClass weight_class, Isa isa, GemmPath path) {
   if (path == GemmPath::kExact) return ActivationForm::kF32;
+  if (weight_class == WeightClass::kBf16 && isa == Isa::kAvx512VnniBf16) return ActivationForm::kBf16;
   return is_quantized(weight_class) ? ActivationForm::kInt8 : ActivationForm::kF32;
 }
 

@@ -29,6 +29,32 @@ struct GemmTable {
   GemmFunction exact;                    // any class
 };
 
-namespace ref { extern const GemmTable kGemm; }
+#define MR_DECLARE_PLAIN_GEMM     \
+  void gemm_f32(const GemmCall&);  \
+  void gemm_f16(const GemmCall&);  \
+  void gemm_bf16(const GemmCall&); \
+  void gemm_exact(const GemmCall&);
+#define MR_DECLARE_QUANTIZED_GEMM \
+  void gemm_q4_0(const GemmCall&); \
+  void gemm_q4_1(const GemmCall&); \
+  void gemm_q5_0(const GemmCall&); \
+  void gemm_q5_1(const GemmCall&); \
+  void gemm_q8_0(const GemmCall&); \
+  void gemm_q4_k(const GemmCall&); \
+  void gemm_q5_k(const GemmCall&); \
+  void gemm_q6_k(const GemmCall&);
+
+namespace ref {
+void gemm_plain(const GemmCall&);
+void gemm_quantized(const GemmCall&);
+void gemm_exact(const GemmCall&);
+}  // namespace ref
+namespace avx2 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM }
+namespace avx2vnni { MR_DECLARE_QUANTIZED_GEMM }
+namespace avx512 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM }
+namespace avx512bf16 { void gemm_bf16(const GemmCall&); }
+
+#undef MR_DECLARE_PLAIN_GEMM
+#undef MR_DECLARE_QUANTIZED_GEMM
 
 }  // namespace millrace

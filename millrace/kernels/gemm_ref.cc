@@ -36,6 +36,8 @@ float dot_quantized(const GemmCall& call, const std::byte* panel, int64_t row, i
   return sum;
 }
 
+}  // namespace
+
 void gemm_quantized(const GemmCall& call) {
   for (int64_t panel = 0; panel < call.num_panels; ++panel) {
     for (int64_t m = 0; m < call.num_rows; ++m) {
@@ -86,11 +88,5 @@ void gemm_plain(const GemmCall& call) {
     }
   }
 }
-
-}  // namespace
-
-const GemmTable kGemm = {{gemm_plain, gemm_plain, gemm_plain, gemm_quantized, gemm_quantized, gemm_quantized, gemm_quantized, gemm_quantized,
-                          gemm_quantized, gemm_quantized, gemm_quantized},
-                         gemm_exact};
 
 }  // namespace millrace::ref

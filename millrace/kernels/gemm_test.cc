@@ -75,26 +75,28 @@ TEST(Gemm, ReferenceComputesTheProduct) {
 }
 
 TEST(Gemm, EveryVariantMatchesTheReference) {
-  for (Isa isa : runnable_isas()) {
-    for (DType dtype : kGemmDTypes) {
-      const bool k_class = dtype_info(dtype).block_elements == 256;
-      const bool plain = dtype_info(dtype).block_elements == 1;
-      for (int64_t k : k_class ? std::vector<int64_t>{256, 512, 1536, 4096} : plain ? std::vector<int64_t>{1, 2, 31, 64, 577, 1536}
-                                                                                   : std::vector<int64_t>{32, 64, 96, 576, 672, 1536, 4096}) {
-        for (int64_t num_rows : {1, 16, 17, 40, 72}) {
-          const StoredRows rows = random_rows(dtype, num_rows, k, static_cast<uint32_t>(k + num_rows));
-          const PackedMatrix w = rows.packed();
-          for (int64_t num_tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 31, 33}) {
-            if (k * num_rows * num_tokens > 1 << 20 && num_tokens != 5 && num_tokens != 33) continue;
+  const auto isas = runnable_isas();
+  for (DType dtype : kGemmDTypes) {
+    const bool k_class = dtype_info(dtype).block_elements == 256;
+    const bool plain = dtype_info(dtype).block_elements == 1;
+    for (int64_t k : k_class ? std::vector<int64_t>{256, 512, 1536, 4096} : plain ? std::vector<int64_t>{1, 2, 31, 64, 577, 1536}
+                                                                                 : std::vector<int64_t>{32, 64, 96, 576, 800, 1536, 4096}) {
+      for (int64_t num_rows : {1, 16, 17, 40, 72}) {
+        const PackedMatrix w = random_rows(dtype, num_rows, k, static_cast<uint32_t>(k + num_rows)).packed();
+        for (int64_t num_tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 31, 33}) {
+          // The reference is slow: the larger shapes only with the counts that reach every kernel.
+          if (k * num_rows > 1 << 14 && num_tokens != 1 && num_tokens != 2 && num_tokens != 5 && num_tokens != 33) continue;
+          TestActivations x;
+          set_random_activations(num_tokens, k, static_cast<uint32_t>(num_tokens), x);
+          const auto want = run_gemm(Isa::kScalar, GemmPath::kFast, w, x.view);
+          for (Isa isa : isas) {
             SCOPED_TRACE(testing::Message() << isa_name(isa) << " " << dtype_name(dtype) << " rows=" << num_rows << " k=" << k << " tokens=" << num_tokens);
-            TestActivations x;
-            set_random_activations(num_tokens, k, static_cast<uint32_t>(num_tokens), x);
-            const auto want = run_gemm(Isa::kScalar, GemmPath::kFast, w, x.view);
             const auto got = run_gemm(isa, GemmPath::kFast, w, x.view);
             if (activation_form(w.weight_class(), isa, GemmPath::kFast) == ActivationForm::kBf16) {
-              // Activations rounded to 8 bits: relative 2^-9 each.
-              const std::vector<double> as_double(want.begin(), want.end());
-              ASSERT_LT(relative_error(got, w.num_panels() * 16, as_double, w.num_panels() * 16), 5e-3);
+              // The reference of the rounded activations; what remains is f32 rounding in another order, of terms below about 4.
+              for (auto& value : x.f32) value = bf16_to_f32(f32_to_bf16(value));
+              const auto rounded_want = run_gemm(Isa::kScalar, GemmPath::kFast, w, x.view);
+              for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], rounded_want[i], 1e-6 * static_cast<double>(k)) << i;
             } else {
               ASSERT_EQ(std::memcmp(want.data(), got.data(), want.size() * sizeof(float)), 0);
             }
