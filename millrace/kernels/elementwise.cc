@@ -8,8 +8,13 @@ namespace {
 
 const ElementwiseVariant& variant(Isa isa) {
   switch (isa) {
-    default: return ref::kElementwise;
+    case Isa::kScalar: return ref::kElementwise;
+    case Isa::kAvx2:
+    case Isa::kAvx2Vnni: return avx2::kElementwise;
+    case Isa::kAvx512Vnni:
+    case Isa::kAvx512VnniBf16: return avx512::kElementwise;
   }
+  MR_CHECK(false, "unknown instruction set");
 }
 
 }  // namespace

@@ -166,5 +166,27 @@ MR_INLINE F32 exp_nonpositive(F32 x) {
   const F32 p = exp_polynomial(max(set1(-87.0f), x), n_rounded);
   return p * from_bits((bits(n_rounded) << 23) + set1_i32(127 << 23));
 }
+// exp(x) for any x: overflows to infinity, underflows through the subnormal numbers to zero. NaN stays NaN.
+MR_INLINE F32 exp(F32 x) {
+  F32 n_rounded;
+  const F32 p = exp_polynomial(min(set1(89.0f), max(set1(-104.0f), x)), n_rounded);
+  // 2^n in two factors, since n = -150 .. 128 is beyond one exponent field.
+  const I32 n = bits(n_rounded) - bits(set1(12582912.0f));
+  const I32 half = n >> 1;
+  return p * from_bits((half + 127) << 23) * from_bits((n - half + 127) << 23);
+}
+
+// tanh(x) = sign(x) (1 - e) / (1 + e) with e = exp(-2 |x|); near zero the difference cancels, so there its odd series up to x^7.
+MR_INLINE F32 tanh(F32 x) {
+  const I32 sign = bits(x) & set1_i32(INT32_MIN);
+  const F32 magnitude = from_bits(bits(x) & set1_i32(INT32_MAX));
+  const F32 e = exp_nonpositive(magnitude * set1(-2.0f));
+  const F32 far = from_bits(bits((set1(1.0f) - e) / (set1(1.0f) + e)) | sign);
+  const F32 square = x * x;
+  F32 near = fma(square, set1(-17.0f / 315.0f), set1(2.0f / 15.0f));
+  near = fma(near, square, set1(-1.0f / 3.0f));
+  near = fma(near * square, x, x);
+  return select(magnitude < set1(0.125f), near, far);
+}
 
 }  // namespace millrace::MR_VARIANT

@@ -1,0 +1,96 @@
+// Attention of one layer on one thread: decode at several depths and prefill, per variant and KV format.
+//   attention_bench [substring of a variant's name]
+// Decode shows the rate at which keys and values are read (caches are left warm: one layer of one sequence), prefill the rate of
+// multiply-adds counted as two operations over the keys that causality leaves.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <random>
+#include <string_view>
+#include <vector>
+
+#include "millrace/base/aligned_buffer.h"
+#include "millrace/kernels/attention.h"
+
+namespace millrace {
+namespace {
+
+struct Model {
+  const char* name;
+  int64_t num_heads, num_kv_heads, head_dim;
+};
+
+double median_us(auto body) {
+  using Clock = std::chrono::steady_clock;
+  std::vector<double> times;
+  const auto start = Clock::now();
+  while (times.size() < 5 || (times.size() < 201 && Clock::now() - start < std::chrono::milliseconds(150))) {
+    const auto begin = Clock::now();
+    body();
+    times.push_back(std::chrono::duration<double, std::micro>(Clock::now() - begin).count());
+  }
+  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
+  return times[times.size() / 2];
+}
+
+void measure(Isa isa, const Model& model, KvFormat format, int64_t num_rows, int64_t num_keys) {
+  const KvGeometry geometry{format, model.num_kv_heads, model.head_dim};
+  const int64_t num_blocks = (num_keys + kBlockTokens - 1) / kBlockTokens, width = model.num_heads * model.head_dim;
+  AlignedBuffer memory(static_cast<std::size_t>(num_blocks * geometry.layer_bytes()));
+  const KvView kv{memory.data(), geometry.layer_bytes(), geometry};
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<float> k(static_cast<std::size_t>(model.head_dim)), v(k), q(static_cast<std::size_t>(num_rows * width)), out(q);
+  for (int64_t t = 0; t < num_keys; ++t) {
+    for (int64_t h = 0; h < model.num_kv_heads; ++h) {
+      for (float& x : k) x = normal(random);
+      for (float& x : v) x = normal(random);
+      kv_write(isa, kv, t / kBlockTokens, t % kBlockTokens, h, k.data(), v.data());
+    }
+  }
+  for (float& x : q) x = normal(random);
+  std::vector<int32_t> blocks;
+  for (int32_t b = 0; b < num_blocks; ++b) blocks.push_back(b);
+  std::vector<float> scratch(static_cast<std::size_t>(attention_scratch_floats(geometry, model.num_heads)));
+  AttentionArgs args;
+  args.q = q.data();
+  args.q_stride = width;
+  args.out = out.data();
+  args.out_stride = width;
+  args.num_rows = num_rows;
+  args.num_heads = model.num_heads;
+  args.first_position = num_keys - num_rows;
+  args.blocks = blocks;
+  args.scale = 1.0f / std::sqrt(static_cast<float>(model.head_dim));
+  const double us = median_us([&] {
+    for (int64_t h = 0; h < model.num_kv_heads; ++h) attention(isa, kv, args, 0, num_rows, h, scratch.data());
+  });
+  double seen = 0;
+  for (int64_t i = 0; i < num_rows; ++i) seen += static_cast<double>(args.first_position + i + 1);
+  const double gflops = 4.0 * seen * static_cast<double>(width) / us / 1e3;
+  const double gb_per_s = static_cast<double>(num_blocks * geometry.layer_bytes()) / us / 1e3;
+  const char* format_name = format == KvFormat::kF32 ? "f32" : format == KvFormat::kBf16 ? "bf16" : "int8";
+  fmt::print("{:18} {:12} {:5} {:7} of {:5} keys {:10.1f} us {:7.1f} GFLOP/s", isa_name(isa), model.name, format_name,
+             num_rows == 1 ? "decode" : "prefill", num_keys, us, gflops);
+  if (num_rows == 1) fmt::print(" {:6.1f} GB/s", gb_per_s);
+  fmt::print("\n");
+}
+
+}  // namespace
+}  // namespace millrace
+
+int main(int argc, char** argv) {
+  using namespace millrace;
+  const std::string_view filter = argc > 1 ? argv[1] : "";
+  for (Isa isa : kAllIsas) {
+    if (!isa_runnable(isa) || isa_name(isa).find(filter) == std::string_view::npos) continue;
+    for (const Model& model : {Model{"9/3/64", 9, 3, 64}, Model{"32/8/128", 32, 8, 128}}) {
+      for (KvFormat format : {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8}) {
+        for (int64_t depth : {512, 4096}) measure(isa, model, format, 1, depth);
+        for (int64_t length : {512, 2048}) measure(isa, model, format, length, length);
+      }
+    }
+  }
+}
