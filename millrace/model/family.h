@@ -10,19 +10,22 @@
 
 namespace millrace {
 
-// A model family as data: the parsed and checked content of families/<name>.json. docs/add-a-model.md documents the language.
+// A model family as data: the parsed and checked content of families/<name>.json. docs/add-a-model.md documents the language,
+// family_schema.cc is its list of words, expression.h the grammar of its expressions.
 class Family {
  public:
-  // Unknown words, missing words and words of the wrong kind are errors that name their place in the file.
+  // Unknown words, missing words and words of the wrong kind are errors that name their place in the file, "layers[0].mlp.gate".
+  // `file_name` is for messages.
   static Result<Family> parse(std::string_view json_text, std::string_view file_name);
 
   const std::string& name() const { return name_; }
+  const std::string& file_name() const { return file_name_; }
   const std::vector<std::string>& architectures() const { return architectures_; }          // Hugging Face config.json "architectures"
   const std::vector<std::string>& gguf_architectures() const { return gguf_architectures_; }  // GGUF "general.architecture"
   const json::object& description() const { return description_; }
 
  private:
-  std::string name_;
+  std::string name_, file_name_;
   std::vector<std::string> architectures_, gguf_architectures_;
   json::object description_;
 };

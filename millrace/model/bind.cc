@@ -1,0 +1,146 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "millrace/model/bind_layer.h"
+#include "millrace/model/bind_parts.h"
+#include "millrace/model/family.h"
+#include "millrace/model/transforms.h"
+
+namespace millrace {
+
+namespace {
+
+// Ranges that no published model comes near, so that hostile configurations end here and not in an allocation.
+constexpr int64_t kHiddenMax = int64_t{1} << 18, kVocabMax = int64_t{1} << 24, kPositionsMax = int64_t{1} << 31, kLayersMax = 4096;
+
+Status check_requirements(const Family& family, const BindConfig& config) {
+  const json::value* list = family.description().if_contains("require");
+  if (list == nullptr) return Status::ok();
+  for (std::size_t i = 0; i < list->get_array().size(); ++i) {
+    const json::object& requirement = list->get_array()[i].get_object();
+    const BindWords words(config, &requirement, fmt::format("require[{}]", i), std::nullopt);
+    MR_ASSIGN_OR_RETURN(const bool met, words.flag("that", "true"));
+    if (!met) return Status::unsupported(fmt::format("{}: {}", config.where(words.place("that")), std::string_view(requirement.at("message").get_string())));
+  }
+  return Status::ok();
+}
+
+// A quantization that renames or repacks tensors would show as missing ones; say what it is instead.
+Status check_quantization(const Checkpoint& checkpoint) {
+  const json::value* value = checkpoint.kind() == Checkpoint::Kind::kHuggingFace ? checkpoint.config().if_contains("quantization_config") : nullptr;
+  if (value == nullptr || !value->is_object()) return Status::ok();
+  const json::value* method = value->get_object().if_contains("quant_method");
+  return Status::unsupported(fmt::format("{}: config.json has a quantization_config with quant_method {}, which is not supported", checkpoint.path(),
+                                         method != nullptr ? json::serialize(*method) : "(none)"));
+}
+
+Result<MatrixSource> bind_embedding(const BindContext& context, const BindPlace& place, std::optional<int64_t> vocab_size) {
+  const json::value& names = *place.words.find("tokens");
+  const SourceTensor* tokens = context.tensors.find(names, nullptr, std::nullopt, ".weight");
+  if (tokens == nullptr) return missing_tensor(context, place, "tokens", names, ".weight");
+  const int64_t stored = tokens->shape.empty() ? 0 : tokens->shape[0];
+  const int64_t rows = vocab_size.value_or(stored);
+  if (rows < 1 || rows > kVocabMax) {
+    return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected 1 to {} rows", context.checkpoint.path(), tokens->name, shape_text(tokens->shape), kVocabMax));
+  }
+  MR_RETURN_IF_ERROR(context.tensors.use(*tokens, {rows, context.hidden_size}, "[vocab_size, hidden_size]", "embedding", ""));
+  return MatrixSource{tokens, false, consecutive_rows(0, rows), context.hidden_size};
+}
+
+Status bind_positions(const BindContext& context, const BindPlace& place, Network& network) {
+  const json::value* names = place.words.find("positions");
+  if (names == nullptr) return Status::ok();
+  const SourceTensor* tensor = context.tensors.find(*names, nullptr, std::nullopt, ".weight");
+  if (tensor == nullptr) return missing_tensor(context, place, "positions", *names, ".weight");
+  const int64_t rows = tensor->shape.empty() ? 0 : tensor->shape[0];
+  MR_ASSIGN_OR_RETURN(network.position_offset, place.words.integer("position_offset", "0", 0, 1 << 20));
+  if (rows <= network.position_offset || rows > kVocabMax) {
+    return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected {} to {} rows", context.checkpoint.path(), tensor->name,
+                                                shape_text(tensor->shape), network.position_offset + 1, kVocabMax));
+  }
+  MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {rows, context.hidden_size}, "[positions, hidden_size]", "embedding.positions", ""));
+  network.positions = MatrixSource{tensor, false, consecutive_rows(0, rows), context.hidden_size};
+  network.max_positions = std::min(network.max_positions, rows - network.position_offset);
+  return Status::ok();
+}
+
+Status bind_layers(const BindContext& context, Network& network) {
+  const json::array& stacks = context.family.description().at("layers").get_array();
+  std::optional<int64_t> reach;
+  for (std::size_t stack = 0; stack < stacks.size(); ++stack) {
+    const json::object& description = stacks[stack].get_object();
+    const std::string place = fmt::format("layers[{}]", stack);
+    const BindWords words(context.config, &description, place, std::nullopt);
+    MR_ASSIGN_OR_RETURN(const int64_t count, words.integer("count", "", 0, kLayersMax));
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t layer = static_cast<int64_t>(network.layers.size());
+      MR_ASSIGN_OR_RETURN(BoundLayer bound, bind_layer(context, description, place, layer));
+      reach = std::min(reach.value_or(bound.max_positions), bound.max_positions);
+      network.layers.push_back(std::move(bound.layer));
+    }
+  }
+  if (network.layers.empty()) return Status::invalid_argument(fmt::format("{}: the network has no layers", context.config.where("layers")));
+  if (!network.positions) network.max_positions = *reach;
+  return Status::ok();
+}
+
+Status bind_head(const BindContext& context, const BindPlace& place, Network& network) {
+  MR_ASSIGN_OR_RETURN(network.tied_head, place.words.flag("tied_when", "tie_word_embeddings ?? false"));
+  MR_ASSIGN_OR_RETURN(const double multiplier, place.words.number("multiplier", "1", 1e-9, 1e9));
+  network.logits_multiplier = static_cast<float>(multiplier);
+  MR_ASSIGN_OR_RETURN(const std::optional<double> softcap, place.words.optional_number("softcap", "none", 1e-6, 1e9));
+  if (softcap) network.logits_softcap = static_cast<float>(*softcap);
+  if (!network.tied_head) {
+    MR_ASSIGN_OR_RETURN(const StoredLinear head,
+                        bind_linear(context, place, "weight", network.vocab_size, "vocab_size", context.hidden_size, "hidden_size"));
+    network.head = head.take(consecutive_rows(0, network.vocab_size));
+    return Status::ok();
+  }
+  network.head.weight = network.embedding;
+  // Some files store a tied head a second time; the reference does not read it either.
+  const json::value& word = *place.words.find("weight");
+  const json::value& names = word.is_object() ? word.get_object().at("name") : word;
+  if (const SourceTensor* copy = context.tensors.find(names, nullptr, std::nullopt, ".weight"); copy != nullptr && copy != network.embedding.tensor) {
+    context.tensors.set_aside(*copy, "head, tied to the embedding");
+  }
+  return Status::ok();
+}
+
+}  // namespace
+
+Result<Network> bind_network(const Family& family, const Checkpoint& checkpoint) {
+  const json::object& description = family.description();
+  const bool gguf = checkpoint.kind() == Checkpoint::Kind::kGguf;
+  if (gguf && !description.contains("gguf")) {
+    return Status::unsupported(fmt::format("{}: the family has no \"gguf\" section, and {} is a GGUF", family.file_name(), checkpoint.path()));
+  }
+  MR_RETURN_IF_ERROR(check_quantization(checkpoint));
+  MR_ASSIGN_OR_RETURN(const BindConfig config, BindConfig::make(family, checkpoint));
+  MR_RETURN_IF_ERROR(check_requirements(family, config));
+  BindTensors tensors(family, checkpoint, gguf);
+  const BindPlace root{BindWords(config, &description, "", std::nullopt), nullptr, "", false};
+
+  Network network;
+  network.family = family.name();
+  MR_ASSIGN_OR_RETURN(network.hidden_size, root.words.integer("hidden_size", "hidden_size", 1, kHiddenMax));
+  MR_ASSIGN_OR_RETURN(network.max_positions, root.words.integer("max_positions", "max_position_embeddings", 1, kPositionsMax));
+  MR_ASSIGN_OR_RETURN(const std::optional<int64_t> vocab_size, root.words.optional_integer("vocab_size", "gguf ? none : vocab_size", 1, kVocabMax));
+  const BindContext context{family, checkpoint, config, tensors, network.hidden_size, network.max_positions};
+
+  const BindPlace embedding{root.words.object("embedding"), nullptr, "embedding", false};
+  MR_ASSIGN_OR_RETURN(network.embedding, bind_embedding(context, embedding, vocab_size));
+  network.vocab_size = network.embedding.rows();
+  MR_ASSIGN_OR_RETURN(const double multiplier, embedding.words.number("multiplier", "1", 1e-9, 1e9));
+  network.embedding_multiplier = static_cast<float>(multiplier);
+  MR_ASSIGN_OR_RETURN(network.embedding_norm, bind_norm(context, embedding, "norm", network.hidden_size, "hidden_size"));
+  MR_RETURN_IF_ERROR(bind_positions(context, embedding, network));
+  MR_RETURN_IF_ERROR(bind_layers(context, network));
+  MR_ASSIGN_OR_RETURN(network.final_norm, bind_norm(context, root, "final_norm", network.hidden_size, "hidden_size"));
+  MR_RETURN_IF_ERROR(bind_head(context, {root.words.object("head"), nullptr, "head", false}, network));
+  MR_RETURN_IF_ERROR(tensors.check_all_used());
+  network.bindings = tensors.take_bindings();
+  return network;
+}
+
+}  // namespace millrace

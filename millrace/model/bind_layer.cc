@@ -1,0 +1,210 @@
+#include "millrace/model/bind_layer.h"
+
+#include <fmt/format.h>
+
+#include "millrace/model/rope_scaling.h"
+#include "millrace/model/transforms.h"
+
+namespace millrace {
+
+namespace {
+
+constexpr int64_t kHeadsMax = 4096, kHeadDimMax = 4096, kIntermediateMax = int64_t{1} << 22, kPositionsMax = int64_t{1} << 31;
+
+// How a layer's positions enter its attention, and how rows of q and k must be reordered for it.
+struct BoundPosition {
+  std::optional<Rope> rope;
+  std::vector<float> alibi_slopes;
+  Rope::Pairing stored_pairing = Rope::Pairing::kHalf;
+  int64_t max_positions = 0;
+};
+
+Result<BoundPosition> bind_position(const BindContext& context, const BindPlace& attention, const AttentionGeometry& geometry) {
+  BoundPosition position;
+  position.max_positions = context.max_positions;
+  if (attention.words.find("position") == nullptr) return position;
+  const BindPlace place{attention.words.object("position"), attention.scopes, attention.role_of("position"), false};
+  const BindWords& words = place.words;
+  static constexpr std::string_view kKinds[] = {"rope", "alibi", "none"};
+  MR_ASSIGN_OR_RETURN(const int kind, words.choice("kind", "none", kKinds));
+  if (kind == 1) position.alibi_slopes = alibi_slopes(geometry.num_heads);
+  if (kind != 0) return position;
+
+  static constexpr std::string_view kPairings[] = {"half", "interleaved"};
+  MR_ASSIGN_OR_RETURN(const int pairing, words.choice("pairing", "half", kPairings));
+  MR_ASSIGN_OR_RETURN(const int stored, words.choice("stored_pairing", kPairings[pairing], kPairings));
+  RopeSettings settings;
+  MR_ASSIGN_OR_RETURN(settings.parameters, words.optional_fields("parameters", "rope_parameters ?? rope_scaling ?? none"));
+  const BindWords parameters(context.config, settings.parameters, words.place("parameters"), place.layer());
+  const json::value* theta = parameters.find("rope_theta");
+  if (theta != nullptr && theta->is_number()) {
+    settings.theta = theta->to_number<double>();
+  } else {
+    MR_ASSIGN_OR_RETURN(settings.theta, words.number("theta", "rope_theta ?? 10000", 1e-6, 1e30));
+  }
+  if (words.find("rotary_dim") != nullptr) {
+    MR_ASSIGN_OR_RETURN(settings.rotary_dim, words.integer("rotary_dim", "", 2, geometry.head_dim));
+  } else {
+    const json::value* partial = parameters.find("partial_rotary_factor");
+    double share = 1;
+    if (partial != nullptr && partial->is_number()) {
+      share = partial->to_number<double>();
+    } else {
+      MR_ASSIGN_OR_RETURN(share, words.number("partial_rotary_factor", "partial_rotary_factor ?? 1", 0, 1));
+    }
+    if (!(share >= 0 && share <= 1)) {
+      return Status::invalid_argument(fmt::format("{}: \"partial_rotary_factor\" is {}, expected a number from 0 to 1", context.checkpoint.path(), share));
+    }
+    settings.rotary_dim = static_cast<int64_t>(static_cast<double>(geometry.head_dim) * share);
+  }
+  settings.max_positions = context.max_positions;
+  MR_ASSIGN_OR_RETURN(settings.original_max_positions,
+                      words.optional_integer("original_max_positions", "original_max_position_embeddings ?? none", 1, kPositionsMax));
+  const int64_t half = settings.rotary_dim / 2;
+  MR_ASSIGN_OR_RETURN(settings.frequency_factors, bind_vector(context, place, "frequency_factors", half, "rotary_dim / 2"));
+  MR_ASSIGN_OR_RETURN(settings.short_factors, bind_vector(context, place, "short_factors", half, "rotary_dim / 2"));
+  MR_ASSIGN_OR_RETURN(settings.long_factors, bind_vector(context, place, "long_factors", half, "rotary_dim / 2"));
+  Result<ScaledRope> scaled = make_rope(settings);
+  if (!scaled.is_ok()) {
+    return scaled.status().with_context(fmt::format("{}: {} (layer {})", context.checkpoint.path(), context.config.where(words.place("")), *place.layer()));
+  }
+  position.rope = std::move(scaled->rope);
+  position.rope->pairing = pairing == 0 ? Rope::Pairing::kHalf : Rope::Pairing::kInterleaved;
+  position.stored_pairing = stored == 0 ? Rope::Pairing::kHalf : Rope::Pairing::kInterleaved;
+  position.max_positions = scaled->max_positions;
+  return position;
+}
+
+Status bind_qkv(const BindContext& context, const BindPlace& place, const AttentionGeometry& geometry, const BoundPosition& position, AttentionLayer& attention) {
+  const int64_t q_rows = geometry.num_heads * geometry.head_dim, kv_rows = geometry.num_kv_heads * geometry.head_dim;
+  const bool reorder = position.rope && position.stored_pairing != position.rope->pairing;
+  const auto paired = [&](std::vector<int32_t> rows) {
+    if (!reorder) return rows;
+    return reorder_pairing(rows, geometry.head_dim, position.rope->rotary_dim, position.stored_pairing, position.rope->pairing);
+  };
+  const std::string_view reordered = reorder ? "rows reordered for the pairing of rope" : "";
+  if (place.words.find("qkv") == nullptr) {
+    MR_ASSIGN_OR_RETURN(const StoredLinear q, bind_linear(context, place, "q", q_rows, "num_heads * head_dim", context.hidden_size, "hidden_size", reordered));
+    MR_ASSIGN_OR_RETURN(const StoredLinear k, bind_linear(context, place, "k", kv_rows, "num_kv_heads * head_dim", context.hidden_size, "hidden_size", reordered));
+    MR_ASSIGN_OR_RETURN(const StoredLinear v, bind_linear(context, place, "v", kv_rows, "num_kv_heads * head_dim", context.hidden_size, "hidden_size"));
+    attention.q = q.take(paired(consecutive_rows(0, q_rows)));
+    attention.k = k.take(paired(consecutive_rows(0, kv_rows)));
+    attention.v = v.take(consecutive_rows(0, kv_rows));
+    return Status::ok();
+  }
+  static constexpr std::string_view kLayouts[] = {"concatenated", "per_kv_group"};
+  MR_ASSIGN_OR_RETURN(const int layout, place.words.choice("layout", "concatenated", kLayouts));
+  const std::string transforms = fmt::format("split into q, k, v ({}){}{}", kLayouts[layout], reorder ? ", " : "", reordered);
+  MR_ASSIGN_OR_RETURN(const StoredLinear qkv, bind_linear(context, place, "qkv", q_rows + 2 * kv_rows, "(num_heads + 2 * num_kv_heads) * head_dim",
+                                                          context.hidden_size, "hidden_size", transforms));
+  QkvRows rows = layout == 0 ? concatenated_rows(geometry) : per_kv_group_rows(geometry);
+  attention.q = qkv.take(paired(std::move(rows.q)));
+  attention.k = qkv.take(paired(std::move(rows.k)));
+  attention.v = qkv.take(std::move(rows.v));
+  return Status::ok();
+}
+
+Result<AttentionLayer> bind_attention(const BindContext& context, const BindPlace& place, int64_t& max_positions) {
+  const BindWords& words = place.words;
+  AttentionLayer attention;
+  AttentionGeometry geometry;
+  MR_ASSIGN_OR_RETURN(geometry.num_heads, words.integer("num_heads", "num_attention_heads", 1, kHeadsMax));
+  MR_ASSIGN_OR_RETURN(geometry.num_kv_heads, words.integer("num_kv_heads", "num_key_value_heads", 1, kHeadsMax));
+  MR_ASSIGN_OR_RETURN(geometry.head_dim, words.integer("head_dim", "head_dim", 1, kHeadDimMax));
+  if (geometry.num_heads % geometry.num_kv_heads != 0) {
+    return Status::invalid_argument(fmt::format("{}: num_heads is {}, expected a multiple of num_kv_heads = {} ({})", context.checkpoint.path(),
+                                                geometry.num_heads, geometry.num_kv_heads, context.config.where(words.place("num_heads"))));
+  }
+  attention.num_heads = geometry.num_heads;
+  attention.num_kv_heads = geometry.num_kv_heads;
+  attention.head_dim = geometry.head_dim;
+  MR_ASSIGN_OR_RETURN(const double scale, words.number("scale", "1 / sqrt(head_dim)", 1e-9, 1e9));
+  attention.scale = static_cast<float>(scale);
+  MR_ASSIGN_OR_RETURN(const std::optional<double> softcap, words.optional_number("softcap", "none", 1e-6, 1e9));
+  if (softcap) attention.softcap = static_cast<float>(*softcap);
+  MR_ASSIGN_OR_RETURN(attention.window, words.optional_integer("window", "none", 1, kPositionsMax));
+
+  MR_ASSIGN_OR_RETURN(BoundPosition position, bind_position(context, place, geometry));
+  MR_ASSIGN_OR_RETURN(attention.norm, bind_norm(context, place, "norm", context.hidden_size, "hidden_size"));
+  MR_RETURN_IF_ERROR(bind_qkv(context, place, geometry, position, attention));
+  MR_ASSIGN_OR_RETURN(attention.q_norm, bind_norm(context, place, "q_norm", geometry.head_dim, "head_dim"));
+  MR_ASSIGN_OR_RETURN(attention.k_norm, bind_norm(context, place, "k_norm", geometry.head_dim, "head_dim"));
+  const int64_t q_rows = geometry.num_heads * geometry.head_dim;
+  MR_ASSIGN_OR_RETURN(const StoredLinear o, bind_linear(context, place, "o", context.hidden_size, "hidden_size", q_rows, "num_heads * head_dim"));
+  attention.o = o.take(consecutive_rows(0, context.hidden_size));
+  MR_ASSIGN_OR_RETURN(attention.post_norm, bind_norm(context, place, "post_norm", context.hidden_size, "hidden_size"));
+  attention.rope = std::move(position.rope);
+  attention.alibi_slopes = std::move(position.alibi_slopes);
+  max_positions = position.max_positions;
+  return attention;
+}
+
+struct ActivationName {
+  std::string_view name;
+  Activation activation;
+};
+
+// The names of transformers' ACT2FN. "gelu_new", "gelu_pytorch_tanh" and "gelu_fast" are one formula.
+constexpr ActivationName kActivations[] = {
+    {"silu", Activation::kSilu},          {"swish", Activation::kSilu},           {"gelu", Activation::kGeluErf},
+    {"gelu_new", Activation::kGeluTanh},  {"gelu_pytorch_tanh", Activation::kGeluTanh}, {"gelu_fast", Activation::kGeluTanh},
+    {"gelu_tanh", Activation::kGeluTanh}, {"gelu_erf", Activation::kGeluErf},     {"relu", Activation::kRelu},
+    {"relu2", Activation::kReluSquared},  {"quick_gelu", Activation::kQuickGelu},
+};
+
+Result<MlpLayer> bind_mlp(const BindContext& context, const BindPlace& place) {
+  const BindWords& words = place.words;
+  MlpLayer mlp;
+  static constexpr std::string_view kKinds[] = {"gated", "plain"};
+  MR_ASSIGN_OR_RETURN(const int kind, words.choice("kind", "gated", kKinds));
+  mlp.gated = kind == 0;
+  std::vector<std::string_view> names;
+  for (const ActivationName& activation : kActivations) names.push_back(activation.name);
+  MR_ASSIGN_OR_RETURN(const int activation, words.choice("activation", "hidden_act", names));
+  mlp.activation = kActivations[activation].activation;
+  MR_ASSIGN_OR_RETURN(const int64_t size, words.integer("intermediate_size", "intermediate_size", 1, kIntermediateMax));
+
+  MR_ASSIGN_OR_RETURN(mlp.norm, bind_norm(context, place, "norm", context.hidden_size, "hidden_size"));
+  const bool fused = words.find("gate_up") != nullptr;
+  if (mlp.gated != (fused || words.find("gate") != nullptr)) {
+    return Status::invalid_argument(fmt::format("{}: a gated mlp has \"gate\" and \"up\" or \"gate_up\", a plain one only \"up\"", context.config.where(words.place("kind"))));
+  }
+  if (fused) {
+    MR_ASSIGN_OR_RETURN(const StoredLinear gate_up, bind_linear(context, place, "gate_up", 2 * size, "2 * intermediate_size", context.hidden_size,
+                                                                "hidden_size", "split into gate, up"));
+    mlp.gate = gate_up.take(consecutive_rows(0, size));
+    mlp.up = gate_up.take(consecutive_rows(size, size));
+  } else {
+    if (mlp.gated) {
+      MR_ASSIGN_OR_RETURN(const StoredLinear gate, bind_linear(context, place, "gate", size, "intermediate_size", context.hidden_size, "hidden_size"));
+      mlp.gate = gate.take(consecutive_rows(0, size));
+    }
+    MR_ASSIGN_OR_RETURN(const StoredLinear up, bind_linear(context, place, "up", size, "intermediate_size", context.hidden_size, "hidden_size"));
+    mlp.up = up.take(consecutive_rows(0, size));
+  }
+  MR_ASSIGN_OR_RETURN(const StoredLinear down, bind_linear(context, place, "down", context.hidden_size, "hidden_size", size, "intermediate_size"));
+  mlp.down = down.take(consecutive_rows(0, context.hidden_size));
+  MR_ASSIGN_OR_RETURN(mlp.post_norm, bind_norm(context, place, "post_norm", context.hidden_size, "hidden_size"));
+  return mlp;
+}
+
+}  // namespace
+
+Result<BoundLayer> bind_layer(const BindContext& context, const json::object& description, std::string place, int64_t layer) {
+  const BindWords words(context.config, &description, std::move(place), layer);
+  const json::value& scopes = description.at("scope");
+  BoundLayer bound;
+  MR_ASSIGN_OR_RETURN(const bool transposed, words.flag("transposed", "false"));
+  MR_ASSIGN_OR_RETURN(bound.layer.parallel_residual, words.flag("parallel_residual", "false"));
+  MR_ASSIGN_OR_RETURN(const double multiplier, words.number("residual_multiplier", "1", -1e6, 1e6));
+  bound.layer.residual_multiplier = static_cast<float>(multiplier);
+  const std::string role = fmt::format("layers.{}", layer);
+  const BindPlace attention{words.object("attention"), &scopes, role + ".attention", transposed};
+  const BindPlace mlp{words.object("mlp"), &scopes, role + ".mlp", transposed};
+  MR_ASSIGN_OR_RETURN(bound.layer.attention, bind_attention(context, attention, bound.max_positions));
+  MR_ASSIGN_OR_RETURN(bound.layer.mlp, bind_mlp(context, mlp));
+  bound.layer.shared_norm = bound.layer.parallel_residual && bound.layer.attention.norm && !bound.layer.mlp.norm;
+  return bound;
+}
+
+}  // namespace millrace

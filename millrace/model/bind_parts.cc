@@ -1,0 +1,116 @@
+#include "millrace/model/bind_parts.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "millrace/model/transforms.h"
+
+namespace millrace {
+
+namespace {
+
+// The names of a part: the word itself, or its "name".
+const json::value& names_of(const json::value& word) { return word.is_object() ? word.get_object().at("name") : word; }
+
+}  // namespace
+
+Status missing_tensor(const BindContext& context, const BindPlace& place, std::string_view word, const json::value& names, std::string_view suffix) {
+  return Status::invalid_argument(fmt::format("{}: missing tensor {} ({})", context.checkpoint.path(),
+                                              context.tensors.wanted(names, place.scopes, place.layer(), suffix),
+                                              context.config.where(place.words.place(word))));
+}
+
+Result<std::optional<Norm>> bind_norm(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words) {
+  const json::value* value = place.words.find(word);
+  if (value == nullptr) return std::optional<Norm>();
+  const json::object no_words;
+  const BindWords own = value->is_object() ? place.words.object(word) : place.words.object(no_words, word);
+  MR_ASSIGN_OR_RETURN(const bool when, own.flag("when", "true"));
+  if (!when) return std::optional<Norm>();
+
+  // A norm's own words count before those of the family's "norm".
+  const json::value* shared = context.family.description().if_contains("norm");
+  const BindWords common(context.config, shared != nullptr ? shared->if_object() : nullptr, "norm", place.layer());
+  const auto words_for = [&](std::string_view name) -> const BindWords& { return own.find(name) != nullptr ? own : common; };
+  static constexpr std::string_view kKinds[] = {"rms", "layer"};
+  MR_ASSIGN_OR_RETURN(const int kind, words_for("kind").choice("kind", "rms", kKinds));
+  MR_ASSIGN_OR_RETURN(const double eps, words_for("eps").number("eps", kind == 0 ? "rms_norm_eps" : "layer_norm_epsilon", 0, 1));
+  MR_ASSIGN_OR_RETURN(const bool add_one, words_for("add_one").flag("add_one", "false"));
+  MR_ASSIGN_OR_RETURN(const std::optional<bool> wants_bias, words_for("bias").optional_flag("bias"));
+
+  Norm norm;
+  norm.kind = kind == 0 ? Norm::Kind::kRms : Norm::Kind::kLayer;
+  norm.eps = static_cast<float>(eps);
+  const json::value& names = names_of(*value);
+  const SourceTensor* weight = context.tensors.find(names, place.scopes, place.layer(), ".weight");
+  if (weight == nullptr) return missing_tensor(context, place, word, names, ".weight");
+  const std::string shape_words = fmt::format("[{}]", size_words);
+  MR_RETURN_IF_ERROR(context.tensors.use(*weight, {size}, shape_words, place.role_of(word), add_one ? "add one" : ""));
+  MR_ASSIGN_OR_RETURN(norm.weight, context.tensors.read(*weight));
+  if (add_one) {
+    for (float& number : norm.weight) number += 1.0f;
+  }
+  const SourceTensor* bias = context.tensors.find(names, place.scopes, place.layer(), ".bias");
+  if (wants_bias.value_or(bias != nullptr)) {
+    if (bias == nullptr) return missing_tensor(context, place, word, names, ".bias");
+    MR_RETURN_IF_ERROR(context.tensors.use(*bias, {size}, shape_words, place.role_of(word) + ".bias", ""));
+    MR_ASSIGN_OR_RETURN(norm.bias, context.tensors.read(*bias));
+  }
+  return std::optional<Norm>(std::move(norm));
+}
+
+Linear StoredLinear::take(std::vector<int32_t> rows) const {
+  Linear linear;
+  if (!bias.empty()) {
+    linear.bias.reserve(rows.size());
+    for (const int32_t row : rows) linear.bias.push_back(bias[static_cast<std::size_t>(row)]);
+  }
+  linear.weight = {weight, transposed, std::move(rows), k};
+  return linear;
+}
+
+Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& place, std::string_view word, int64_t rows, std::string_view rows_words,
+                                 int64_t k, std::string_view k_words, std::string_view transforms) {
+  const json::value* value = place.words.find(word);
+  MR_CHECK(value != nullptr, "the schema requires every matrix that is bound");
+  const json::object no_words;
+  const BindWords own = value->is_object() ? place.words.object(word) : place.words.object(no_words, word);
+  MR_ASSIGN_OR_RETURN(const bool transposed, own.flag("transposed", place.transposed ? "true" : "false"));
+  MR_ASSIGN_OR_RETURN(const std::optional<bool> wants_bias, (own.find("bias") != nullptr ? own : place.words).optional_flag("bias"));
+
+  StoredLinear stored;
+  stored.transposed = transposed;
+  stored.k = k;
+  const json::value& names = names_of(*value);
+  stored.weight = context.tensors.find(names, place.scopes, place.layer(), ".weight");
+  if (stored.weight == nullptr) return missing_tensor(context, place, word, names, ".weight");
+  const std::string done = fmt::format("{}{}{}", transposed ? "transposed" : "", transposed && !transforms.empty() ? ", " : "", transforms);
+  if (transposed) {
+    MR_RETURN_IF_ERROR(context.tensors.use(*stored.weight, {k, rows}, fmt::format("[{}, {}]", k_words, rows_words), place.role_of(word), done));
+    if (dtype_info(stored.weight->dtype).block_elements > 1) {
+      return Status::unsupported(fmt::format("{}: \"{}\" is stored transposed and quantized as {}, whose blocks run along the wrong dimension",
+                                             context.checkpoint.path(), stored.weight->name, dtype_name(stored.weight->dtype)));
+    }
+  } else {
+    MR_RETURN_IF_ERROR(context.tensors.use(*stored.weight, {rows, k}, fmt::format("[{}, {}]", rows_words, k_words), place.role_of(word), done));
+  }
+  const SourceTensor* bias = context.tensors.find(names, place.scopes, place.layer(), ".bias");
+  if (wants_bias.value_or(bias != nullptr)) {
+    if (bias == nullptr) return missing_tensor(context, place, word, names, ".bias");
+    MR_RETURN_IF_ERROR(context.tensors.use(*bias, {rows}, fmt::format("[{}]", rows_words), place.role_of(word) + ".bias", std::string(transforms)));
+    MR_ASSIGN_OR_RETURN(stored.bias, context.tensors.read(*bias));
+  }
+  return stored;
+}
+
+Result<std::vector<float>> bind_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words) {
+  const json::value* names = place.words.find(word);
+  // Vectors are named from the root: one serves all layers.
+  const SourceTensor* tensor = names != nullptr ? context.tensors.find(*names, nullptr, place.layer(), ".weight") : nullptr;
+  if (tensor == nullptr) return std::vector<float>();
+  MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {size}, fmt::format("[{}]", size_words), place.role_of(word), ""));
+  return context.tensors.read(*tensor);
+}
+
+}  // namespace millrace

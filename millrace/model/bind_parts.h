@@ -1,0 +1,58 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "millrace/model/bind_tensors.h"
+#include "millrace/model/bind_words.h"
+
+namespace millrace {
+
+// What a part of the network is resolved with. Everything outlives the binding.
+struct BindContext {
+  const Family& family;
+  const Checkpoint& checkpoint;
+  const BindConfig& config;
+  BindTensors& tensors;
+  int64_t hidden_size = 0;
+  int64_t max_positions = 0;  // of the configuration
+};
+
+// Where a part stands: the words of its object, the names before its tensors', and who it is in `inspect --explain`.
+struct BindPlace {
+  BindWords words;
+  const json::value* scopes = nullptr;  // null outside of layers
+  std::string role;                     // "layers.3.attention", or empty
+  bool transposed = false;              // matrices are stored [in, out] unless they say otherwise
+
+  std::optional<int64_t> layer() const { return words.layer(); }
+  std::string role_of(std::string_view name) const { return role.empty() ? std::string(name) : role + "." + std::string(name); }
+};
+
+// Error "missing tensor ..." with the place that wants it.
+Status missing_tensor(const BindContext& context, const BindPlace& place, std::string_view word, const json::value& names, std::string_view suffix);
+
+// A norm over `size` numbers; absent where the family does not name one or its "when" is false.
+Result<std::optional<Norm>> bind_norm(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words);
+
+// A stored matrix with its bias, of which one or several row selections become Linears.
+struct StoredLinear {
+  const SourceTensor* weight = nullptr;
+  bool transposed = false;
+  int64_t k = 0;
+  std::vector<float> bias;  // of the stored rows, or empty
+
+  Linear take(std::vector<int32_t> rows) const;
+};
+
+// `rows_words` and `k_words` say in errors what the numbers are. `transforms` is what will be done to the rows, for people.
+// `bias`: true where there must be one, false where there must not; none: as stored. The component's "bias" word; a matrix may have its own.
+Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& place, std::string_view word, int64_t rows, std::string_view rows_words,
+                                 int64_t k, std::string_view k_words, std::string_view transforms = "");
+
+// The numbers of an optional vector tensor, or empty.
+Result<std::vector<float>> bind_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words);
+
+}  // namespace millrace

@@ -1,0 +1,97 @@
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "millrace/base/test_data.h"
+#include "millrace/model/family.h"
+
+namespace millrace {
+namespace {
+
+using testing::HasSubstr;
+
+Result<Network> bind_path(const std::string& path) {
+  MR_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(path));
+  MR_ASSIGN_OR_RETURN(const Family family, choose_family(checkpoint, std::nullopt));
+  return bind_network(family, checkpoint);
+}
+
+struct GoldenCase {
+  std::string name, family;
+  int64_t layers, num_heads, num_kv_heads, head_dim, intermediate, vocab;
+  bool tied;
+};
+
+std::ostream& operator<<(std::ostream& out, const GoldenCase& golden) { return out << golden.name; }
+
+class BindGolden : public testing::TestWithParam<GoldenCase> {};
+
+TEST_P(BindGolden, EveryTensorFindsItsPlace) {
+  const GoldenCase& golden = GetParam();
+  const Result<Checkpoint> checkpoint = Checkpoint::open((source_dir() / "tests/golden/models" / golden.name).string());
+  ASSERT_TRUE(checkpoint.is_ok()) << checkpoint.status().message();
+  const Result<Family> family = choose_family(*checkpoint, std::nullopt);
+  ASSERT_TRUE(family.is_ok()) << family.status().message();
+  EXPECT_EQ(family->name(), golden.family);
+  const Result<Network> network = bind_network(*family, *checkpoint);
+  ASSERT_TRUE(network.is_ok()) << network.status().message();
+
+  EXPECT_EQ(network->hidden_size, 64);
+  EXPECT_EQ(network->vocab_size, golden.vocab);
+  EXPECT_EQ(network->tied_head, golden.tied);
+  EXPECT_EQ(network->head.weight.rows(), golden.vocab);
+  ASSERT_EQ(static_cast<int64_t>(network->layers.size()), golden.layers);
+  for (const DecoderLayer& layer : network->layers) {
+    const AttentionLayer& attention = layer.attention;
+    EXPECT_EQ(attention.num_heads, golden.num_heads);
+    EXPECT_EQ(attention.num_kv_heads, golden.num_kv_heads);
+    EXPECT_EQ(attention.head_dim, golden.head_dim);
+    EXPECT_EQ(attention.q.weight.rows(), golden.num_heads * golden.head_dim);
+    EXPECT_EQ(attention.k.weight.rows(), golden.num_kv_heads * golden.head_dim);
+    EXPECT_EQ(attention.v.weight.rows(), golden.num_kv_heads * golden.head_dim);
+    EXPECT_EQ(attention.o.weight.rows(), 64);
+    EXPECT_EQ(attention.o.weight.k, golden.num_heads * golden.head_dim);
+    EXPECT_EQ(layer.mlp.up.weight.rows(), golden.intermediate);
+    EXPECT_EQ(layer.mlp.down.weight.k, golden.intermediate);
+  }
+  EXPECT_EQ(network->bindings.size(), checkpoint->tensors().size());
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, BindGolden, testing::Values(
+    GoldenCase{"llama", "llama", 3, 4, 2, 16, 160, 640, false}, GoldenCase{"llama-v5cfg", "llama", 2, 4, 4, 24, 160, 640, true},
+    GoldenCase{"llama2-spm", "llama", 2, 4, 4, 16, 160, 876, false}, GoldenCase{"mistral", "mistral", 2, 4, 2, 16, 160, 876, false},
+    GoldenCase{"qwen2", "qwen2", 2, 4, 2, 16, 160, 640, true}, GoldenCase{"qwen3", "qwen3", 2, 4, 2, 32, 160, 640, false},
+    GoldenCase{"gemma2", "gemma2", 4, 4, 2, 16, 160, 640, true}, GoldenCase{"gemma3_text", "gemma3", 4, 4, 2, 16, 160, 640, true},
+    GoldenCase{"phi3", "phi3", 2, 4, 2, 16, 160, 640, false}, GoldenCase{"gpt2", "gpt2", 2, 4, 4, 16, 256, 600, true},
+    GoldenCase{"falcon", "falcon", 2, 4, 1, 16, 256, 600, true}, GoldenCase{"bloom", "bloom", 2, 4, 4, 16, 256, 600, true}),
+    [](const auto& golden) { std::string name = golden.param.name; std::replace(name.begin(), name.end(), '-', '_'); return name; });
+
+TEST(BindGguf, DemoModel) {
+  const char* path = std::getenv("MILLRACE_DEMO_MODEL");
+  if (path == nullptr) GTEST_SKIP() << "MILLRACE_DEMO_MODEL does not name the demo model's GGUF";
+  const Result<Network> network = bind_path(path);
+  ASSERT_TRUE(network.is_ok()) << network.status().message();
+  EXPECT_EQ(network->hidden_size, 576);
+  EXPECT_EQ(network->vocab_size, 49152);
+  ASSERT_EQ(network->layers.size(), 30u);
+  const AttentionLayer& attention = network->layers[29].attention;
+  EXPECT_EQ(attention.num_heads, 9);
+  EXPECT_EQ(attention.num_kv_heads, 3);
+  EXPECT_EQ(attention.head_dim, 64);
+  ASSERT_TRUE(attention.rope);
+  EXPECT_EQ(attention.rope->rotary_dim, 64);
+  // llama.cpp's converter stores q and k for interleaved pairing: the second half of a head's dimensions are the odd rows.
+  EXPECT_EQ(attention.q.weight.row_map[1], 2);
+  EXPECT_EQ(attention.q.weight.row_map[32], 1);
+  EXPECT_EQ(attention.k.weight.row_map[64 + 33], 64 + 3);
+  EXPECT_EQ(attention.v.weight.row_map[1], 1);
+  EXPECT_TRUE(network->tied_head);
+}
+
+}  // namespace
+}  // namespace millrace

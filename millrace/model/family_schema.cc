@@ -1,0 +1,250 @@
+#include "millrace/model/family_schema.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "millrace/model/expression.h"
+
+namespace millrace {
+
+namespace {
+
+enum class Kind {
+  kExpression,   // a text that parses as one, a number or a boolean
+  kText,
+  kTexts,        // a text or a list of texts
+  kNames,        // of tensors: a text or a list of alternatives
+  kNormOrNames,  // an object with the words of a norm, or only its names
+  kLinearOrNames,
+  kObject,
+  kObjects,        // a list of objects, not empty
+  kExpressionMap,  // any names -> expressions
+  kTextMap,        // any names -> texts
+};
+
+struct Word {
+  std::string_view name;
+  Kind kind;
+  std::span<const Word> words = {};  // of the object, or of each object in the list
+  bool required = false;
+};
+
+constexpr Word kNormWords[] = {
+    {"name", Kind::kNames, {}, true}, {"kind", Kind::kExpression},    {"eps", Kind::kExpression},
+    {"add_one", Kind::kExpression},   {"bias", Kind::kExpression}, {"when", Kind::kExpression},
+};
+
+constexpr Word kNormDefaultWords[] = {
+    {"kind", Kind::kExpression}, {"eps", Kind::kExpression}, {"add_one", Kind::kExpression}, {"bias", Kind::kExpression}};
+
+constexpr Word kLinearWords[] = {{"name", Kind::kNames, {}, true}, {"bias", Kind::kExpression}, {"transposed", Kind::kExpression}};
+
+constexpr Word kPositionWords[] = {
+    {"kind", Kind::kExpression, {}, true},
+    {"pairing", Kind::kExpression},
+    {"stored_pairing", Kind::kExpression},
+    {"theta", Kind::kExpression},
+    {"rotary_dim", Kind::kExpression},
+    {"parameters", Kind::kExpression},
+    {"original_max_positions", Kind::kExpression},
+    {"frequency_factors", Kind::kNames},
+    {"short_factors", Kind::kNames},
+    {"long_factors", Kind::kNames},
+};
+
+constexpr Word kAttentionWords[] = {
+    {"norm", Kind::kNormOrNames},
+    {"post_norm", Kind::kNormOrNames},
+    {"q", Kind::kLinearOrNames},
+    {"k", Kind::kLinearOrNames},
+    {"v", Kind::kLinearOrNames},
+    {"qkv", Kind::kLinearOrNames},
+    {"layout", Kind::kExpression},
+    {"o", Kind::kLinearOrNames, {}, true},
+    {"bias", Kind::kExpression},
+    {"q_norm", Kind::kNormOrNames},
+    {"k_norm", Kind::kNormOrNames},
+    {"num_heads", Kind::kExpression},
+    {"num_kv_heads", Kind::kExpression},
+    {"head_dim", Kind::kExpression},
+    {"scale", Kind::kExpression},
+    {"softcap", Kind::kExpression},
+    {"window", Kind::kExpression},
+    {"position", Kind::kObject, kPositionWords},
+};
+
+constexpr Word kMlpWords[] = {
+    {"norm", Kind::kNormOrNames},
+    {"post_norm", Kind::kNormOrNames},
+    {"kind", Kind::kExpression},
+    {"activation", Kind::kExpression},
+    {"gate", Kind::kLinearOrNames},
+    {"up", Kind::kLinearOrNames},
+    {"gate_up", Kind::kLinearOrNames},
+    {"down", Kind::kLinearOrNames, {}, true},
+    {"bias", Kind::kExpression},
+    {"intermediate_size", Kind::kExpression},
+};
+
+constexpr Word kLayerWords[] = {
+    {"count", Kind::kExpression, {}, true},
+    {"scope", Kind::kNames, {}, true},
+    {"transposed", Kind::kExpression},
+    {"parallel_residual", Kind::kExpression},
+    {"residual_multiplier", Kind::kExpression},
+    {"attention", Kind::kObject, kAttentionWords, true},
+    {"mlp", Kind::kObject, kMlpWords, true},
+};
+
+constexpr Word kEmbeddingWords[] = {
+    {"tokens", Kind::kNames, {}, true},    {"multiplier", Kind::kExpression},      {"norm", Kind::kNormOrNames},
+    {"positions", Kind::kNames}, {"position_offset", Kind::kExpression},
+};
+
+constexpr Word kHeadWords[] = {
+    {"weight", Kind::kLinearOrNames, {}, true}, {"tied_when", Kind::kExpression}, {"multiplier", Kind::kExpression}, {"softcap", Kind::kExpression}};
+
+constexpr Word kRequireWords[] = {{"that", Kind::kExpression, {}, true}, {"message", Kind::kText, {}, true}};
+
+constexpr Word kGgufWords[] = {{"config", Kind::kExpressionMap}, {"names", Kind::kTextMap, {}, true}};
+
+constexpr Word kFamilyWords[] = {
+    {"family", Kind::kText, {}, true},
+    {"architectures", Kind::kTexts},
+    {"gguf_architecture", Kind::kTexts},
+    {"config", Kind::kExpressionMap},
+    {"vocab_size", Kind::kExpression},
+    {"hidden_size", Kind::kExpression},
+    {"max_positions", Kind::kExpression},
+    {"norm", Kind::kObject, kNormDefaultWords},
+    {"embedding", Kind::kObject, kEmbeddingWords, true},
+    {"layers", Kind::kObjects, kLayerWords, true},
+    {"final_norm", Kind::kNormOrNames},
+    {"head", Kind::kObject, kHeadWords, true},
+    {"require", Kind::kObjects, kRequireWords},
+    {"ignore", Kind::kTexts},
+    {"gguf", Kind::kObject, kGgufWords},
+};
+
+Status fail(std::string_view place, std::string_view message) { return Status::invalid_argument(fmt::format("{}: {}", place, message)); }
+
+std::string below(std::string_view place, std::string_view name) {
+  return place.empty() ? std::string(name) : fmt::format("{}.{}", place, name);
+}
+
+Status check_expression(const json::value& value, const std::string& place) {
+  if (value.is_number() || value.is_bool()) return Status::ok();
+  if (!value.is_string()) return fail(place, fmt::format("expected an expression, found {}", json::serialize(value)));
+  const Result<Expression> expression = Expression::parse(value.get_string());
+  return expression.is_ok() ? Status::ok() : expression.status().with_context(place);
+}
+
+bool is_text(const json::value& value) { return value.is_string() && !value.get_string().empty(); }
+
+Status check_texts(const json::value& value, const std::string& place, std::string_view expected) {
+  bool good = is_text(value);
+  if (value.is_array()) {
+    good = !value.get_array().empty();
+    for (const json::value& element : value.get_array()) good = good && is_text(element);
+  }
+  return good ? Status::ok() : fail(place, fmt::format("expected {}, found {}", expected, json::serialize(value)));
+}
+
+Status check_object(const json::value& value, std::span<const Word> words, const std::string& place);
+
+Status check_word(const json::value& value, const Word& word, const std::string& place) {
+  switch (word.kind) {
+    case Kind::kExpression: return check_expression(value, place);
+    case Kind::kText: return is_text(value) ? Status::ok() : fail(place, fmt::format("expected a text, found {}", json::serialize(value)));
+    case Kind::kTexts: return check_texts(value, place, "a text or a list of texts");
+    case Kind::kNames: return check_texts(value, place, "a tensor's name or a list of alternatives");
+    case Kind::kNormOrNames:
+      return value.is_object() ? check_object(value, kNormWords, place) : check_texts(value, place, "a norm's name, a list of alternatives or an object");
+    case Kind::kLinearOrNames:
+      return value.is_object() ? check_object(value, kLinearWords, place)
+                               : check_texts(value, place, "a matrix's name, a list of alternatives or an object");
+    case Kind::kObject: return check_object(value, word.words, place);
+    case Kind::kObjects: {
+      if (!value.is_array() || value.get_array().empty()) return fail(place, "expected a list of objects");
+      for (std::size_t i = 0; i < value.get_array().size(); ++i) {
+        MR_RETURN_IF_ERROR(check_object(value.get_array()[i], word.words, fmt::format("{}[{}]", place, i)));
+      }
+      return Status::ok();
+    }
+    case Kind::kExpressionMap:
+    case Kind::kTextMap: {
+      if (!value.is_object()) return fail(place, fmt::format("expected an object, found {}", json::serialize(value)));
+      for (const auto& [name, element] : value.get_object()) {
+        const std::string inner = below(place, name);
+        if (word.kind == Kind::kExpressionMap) {
+          MR_RETURN_IF_ERROR(check_expression(element, inner));
+        } else if (!is_text(element)) {
+          return fail(inner, fmt::format("expected a text, found {}", json::serialize(element)));
+        }
+      }
+      return Status::ok();
+    }
+  }
+  return Status::ok();
+}
+
+Status check_object(const json::value& value, std::span<const Word> words, const std::string& place) {
+  const json::object* object = value.if_object();
+  if (object == nullptr) return fail(place, fmt::format("expected an object, found {}", json::serialize(value)));
+  const auto known = [&] {
+    std::vector<std::string_view> names;
+    for (const Word& word : words) names.push_back(word.name);
+    return fmt::format("{}", fmt::join(names, ", "));
+  };
+  for (const auto& [name, element] : *object) {
+    const Word* found = nullptr;
+    for (const Word& word : words) {
+      if (word.name == std::string_view(name)) found = &word;
+    }
+    if (found == nullptr) return fail(below(place, name), fmt::format("unknown word; known here are {}", known()));
+    MR_RETURN_IF_ERROR(check_word(element, *found, below(place, name)));
+  }
+  for (const Word& word : words) {
+    if (word.required && !object->contains(word.name)) return fail(below(place, word.name), "this word is missing");
+  }
+  return Status::ok();
+}
+
+// Either one fused matrix or its parts.
+Status check_fusion(const json::object& component, const std::string& place, std::string_view fused, std::span<const std::string_view> parts) {
+  for (const std::string_view part : parts) {
+    if (component.contains(fused) && component.contains(part)) return fail(below(place, part), fmt::format("stands beside \"{}\", which contains it", fused));
+    if (!component.contains(fused) && !component.contains(part)) return fail(below(place, part), "this word is missing");
+  }
+  return Status::ok();
+}
+
+}  // namespace
+
+Status check_family_words(const json::object& description) {
+  MR_RETURN_IF_ERROR(check_object(description, kFamilyWords, ""));
+  static constexpr std::string_view kQkv[] = {"q", "k", "v"};
+  const json::array& layers = description.at("layers").get_array();
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const json::object& layer = layers[i].get_object();
+    const std::string place = fmt::format("layers[{}]", i);
+    const json::object& attention = layer.at("attention").get_object();
+    const json::object& mlp = layer.at("mlp").get_object();
+    MR_RETURN_IF_ERROR(check_fusion(attention, place + ".attention", "qkv", kQkv));
+    if (attention.contains("qkv") != attention.contains("layout")) {
+      return fail(place + ".attention.layout", "\"layout\" and \"qkv\" belong together");
+    }
+    static constexpr std::string_view kUp[] = {"up"};
+    MR_RETURN_IF_ERROR(check_fusion(mlp, place + ".mlp", "gate_up", kUp));
+    if (mlp.contains("gate_up") && mlp.contains("gate")) return fail(place + ".mlp.gate", "stands beside \"gate_up\", which contains it");
+  }
+  const bool gguf = description.contains("gguf"), named = description.contains("gguf_architecture");
+  if (gguf != named) return fail(gguf ? "gguf_architecture" : "gguf", "\"gguf\" and \"gguf_architecture\" belong together");
+  return Status::ok();
+}
+
+}  // namespace millrace
