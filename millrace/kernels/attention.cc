@@ -81,7 +81,7 @@ void kv_write(Isa, const KvView& kv, int64_t block, int64_t token, int64_t kv_he
 int64_t attention_scratch_floats(const KvGeometry& geometry, int64_t) {
   const KvHeadLayout layout(geometry);
   // Of every query of a tile: itself, its scores in a segment, its accumulator, maximum and sum.
-  return kTileQueries * (layout.k_dwords * layout.values_per_dword + kSegmentTokens + layout.v_dim_padded + 2);
+  return kTileQueries * (layout.k_dwords * layout.values_per_dword + kScoresStride + layout.v_dim_padded + 2);
 }
 
 int64_t attention_num_segments(const AttentionArgs& args, int64_t row) { return (args.first_position + row) / kSegmentTokens + 1; }

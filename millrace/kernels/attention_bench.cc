@@ -1,11 +1,11 @@
 // Attention of one layer on one thread: decode at several depths and prefill, per variant and KV format.
 //   attention_bench [substring of a variant's name]
-// Decode shows the rate at which keys and values are read (caches are left warm: one layer of one sequence), prefill the rate of
+// Rates are of the best run, since the machine may be busy. Decode shows the rate at which keys and values are read (caches are left warm: one layer of one sequence), prefill the rate of
 // multiply-adds counted as two operations over the keys that causality leaves.
 #include <fmt/format.h>
+#include <time.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <random>
 #include <string_view>
@@ -22,17 +22,27 @@ struct Model {
   int64_t num_heads, num_kv_heads, head_dim;
 };
 
-double median_us(auto body) {
-  using Clock = std::chrono::steady_clock;
+struct Times {
+  double best_us, median_us;
+};
+
+// Time of this thread on its CPU: what others do on a busy machine shows less.
+double thread_us() {
+  timespec time;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) * 1e6 + static_cast<double>(time.tv_nsec) * 1e-3;
+}
+
+Times measure_times(auto body) {
   std::vector<double> times;
-  const auto start = Clock::now();
-  while (times.size() < 5 || (times.size() < 201 && Clock::now() - start < std::chrono::milliseconds(150))) {
-    const auto begin = Clock::now();
+  const double start = thread_us();
+  while (times.size() < 5 || (times.size() < 201 && thread_us() - start < 100e3)) {
+    const double begin = thread_us();
     body();
-    times.push_back(std::chrono::duration<double, std::micro>(Clock::now() - begin).count());
+    times.push_back(thread_us() - begin);
   }
   std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
-  return times[times.size() / 2];
+  return {*std::min_element(times.begin(), times.end()), times[times.size() / 2]};
 }
 
 void measure(Isa isa, const Model& model, KvFormat format, int64_t num_rows, int64_t num_keys) {
@@ -64,17 +74,17 @@ void measure(Isa isa, const Model& model, KvFormat format, int64_t num_rows, int
   args.first_position = num_keys - num_rows;
   args.blocks = blocks;
   args.scale = 1.0f / std::sqrt(static_cast<float>(model.head_dim));
-  const double us = median_us([&] {
+  const auto [best_us, median_us] = measure_times([&] {
     for (int64_t h = 0; h < model.num_kv_heads; ++h) attention(isa, kv, args, 0, num_rows, h, scratch.data());
   });
   double seen = 0;
   for (int64_t i = 0; i < num_rows; ++i) seen += static_cast<double>(args.first_position + i + 1);
-  const double gflops = 4.0 * seen * static_cast<double>(width) / us / 1e3;
-  const double gb_per_s = static_cast<double>(num_blocks * geometry.layer_bytes()) / us / 1e3;
+  const double gflops = 4.0 * seen * static_cast<double>(width) / best_us / 1e3;
+  const double gb_per_s = static_cast<double>(num_blocks * geometry.layer_bytes()) / best_us / 1e3;
   const char* format_name = format == KvFormat::kF32 ? "f32" : format == KvFormat::kBf16 ? "bf16" : "int8";
-  fmt::print("{:18} {:12} {:5} {:7} of {:5} keys {:10.1f} us {:7.1f} GFLOP/s", isa_name(isa), model.name, format_name,
-             num_rows == 1 ? "decode" : "prefill", num_keys, us, gflops);
-  if (num_rows == 1) fmt::print(" {:6.1f} GB/s", gb_per_s);
+  fmt::print("{:18} {:12} {:5} {:7} of {:5} keys: best {:9.1f} us, median {:9.1f} us, {:6.1f} GFLOP/s", isa_name(isa), model.name, format_name,
+             num_rows == 1 ? "decode" : "prefill", num_keys, best_us, median_us, gflops);
+  if (num_rows == 1) fmt::print(", {:5.1f} GB/s", gb_per_s);
   fmt::print("\n");
 }
 
