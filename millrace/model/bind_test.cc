@@ -1,25 +1,13 @@
-#include <fmt/format.h>
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
+#include <string>
 
 #include "millrace/base/test_data.h"
 #include "millrace/model/family.h"
 
 namespace millrace {
 namespace {
-
-using testing::HasSubstr;
-
-Result<Network> bind_path(const std::string& path) {
-  MR_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(path));
-  MR_ASSIGN_OR_RETURN(const Family family, choose_family(checkpoint, std::nullopt));
-  return bind_network(family, checkpoint);
-}
 
 struct GoldenCase {
   std::string name, family;
@@ -70,28 +58,6 @@ INSTANTIATE_TEST_SUITE_P(Families, BindGolden, testing::Values(
     GoldenCase{"phi3", "phi3", 2, 4, 2, 16, 160, 640, false}, GoldenCase{"gpt2", "gpt2", 2, 4, 4, 16, 256, 600, true},
     GoldenCase{"falcon", "falcon", 2, 4, 1, 16, 256, 600, true}, GoldenCase{"bloom", "bloom", 2, 4, 4, 16, 256, 600, true}),
     [](const auto& golden) { std::string name = golden.param.name; std::replace(name.begin(), name.end(), '-', '_'); return name; });
-
-TEST(BindGguf, DemoModel) {
-  const char* path = std::getenv("MILLRACE_DEMO_MODEL");
-  if (path == nullptr) GTEST_SKIP() << "MILLRACE_DEMO_MODEL does not name the demo model's GGUF";
-  const Result<Network> network = bind_path(path);
-  ASSERT_TRUE(network.is_ok()) << network.status().message();
-  EXPECT_EQ(network->hidden_size, 576);
-  EXPECT_EQ(network->vocab_size, 49152);
-  ASSERT_EQ(network->layers.size(), 30u);
-  const AttentionLayer& attention = network->layers[29].attention;
-  EXPECT_EQ(attention.num_heads, 9);
-  EXPECT_EQ(attention.num_kv_heads, 3);
-  EXPECT_EQ(attention.head_dim, 64);
-  ASSERT_TRUE(attention.rope);
-  EXPECT_EQ(attention.rope->rotary_dim, 64);
-  // llama.cpp's converter stores q and k for interleaved pairing: the second half of a head's dimensions are the odd rows.
-  EXPECT_EQ(attention.q.weight.row_map[1], 2);
-  EXPECT_EQ(attention.q.weight.row_map[32], 1);
-  EXPECT_EQ(attention.k.weight.row_map[64 + 33], 64 + 3);
-  EXPECT_EQ(attention.v.weight.row_map[1], 1);
-  EXPECT_TRUE(network->tied_head);
-}
 
 }  // namespace
 }  // namespace millrace

@@ -1,0 +1,341 @@
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "millrace/base/test_data.h"
+#include "millrace/model/family.h"
+
+// What binding says about checkpoints that are not what their configuration or family promises, and what it makes of each family.
+namespace millrace {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+std::string read_text(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+std::filesystem::path golden(std::string_view name) { return source_dir() / "tests/golden/models" / name; }
+
+// A golden model under another configuration or with other tensors.
+class ChangedModel {
+ public:
+  explicit ChangedModel(std::string_view name) : directory_(std::filesystem::path(testing::TempDir()) / fmt::format("millrace_bind_{}", name)) {
+    std::filesystem::remove_all(directory_);
+    std::filesystem::create_directories(directory_);
+    config_ = parse_json(read_text(golden(name) / "config.json")).value().get_object();
+    weights_ = read_text(golden(name) / "model.safetensors");
+  }
+  ~ChangedModel() { std::filesystem::remove_all(directory_); }
+
+  json::object& config() { return config_; }
+
+  // Renames a tensor to another name of the same length, in the header of the file.
+  void rename_tensor(std::string_view from, std::string_view to) {
+    ASSERT_EQ(from.size(), to.size());
+    const std::size_t at = weights_.find(fmt::format("\"{}\"", from));
+    ASSERT_NE(at, std::string::npos);
+    weights_.replace(at + 1, to.size(), to);
+  }
+
+  // Removes `prefix` from every tensor's name; spaces after the names keep the header's length.
+  void drop_prefix(std::string_view prefix) {
+    const std::string start = fmt::format("\"{}", prefix);
+    for (std::size_t at = weights_.find(start); at != std::string::npos; at = weights_.find(start, at + 1)) {
+      const std::size_t end = weights_.find('"', at + 1);
+      const std::string name = weights_.substr(at + start.size(), end - at - start.size());
+      weights_.replace(at, end + 1 - at, fmt::format("\"{}\"{}", name, std::string(prefix.size(), ' ')));
+    }
+  }
+
+  Result<Network> bind() {
+    std::ofstream(directory_ / "config.json") << json::serialize(config_);
+    std::ofstream(directory_ / "model.safetensors", std::ios::binary) << weights_;
+    Result<Checkpoint> checkpoint = Checkpoint::open(directory_.string());
+    if (!checkpoint.is_ok()) return checkpoint.status();
+    checkpoint_ = std::make_unique<Checkpoint>(std::move(checkpoint).value());
+    MR_ASSIGN_OR_RETURN(const Family family, choose_family(*checkpoint_, std::nullopt));
+    return bind_network(family, *checkpoint_);
+  }
+
+ private:
+  std::filesystem::path directory_;
+  json::object config_;
+  std::string weights_;
+  std::unique_ptr<Checkpoint> checkpoint_;  // the network views it
+};
+
+struct BadConfig {
+  std::string_view field;
+  std::string_view value;  // JSON; empty: the field is removed
+  std::string_view message;
+};
+
+TEST(BindNetwork, RefusesHostileConfigurations) {
+  const BadConfig table[] = {
+      {"num_hidden_layers", "1000000", "layers[0].count: \"num_hidden_layers\" is 1000000, expected an integer from 0 to 4096"},
+      {"num_hidden_layers", "-1", "expected an integer from 0 to 4096"},
+      {"num_hidden_layers", "0", "no layers"},
+      {"num_hidden_layers", "\"3\"", "is '3', expected an integer"},
+      {"num_hidden_layers", "2.5", "is 2.5, expected an integer"},
+      {"num_hidden_layers", "", "llama.json: layers[0].count: the configuration has no field \"num_hidden_layers\""},
+      {"num_hidden_layers", "4", "missing tensor \"model.layers.3.input_layernorm.weight\" (llama.json: layers[0].attention.norm)"},
+      {"num_hidden_layers", "2", "tensor(s) have no use in llama.json: \"model.layers.2."},
+      {"hidden_size", "0", "hidden_size: \"hidden_size\" is 0"},
+      {"hidden_size", "-64", "expected an integer from 1 to 262144"},
+      {"hidden_size", "1e30", "expected an integer"},
+      {"hidden_size", "18446744073709551615", "expected an integer"},
+      {"hidden_size", "32", "\"model.embed_tokens.weight\" is [640, 64], expected [vocab_size, hidden_size] = [640, 32]"},
+      {"vocab_size", "641", "is [640, 64], expected [vocab_size, hidden_size] = [641, 64]"},
+      {"vocab_size", "0", "vocab_size"},
+      {"num_attention_heads", "0", "num_heads"},
+      {"num_attention_heads", "-4", "expected an integer from 1 to 4096"},
+      {"num_attention_heads", "8", "\"model.layers.0.self_attn.q_proj.weight\" is [64, 64], expected [num_heads * head_dim, hidden_size] = [128, 64]"},
+      {"num_attention_heads", "[4]", "is a list, expected an integer"},
+      {"num_key_value_heads", "3", "expected a multiple of num_kv_heads = 3"},
+      {"num_key_value_heads", "0", "expected an integer from 1 to 4096"},
+      {"num_key_value_heads", "", "k_proj.weight\" is [32, 64], expected [num_kv_heads * head_dim, hidden_size] = [64, 64]"},
+      {"head_dim", "0", "head_dim"},
+      {"head_dim", "1", "rotary dimension is 1"},
+      {"head_dim", "100000", "expected an integer from 1 to 4096"},
+      {"head_dim", "true", "is true, expected an integer"},
+      {"intermediate_size", "161", "expected [intermediate_size, hidden_size] = [161, 64]"},
+      {"intermediate_size", "9999999", "expected an integer from 1 to 4194304"},
+      {"max_position_embeddings", "0", "max_positions"},
+      {"max_position_embeddings", "1e15", "max_positions"},
+      {"rms_norm_eps", "-1", "norm.eps"},
+      {"rms_norm_eps", "1e300", "norm.eps"},
+      {"rms_norm_eps", "", "the configuration has no field \"rms_norm_eps\""},
+      {"rope_theta", "0", "theta"},
+      {"rope_theta", "\"big\"", "is 'big', expected a number"},
+      {"rope_scaling", "[]", "is a list, expected an object or none"},
+      {"rope_scaling", R"({"rope_type": "llama3", "factor": null})", "needs the parameter \"factor\""},
+      {"rope_scaling", R"({"rope_type": "linear", "factor": -1e308})", "\"factor\" is -1E308"},
+      {"hidden_act", "\"swoosh\"", "is 'swoosh', expected one of silu, swish, gelu"},
+      {"attention_bias", "true", "missing tensor \"model.layers.0.self_attn.q_proj.bias\""},
+      {"attention_bias", "1", "is 1, expected true or false"},
+      {"partial_rotary_factor", "7", "partial_rotary_factor"},
+      {"quantization_config", R"({"quant_method": "gptq"})", "quant_method \"gptq\", which is not supported"},
+      {"architectures", "[]", "does not name an architecture"},
+      {"architectures", "null", "does not name an architecture"},
+  };
+  for (const BadConfig& bad : table) {
+    SCOPED_TRACE(fmt::format("{} = {}", bad.field, bad.value));
+    ChangedModel model("llama");
+    if (bad.value.empty()) {
+      model.config().erase(bad.field);
+    } else {
+      model.config()[bad.field] = json::parse(bad.value);
+    }
+    const Result<Network> network = model.bind();
+    ASSERT_FALSE(network.is_ok());
+    EXPECT_THAT(network.status().message(), HasSubstr(bad.message));
+  }
+}
+
+TEST(BindNetwork, MissingAndUnusedTensorsAreNamed) {
+  ChangedModel model("llama");
+  model.rename_tensor("model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.gate_prok.weight");
+  const Result<Network> network = model.bind();
+  ASSERT_FALSE(network.is_ok());
+  EXPECT_THAT(network.status().message(), HasSubstr("missing tensor \"model.layers.1.mlp.gate_proj.weight\" (llama.json: layers[0].mlp.gate)"));
+}
+
+TEST(BindNetwork, AlternativeNamesAreAllInTheMessage) {
+  ChangedModel model("gpt2");
+  model.rename_tensor("transformer.ln_f.weight", "transformer.ln_g.weight");
+  EXPECT_THAT(model.bind().status().message(), HasSubstr("missing tensor \"transformer.ln_f.weight\" or \"ln_f.weight\" (gpt2.json: final_norm)"));
+}
+
+TEST(BindNetwork, Gpt2WithoutItsPrefix) {
+  ChangedModel model("gpt2");  // as openai-community/gpt2 was published
+  model.drop_prefix("transformer.");
+  const Result<Network> network = model.bind();
+  ASSERT_TRUE(network.is_ok()) << network.status().message();
+  EXPECT_EQ(network->embedding.tensor->name, "wte.weight");
+  EXPECT_EQ(network->layers[1].mlp.up.weight.tensor->name, "h.1.mlp.c_fc.weight");
+}
+
+// The stored numbers of one row of a matrix.
+std::vector<float> stored_row(const MatrixSource& matrix, int64_t row) {
+  std::vector<float> numbers;
+  const float* data = reinterpret_cast<const float*>(matrix.tensor->data.data());
+  const int64_t source = matrix.row_map[static_cast<std::size_t>(row)];
+  for (int64_t i = 0; i < matrix.k; ++i) {
+    numbers.push_back(matrix.transposed ? data[i * matrix.tensor->shape[1] + source] : data[source * matrix.k + i]);
+  }
+  return numbers;
+}
+
+struct BoundGolden {
+  Checkpoint checkpoint;
+  Network network;
+};
+
+std::unique_ptr<BoundGolden> bind_golden(std::string_view name) {
+  auto bound = std::make_unique<BoundGolden>(BoundGolden{Checkpoint::open(golden(name).string()).value(), {}});
+  bound->network = bind_network(choose_family(bound->checkpoint, std::nullopt).value(), bound->checkpoint).value();
+  return bound;
+}
+
+TEST(BindNetwork, Llama3Rope) {
+  const auto bound = bind_golden("llama");
+  const Network& network = bound->network;
+  const AttentionLayer& attention = network.layers[2].attention;
+  ASSERT_TRUE(attention.rope);
+  EXPECT_EQ(attention.rope->pairing, Rope::Pairing::kHalf);
+  EXPECT_EQ(attention.rope->rotary_dim, 16);
+  EXPECT_FLOAT_EQ(attention.rope->inv_freq[0], 1.0f);
+  EXPECT_FLOAT_EQ(attention.rope->inv_freq[7] * 8, std::pow(500000.0f, -14.0f / 16));
+  EXPECT_FLOAT_EQ(attention.scale, 0.25f);
+  EXPECT_FALSE(attention.window || attention.softcap || attention.q_norm || attention.post_norm);
+  EXPECT_EQ(network.max_positions, 256);
+  EXPECT_FALSE(network.layers[0].parallel_residual);
+  EXPECT_EQ(network.layers[0].mlp.activation, Activation::kSilu);
+  EXPECT_TRUE(network.layers[0].mlp.gated);
+}
+
+TEST(BindNetwork, LlamaOfTheNewerConfigHasBiasesAndLinearRope) {
+  const auto bound = bind_golden("llama-v5cfg");
+  const DecoderLayer& layer = bound->network.layers[0];
+  EXPECT_EQ(layer.attention.q.bias.size(), 96u);
+  EXPECT_EQ(layer.attention.o.bias.size(), 64u);
+  EXPECT_EQ(layer.mlp.down.bias.size(), 64u);
+  EXPECT_FLOAT_EQ(layer.attention.rope->inv_freq[0], 0.25f);
+  EXPECT_EQ(bound->network.head.weight.tensor->name, "model.embed_tokens.weight");
+}
+
+TEST(BindNetwork, DynamicRopeHasALongVariant) {
+  const auto bound = bind_golden("llama2-spm");
+  const Rope& rope = *bound->network.layers[0].attention.rope;
+  EXPECT_EQ(rope.short_length, 256);
+  EXPECT_EQ(bound->network.max_positions, 512);
+  EXPECT_LT(rope.long_inv_freq[7], rope.inv_freq[7]);
+}
+
+TEST(BindNetwork, MistralSlidesEverywhere) {
+  const auto bound = bind_golden("mistral");
+  for (const DecoderLayer& layer : bound->network.layers) EXPECT_EQ(layer.attention.window, 16);
+}
+
+TEST(BindNetwork, QwenSlidesWhereAskedTo) {
+  ChangedModel model("qwen2");
+  model.config()["use_sliding_window"] = true;
+  model.config()["sliding_window"] = 32;
+  model.config()["max_window_layers"] = 1;
+  EXPECT_FALSE(model.bind()->layers[1].attention.window) << "layer_types say full_attention and count before max_window_layers";
+  model.config().erase("layer_types");
+  const Result<Network> network = model.bind();
+  ASSERT_TRUE(network.is_ok()) << network.status().message();
+  EXPECT_FALSE(network->layers[0].attention.window);
+  EXPECT_EQ(network->layers[1].attention.window, 32);
+  EXPECT_EQ(network->layers[1].attention.q.bias.size(), 64u);
+  EXPECT_TRUE(network->layers[1].attention.o.bias.empty());
+}
+
+TEST(BindNetwork, Gemma2) {
+  const auto bound = bind_golden("gemma2");
+  const Network& network = bound->network;
+  EXPECT_FLOAT_EQ(network.embedding_multiplier, 8.0f);
+  EXPECT_FLOAT_EQ(*network.logits_softcap, 10.0f);
+  EXPECT_EQ(network.layers[0].attention.window, 16);
+  EXPECT_FALSE(network.layers[1].attention.window);
+  const DecoderLayer& layer = network.layers[3];
+  EXPECT_FLOAT_EQ(layer.attention.scale, 1 / std::sqrt(24.0f));
+  EXPECT_FLOAT_EQ(*layer.attention.softcap, 6.0f);
+  EXPECT_TRUE(layer.attention.post_norm && layer.mlp.post_norm && layer.mlp.norm);
+  EXPECT_EQ(layer.mlp.activation, Activation::kGeluTanh);
+  EXPECT_NEAR(layer.attention.norm->weight[0], 1.0f, 0.9f) << "the stored weight is a difference from one";
+  const auto transforms = std::find_if(network.bindings.begin(), network.bindings.end(), [](const auto& b) { return b.role == "final_norm"; });
+  ASSERT_NE(transforms, network.bindings.end());
+  EXPECT_EQ(transforms->transforms, "add one");
+}
+
+TEST(BindNetwork, Gemma3HasTwoRopes) {
+  const auto bound = bind_golden("gemma3_text");
+  const auto last = [&](int layer) { return bound->network.layers[static_cast<std::size_t>(layer)].attention.rope->inv_freq[7]; };
+  EXPECT_FLOAT_EQ(last(0), std::pow(10000.0f, -14.0f / 16));
+  EXPECT_FLOAT_EQ(last(2), std::pow(1000000.0f, -14.0f / 16));
+  EXPECT_FALSE(bound->network.layers[2].attention.window);
+  EXPECT_EQ(bound->network.layers[3].attention.window, 16);
+  EXPECT_TRUE(bound->network.layers[0].attention.q_norm);
+  EXPECT_FALSE(bound->network.logits_softcap);
+}
+
+TEST(BindNetwork, Gemma3OfTheOlderConfig) {
+  ChangedModel model("gemma3_text");
+  for (const char* field : {"rope_parameters", "layer_types", "_sliding_window_pattern"}) model.config().erase(field);
+  model.config()["sliding_window_pattern"] = 2;
+  model.config()["rope_theta"] = 1000000.0;
+  model.config()["rope_local_base_freq"] = 10000.0;
+  model.config()["rope_scaling"] = json::parse(R"({"rope_type": "linear", "factor": 8.0})");
+  const Result<Network> network = model.bind();
+  ASSERT_TRUE(network.is_ok()) << network.status().message();
+  EXPECT_EQ(network->layers[0].attention.window, 16);
+  EXPECT_FLOAT_EQ(network->layers[0].attention.rope->inv_freq[0], 1.0f);
+  EXPECT_FALSE(network->layers[1].attention.window);
+  EXPECT_FLOAT_EQ(network->layers[1].attention.rope->inv_freq[0], 0.125f);
+}
+
+TEST(BindNetwork, Phi3SplitsItsFusedMatrices) {
+  const auto bound = bind_golden("phi3");
+  const DecoderLayer& layer = bound->network.layers[1];
+  EXPECT_EQ(layer.attention.k.weight.row_map.front(), 64);
+  EXPECT_EQ(layer.attention.v.weight.row_map.back(), 127);
+  EXPECT_EQ(layer.mlp.gate.weight.tensor, layer.mlp.up.weight.tensor);
+  EXPECT_EQ(layer.mlp.up.weight.row_map.front(), 160);
+}
+
+TEST(BindNetwork, Gpt2IsTransposedAndHasLearnedPositions) {
+  const auto bound = bind_golden("gpt2");
+  const Network& network = bound->network;
+  ASSERT_TRUE(network.positions);
+  EXPECT_EQ(network.positions->rows(), 256);
+  EXPECT_EQ(network.max_positions, 256);
+  const DecoderLayer& layer = network.layers[0];
+  EXPECT_TRUE(layer.attention.q.weight.transposed && layer.mlp.down.weight.transposed);
+  EXPECT_FALSE(network.head.weight.transposed);
+  EXPECT_EQ(layer.attention.norm->kind, Norm::Kind::kLayer);
+  EXPECT_EQ(layer.attention.v.bias.size(), 64u);
+  EXPECT_FALSE(layer.attention.rope || layer.mlp.gated);
+  const float* data = reinterpret_cast<const float*>(layer.attention.k.weight.tensor->data.data());
+  EXPECT_EQ(stored_row(layer.attention.k.weight, 3)[2], data[2 * 192 + 64 + 3]);
+}
+
+TEST(BindNetwork, FalconIsParallelWithOneNorm) {
+  const auto bound = bind_golden("falcon");
+  const DecoderLayer& layer = bound->network.layers[0];
+  EXPECT_TRUE(layer.parallel_residual);
+  EXPECT_TRUE(layer.shared_norm);
+  EXPECT_FALSE(layer.mlp.norm);
+  EXPECT_EQ(layer.mlp.activation, Activation::kGeluErf);
+  EXPECT_EQ(layer.attention.k.weight.row_map.front(), 64);
+}
+
+TEST(BindNetwork, FalconRefusesAlibiByName) {
+  ChangedModel model("falcon");
+  model.config()["alibi"] = true;
+  EXPECT_THAT(model.bind().status().message(), HasSubstr("falcon.json: require[0].that: Falcon-RW's ALiBi"));
+}
+
+TEST(BindNetwork, BloomInterleavesItsHeads) {
+  const auto bound = bind_golden("bloom");
+  const Network& network = bound->network;
+  EXPECT_TRUE(network.embedding_norm);
+  const AttentionLayer& attention = network.layers[0].attention;
+  EXPECT_THAT(attention.alibi_slopes, ElementsAre(0.25f, 0.0625f, 0.015625f, 0.00390625f));
+  EXPECT_EQ(attention.q.weight.row_map[16], 48);
+  EXPECT_EQ(attention.k.weight.row_map[16], 64);
+  EXPECT_EQ(attention.v.weight.row_map[0], 32);
+  EXPECT_EQ(attention.k.bias.size(), 64u);
+  EXPECT_EQ(network.max_positions, 2048);
+}
+
+}  // namespace
+}  // namespace millrace
