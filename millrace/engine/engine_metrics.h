@@ -27,7 +27,23 @@ class Histogram {
   double sum_ = 0;
 };
 
-// A consistent snapshot, taken between two steps. Counters never fall; times are in seconds.
+// Events per second, older ones counting less: an average over about kSeconds. Right from the first seconds after restart() on, because
+// the time is weighted as the events are.
+class DecayingRate {
+ public:
+  static constexpr double kSeconds = 5;
+  void restart(double now);              // when work begins after an idle time
+  void add(double now, int64_t count);   // events since the last call
+  double per_second(double now) const;
+
+ private:
+  double decay_to(double now) const;
+
+  double weighted_count_ = 0, weighted_seconds_ = 0, last_ = 0;
+};
+
+// A snapshot. Counters and histograms are up to date with every delta that was handed out, blocks and sequences with the end of the
+// last step. Counters never fall; times are in seconds.
 struct EngineMetrics {
   struct KvGroup {
     int64_t num_blocks = 0;         // = used + cached + free

@@ -1,0 +1,542 @@
+#include "millrace/engine/engine.h"
+
+#include <fmt/format.h>
+#include <openssl/rand.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+
+#include "millrace/base/check.h"
+#include "millrace/engine/block_allocator.h"
+#include "millrace/engine/kv_sizing.h"
+#include "millrace/engine/live_request.h"
+#include "millrace/engine/request_check.h"
+#include "millrace/engine/scheduler.h"
+
+namespace millrace {
+namespace {
+
+double steady_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// The bounds that vLLM's histograms have, so that dashboards made for them fit.
+constexpr double kTimeToFirstTokenBounds[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560};
+constexpr double kInterTokenBounds[] = {.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80};
+constexpr double kLatencyBounds[] = {.01, .025, .05, .1, .3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+
+SchedulerOptions scheduler_options(const EngineOptions& options, const ExecutorInfo& info) {
+  SchedulerOptions result{options.max_running_sequences, options.step_tokens_max, options.prefill_chunk_max, {}};
+  for (const KvGroupSpec& group : info.kv_groups) result.windows.push_back(group.window);
+  return result;
+}
+
+}  // namespace
+
+class Engine::Impl {
+ public:
+  Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions options, KvSizing sizing)
+      : executor_(executor),
+        tokenizer_(tokenizer),
+        options_(std::move(options)),
+        info_(executor.info()),
+        limits_{info_.vocab_size, options_.max_context, sizing.max_sequence_tokens, options_.max_n, tokenizer != nullptr},
+        hasher_(options_.cache_secret),
+        private_hasher_(options_.cache_secret + "/one request"),
+        allocator_(sizing.num_blocks),
+        scheduler_(scheduler_options(options_, info_), allocator_) {
+    metrics_.time_to_first_token = Histogram(kTimeToFirstTokenBounds);
+    metrics_.inter_token_latency = Histogram(kInterTokenBounds);
+    metrics_.request_latency = Histogram(kLatencyBounds);
+    metrics_.queue_time = Histogram(kLatencyBounds);
+    metrics_.kv_groups.resize(sizing.num_blocks.size());
+    publish_metrics(0, 0);
+  }
+
+  Result<RequestId> add(GenerationRequest request, OutputCallback callback);
+  void cancel(RequestId id);
+  EngineMetrics metrics() const;
+  int64_t max_request_tokens() const { return limits_.max_sequence_tokens; }
+  bool step();
+  void start();
+  bool drain(std::chrono::milliseconds timeout);
+  void stop();
+
+ private:
+  struct Command {
+    std::unique_ptr<LiveRequest> add;  // or
+    std::optional<RequestId> cancel;   // or, with neither, abort everything
+  };
+
+  std::unique_ptr<LiveRequest> make_live(GenerationRequest request, OutputCallback callback);
+  void post(Command command);
+  bool take_inbox();
+  void run_thread();
+  void begin(std::unique_ptr<LiveRequest> request);
+  void abort_all();
+  void schedule_siblings(LiveRequest& request);
+  void leave_queue(LiveRequest& request);
+  void build_plan(std::span<const Scheduler::Planned> planned);
+  void take_token(LiveSequence& sequence, const SampledToken& token, double now);
+  void end_request(LiveRequest& request, FinishReason reason, const Status& error);
+  void finish_sequence(LiveSequence& sequence, bool forget);
+  void deliver(LiveSequence& sequence);
+  void publish_metrics(int64_t num_prefill_tokens, int64_t num_generated);
+
+  Executor& executor_;
+  const Tokenizer* tokenizer_;
+  const EngineOptions options_;
+  const ExecutorInfo info_;
+  const RequestLimits limits_;
+  const PrefixHasher hasher_, private_hasher_;
+
+  // What any thread may touch, under mutex_.
+  mutable std::mutex mutex_;
+  std::condition_variable inbox_filled_, became_idle_;
+  std::vector<Command> inbox_;
+  RequestId next_id_ = 1;
+  int64_t num_live_ = 0;  // added and not finished
+  int64_t num_queued_requests_ = 0, num_queued_tokens_ = 0, num_rejected_ = 0;
+  bool accepting_ = true, stopping_ = false;
+  std::thread thread_;
+
+  // The rest belongs to the thread that steps.
+  BlockAllocator allocator_;
+  Scheduler scheduler_;
+  std::unordered_map<RequestId, std::unique_ptr<LiveRequest>> live_;
+  std::vector<Command> commands_;
+  std::vector<std::unique_ptr<LiveRequest>> ended_;  // destroyed when the step no longer points to them
+  StepPlan plan_;
+  std::vector<LiveSequence*> wants_token_;  // of plan_.outputs
+  OutputDelta delta_;
+  int64_t num_unscheduled_siblings_ = 0;
+  bool busy_ = false;
+
+  mutable std::mutex metrics_mutex_;
+  EngineMetrics metrics_;
+  DecayingRate generation_rate_, prompt_rate_;
+  std::optional<double> progress_at_;  // start of work or end of the last step; absent when idle
+};
+
+// ---- any thread
+
+Result<RequestId> Engine::Impl::add(GenerationRequest request, OutputCallback callback) {
+  MR_RETURN_IF_ERROR(check_request(request, limits_));
+  const int64_t num_tokens = static_cast<int64_t>(request.prompt_tokens.size());
+  std::unique_ptr<LiveRequest> live = make_live(std::move(request), std::move(callback));
+  std::lock_guard lock(mutex_);
+  if (!accepting_) return Status::unavailable("the engine is shutting down");
+  if (num_queued_requests_ >= options_.max_queued_requests) {
+    ++num_rejected_;
+    return Status::resource_exhausted(fmt::format("{} requests are waiting, the limit is {}", num_queued_requests_, options_.max_queued_requests));
+  }
+  // One request is always let in: an empty queue with a limit below a context must not refuse for ever.
+  if (num_queued_requests_ > 0 && num_queued_tokens_ + num_tokens > options_.max_queued_tokens) {
+    ++num_rejected_;
+    return Status::resource_exhausted(
+        fmt::format("{} prompt tokens are waiting and {} more would pass the limit of {}", num_queued_tokens_, num_tokens, options_.max_queued_tokens));
+  }
+  const RequestId id = next_id_++;
+  live->id = id;
+  ++num_live_;
+  ++num_queued_requests_;
+  num_queued_tokens_ += num_tokens;
+  inbox_.push_back({std::move(live), std::nullopt});
+  inbox_filled_.notify_one();
+  return id;
+}
+
+std::unique_ptr<LiveRequest> Engine::Impl::make_live(GenerationRequest request, OutputCallback callback) {
+  auto live = std::make_unique<LiveRequest>();
+  live->request = std::move(request);
+  live->callback = std::move(callback);
+  live->num_prompt_tokens = static_cast<int64_t>(live->request.prompt_tokens.size());
+  live->max_tokens = live->request.max_tokens.value_or(limits_.max_sequence_tokens - live->num_prompt_tokens);
+  live->rope_long = info_.rope_short_length > 0 && live->num_prompt_tokens + live->max_tokens > info_.rope_short_length;
+  live->added_at = options_.clock();
+  live->usage.prompt_tokens = live->num_prompt_tokens;
+  live->num_unfinished = live->request.n;
+  live->stop_token_ids = live->request.stop_token_ids;
+  if (!live->request.ignore_eos) {
+    live->stop_token_ids.insert(live->stop_token_ids.end(), options_.eos_token_ids.begin(), options_.eos_token_ids.end());
+  }
+  for (int32_t i = 0; i < live->request.n; ++i) {
+    live->sequences.push_back(
+        std::make_unique<LiveSequence>(*live, Completion(live->request, live->max_tokens, options_.eos_token_ids, tokenizer_)));
+    LiveSequence& sequence = *live->sequences.back();
+    sequence.priority = live->request.priority;
+    sequence.index = i;
+    sequence.num_prompt_tokens = live->num_prompt_tokens;
+    sequence.shares_prefix = options_.prefix_cache || live->request.n > 1;
+    sequence.sampling.params = &live->request.sampling;
+    sequence.sampling.seed = live->request.seed;
+    sequence.sampling.sequence = static_cast<uint64_t>(i);
+  }
+  live->sequences[0]->tokens = std::move(live->request.prompt_tokens);
+  return live;
+}
+
+void Engine::Impl::post(Command command) {
+  std::lock_guard lock(mutex_);
+  inbox_.push_back(std::move(command));
+  inbox_filled_.notify_one();
+}
+
+void Engine::Impl::cancel(RequestId id) { post({nullptr, id}); }
+
+EngineMetrics Engine::Impl::metrics() const {
+  EngineMetrics snapshot;
+  {
+    std::lock_guard lock(metrics_mutex_);
+    snapshot = metrics_;
+    const double now = options_.clock();
+    snapshot.generation_tokens_per_second = generation_rate_.per_second(now);
+    snapshot.prompt_tokens_per_second = prompt_rate_.per_second(now);
+    if (progress_at_) snapshot.seconds_since_step = std::max(0.0, now - *progress_at_);
+  }
+  std::lock_guard lock(mutex_);
+  snapshot.num_live_requests = num_live_;
+  snapshot.num_rejected = num_rejected_;
+  return snapshot;
+}
+
+void Engine::Impl::start() {
+  std::lock_guard lock(mutex_);
+  MR_CHECK(!thread_.joinable() && !stopping_, "an engine starts once");
+  thread_ = std::thread([this] { run_thread(); });
+}
+
+bool Engine::Impl::drain(std::chrono::milliseconds timeout) {
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  std::unique_lock lock(mutex_);
+  accepting_ = false;
+  const auto is_idle = [&] { return num_live_ == 0; };
+  if (thread_.joinable()) {
+    if (became_idle_.wait_until(lock, deadline, is_idle)) return true;
+    inbox_.push_back({});
+    inbox_filled_.notify_one();
+    became_idle_.wait(lock, is_idle);
+    return false;
+  }
+  while (!is_idle()) {
+    lock.unlock();
+    if (std::chrono::steady_clock::now() >= deadline) {
+      take_inbox();
+      abort_all();
+      return false;
+    }
+    step();
+    lock.lock();
+  }
+  return true;
+}
+
+void Engine::Impl::stop() {
+  {
+    std::lock_guard lock(mutex_);
+    accepting_ = false;
+    stopping_ = true;
+    inbox_filled_.notify_all();
+  }
+  if (thread_.joinable()) thread_.join();
+  take_inbox();
+  abort_all();
+}
+
+// ---- the stepping thread
+
+void Engine::Impl::run_thread() {
+  while (true) {
+    {
+      std::unique_lock lock(mutex_);
+      if (!busy_) inbox_filled_.wait(lock, [&] { return !inbox_.empty() || stopping_; });
+      if (stopping_) return;
+    }
+    step();
+  }
+}
+
+bool Engine::Impl::take_inbox() {
+  {
+    std::lock_guard lock(mutex_);
+    commands_.swap(inbox_);
+  }
+  const bool any = !commands_.empty();
+  for (Command& command : commands_) {
+    if (command.add) {
+      begin(std::move(command.add));
+    } else if (command.cancel) {
+      const auto found = live_.find(*command.cancel);
+      if (found != live_.end()) end_request(*found->second, FinishReason::kAbort, Status::ok());
+    } else {
+      abort_all();
+    }
+  }
+  commands_.clear();
+  ended_.clear();
+  return any;
+}
+
+void Engine::Impl::begin(std::unique_ptr<LiveRequest> request) {
+  for (auto& sequence : request->sequences) {
+    sequence->arrival = request->id;
+    // With the prefix cache off only the sequences of one request share, under a salt that no other request has.
+    sequence->prefix_root = options_.prefix_cache ? hasher_.root(request->request.cache_salt, request->rope_long)
+                                                  : private_hasher_.root(fmt::format("{}", request->id), request->rope_long);
+  }
+  request->sequences[0]->scheduled = true;
+  scheduler_.add(*request->sequences[0]);
+  num_unscheduled_siblings_ += static_cast<int64_t>(request->sequences.size()) - 1;
+  const RequestId id = request->id;
+  live_.emplace(id, std::move(request));
+}
+
+void Engine::Impl::schedule_siblings(LiveRequest& request) {
+  const std::vector<int32_t>& tokens = request.sequences[0]->tokens;
+  for (auto& sequence : request.sequences) {
+    if (sequence->scheduled) continue;
+    sequence->tokens.assign(tokens.begin(), tokens.begin() + request.num_prompt_tokens);
+    sequence->scheduled = true;
+    scheduler_.add(*sequence);
+    --num_unscheduled_siblings_;
+  }
+}
+
+void Engine::Impl::abort_all() {
+  std::vector<LiveRequest*> requests;
+  for (auto& [id, request] : live_) requests.push_back(request.get());
+  std::sort(requests.begin(), requests.end(), [](const LiveRequest* a, const LiveRequest* b) { return a->id < b->id; });
+  for (LiveRequest* request : requests) end_request(*request, FinishReason::kAbort, Status::ok());
+  ended_.clear();
+  publish_metrics(0, 0);
+}
+
+void Engine::Impl::leave_queue(LiveRequest& request) {
+  if (!request.queued) return;
+  request.queued = false;
+  std::lock_guard lock(mutex_);
+  --num_queued_requests_;
+  num_queued_tokens_ -= request.num_prompt_tokens;
+}
+
+bool Engine::Impl::step() {
+  const bool had_commands = take_inbox();
+  {
+    std::lock_guard lock(metrics_mutex_);
+    busy_ = scheduler_.num_running() + scheduler_.num_waiting() > 0;
+    if (!busy_) {
+      progress_at_.reset();
+    } else if (!progress_at_) {
+      progress_at_ = options_.clock();
+      generation_rate_.restart(*progress_at_);
+      prompt_rate_.restart(*progress_at_);
+    }
+  }
+  if (!busy_) {
+    if (had_commands) publish_metrics(0, 0);
+    return had_commands;
+  }
+
+  build_plan(scheduler_.plan_step());
+  executor_.enqueue(plan_);
+  const StepOutput& output = executor_.wait();
+  MR_CHECK(output.tokens.size() == wants_token_.size(), "one token for each output");
+  const double now = options_.clock();
+  const int64_t num_rows = static_cast<int64_t>(plan_.tokens.size());
+  int64_t num_decode_rows = 0;
+  for (const LiveSequence* sequence : wants_token_) num_decode_rows += sequence->completion.num_tokens() > 0 ? 1 : 0;
+  scheduler_.commit_step();
+  for (std::size_t i = 0; i < wants_token_.size(); ++i) take_token(*wants_token_[i], output.tokens[i], now);
+  ended_.clear();
+  publish_metrics(num_rows - num_decode_rows, static_cast<int64_t>(wants_token_.size()));
+  return true;
+}
+
+void Engine::Impl::build_plan(std::span<const Scheduler::Planned> planned) {
+  const double now = options_.clock();
+  for (Sequence* admitted : scheduler_.newly_admitted()) {
+    LiveRequest& request = static_cast<LiveSequence*>(admitted)->request;
+    if (admitted->index != 0) continue;
+    leave_queue(request);
+    request.usage.cached_tokens = admitted->num_cached_tokens;
+    std::lock_guard lock(metrics_mutex_);
+    metrics_.prompt_tokens += request.num_prompt_tokens;
+    metrics_.queue_time.observe(now - request.added_at);
+  }
+  plan_.clear();
+  wants_token_.clear();
+  for (const Scheduler::Planned& rows : planned) {
+    LiveSequence& sequence = static_cast<LiveSequence&>(*rows.sequence);
+    const int32_t row_begin = static_cast<int32_t>(plan_.tokens.size());
+    const auto first = sequence.tokens.begin() + sequence.num_computed;
+    plan_.tokens.insert(plan_.tokens.end(), first, first + rows.num_rows);
+    const int32_t row_end = static_cast<int32_t>(plan_.tokens.size());
+    plan_.sequences.push_back({row_begin, row_end, static_cast<int32_t>(sequence.num_computed), sequence.request.rope_long});
+    if (!rows.wants_token()) continue;
+    const std::span<const int32_t> tokens(sequence.tokens);
+    const int64_t num_completion_tokens = sequence.completion.num_tokens();
+    sequence.sampling.position = static_cast<uint64_t>(num_completion_tokens);
+    sequence.sampling.prompt_tokens = tokens.first(static_cast<std::size_t>(sequence.num_prompt_tokens));
+    sequence.sampling.completion_tokens = tokens.subspan(static_cast<std::size_t>(sequence.num_prompt_tokens));
+    sequence.sampling.forbidden = {};
+    if (num_completion_tokens < sequence.request.request.min_tokens) sequence.sampling.forbidden = sequence.request.stop_token_ids;
+    plan_.outputs.push_back({row_end - 1, &sequence.sampling});
+    wants_token_.push_back(&sequence);
+  }
+  plan_.table_begin.push_back(0);
+  for (std::size_t g = 0; g < info_.kv_groups.size(); ++g) {
+    for (const Scheduler::Planned& rows : planned) {
+      const std::vector<int32_t>& table = rows.sequence->block_tables[g];
+      plan_.block_ids.insert(plan_.block_ids.end(), table.begin(), table.end());
+      plan_.table_begin.push_back(static_cast<int32_t>(plan_.block_ids.size()));
+    }
+  }
+}
+
+void Engine::Impl::take_token(LiveSequence& sequence, const SampledToken& token, double now) {
+  if (sequence.state == SequenceState::kFinished) return;  // a sibling failed in this very step
+  LiveRequest& request = sequence.request;
+  if (!token.finite || token.id < 0) {
+    const std::string_view what = token.finite ? "no token is allowed" : "the model's numbers are not finite";
+    end_request(request, FinishReason::kError,
+                Status::internal(fmt::format("{} at completion token {}", what, sequence.completion.num_tokens())));
+    return;
+  }
+  {
+    std::lock_guard lock(metrics_mutex_);
+    if (sequence.last_token_at) {
+      metrics_.inter_token_latency.observe(now - *sequence.last_token_at);
+    } else {
+      metrics_.time_to_first_token.observe(now - request.added_at);
+    }
+    ++metrics_.generation_tokens;
+  }
+  sequence.last_token_at = now;
+  sequence.tokens.push_back(token.id);
+  ++request.usage.completion_tokens;
+  if (sequence.index == 0) schedule_siblings(request);
+  sequence.completion.push(token, delta_);
+  if (delta_.finish_reason) finish_sequence(sequence, /*forget=*/false);
+  deliver(sequence);
+}
+
+// Ends every sequence that has not finished, each with a delta.
+void Engine::Impl::end_request(LiveRequest& request, FinishReason reason, const Status& error) {
+  leave_queue(request);
+  for (auto& sequence : request.sequences) {
+    if (sequence->state == SequenceState::kFinished) continue;
+    sequence->completion.end(reason, delta_);
+    delta_.error = error;
+    // What a failed request left in the cache may be what made it fail.
+    finish_sequence(*sequence, reason == FinishReason::kError);
+    deliver(*sequence);
+  }
+}
+
+void Engine::Impl::finish_sequence(LiveSequence& sequence, bool forget) {
+  if (sequence.scheduled) {
+    scheduler_.remove(sequence, forget);
+  } else {
+    sequence.state = SequenceState::kFinished;
+    --num_unscheduled_siblings_;
+  }
+  --sequence.request.num_unfinished;
+  std::lock_guard lock(metrics_mutex_);
+  ++metrics_.finished[static_cast<std::size_t>(*delta_.finish_reason)];
+}
+
+// Hands delta_ out and clears it. After a request's last delta the request lives only until the end of the step.
+void Engine::Impl::deliver(LiveSequence& sequence) {
+  LiveRequest& request = sequence.request;
+  delta_.sequence = sequence.index;
+  delta_.usage = request.usage;
+  delta_.request_finished = request.num_unfinished == 0;
+  if (request.callback) request.callback(delta_);
+  const bool finished = request.num_unfinished == 0;
+  delta_.text.clear();
+  delta_.token_ids.clear();
+  delta_.logprobs.clear();
+  delta_.finish_reason.reset();
+  delta_.stop_reason = std::monostate();
+  delta_.error = Status::ok();
+  if (!finished) return;
+  {
+    std::lock_guard lock(metrics_mutex_);
+    metrics_.request_latency.observe(options_.clock() - request.added_at);
+  }
+  auto node = live_.extract(request.id);
+  ended_.push_back(std::move(node.mapped()));
+  ended_.back()->callback = nullptr;
+  std::lock_guard lock(mutex_);
+  if (--num_live_ == 0) became_idle_.notify_all();
+}
+
+void Engine::Impl::publish_metrics(int64_t num_prefill_tokens, int64_t num_generated) {
+  const double now = options_.clock();
+  std::lock_guard lock(metrics_mutex_);
+  metrics_.kv_usage = 0;
+  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+    metrics_.kv_groups[static_cast<std::size_t>(g)] = {allocator_.num_blocks(g), allocator_.num_used(g), allocator_.num_cached(g),
+                                                       allocator_.num_free(g)};
+    const double usage = static_cast<double>(allocator_.num_used(g)) / static_cast<double>(std::max<int64_t>(1, allocator_.num_blocks(g)));
+    metrics_.kv_usage = std::max(metrics_.kv_usage, usage);
+  }
+  metrics_.num_running_sequences = scheduler_.num_running();
+  metrics_.num_waiting_sequences = scheduler_.num_waiting() + num_unscheduled_siblings_;
+  const Scheduler::Counters& counters = scheduler_.counters();
+  metrics_.num_preemptions = counters.num_preemptions;
+  metrics_.prefix_cache_queries = counters.prefix_cache_queries;
+  metrics_.prefix_cache_hits = counters.prefix_cache_hits;
+  if (num_prefill_tokens + num_generated == 0) return;
+  metrics_.prefill_tokens_computed += num_prefill_tokens;
+  ++metrics_.num_steps;
+  generation_rate_.add(now, num_generated);
+  prompt_rate_.add(now, num_prefill_tokens);
+  progress_at_ = now;
+}
+
+// ---- the public face
+
+Result<std::unique_ptr<Engine>> Engine::create(Executor& executor, const Tokenizer* tokenizer, EngineOptions options) {
+  const ExecutorInfo& info = executor.info();
+  if (options.max_context <= 0) options.max_context = info.max_positions;
+  if (options.max_context < 2 || options.max_context > info.max_positions) {
+    return Status::invalid_argument(fmt::format("max_context is {}, expected 2 to {}, what the model was made for", options.max_context, info.max_positions));
+  }
+  if (options.step_tokens_max < 1 || options.prefill_chunk_max < 1) {
+    return Status::invalid_argument(fmt::format("step_tokens_max is {} and prefill_chunk_max {}, expected at least 1 each", options.step_tokens_max,
+                                                options.prefill_chunk_max));
+  }
+  if (options.max_running_sequences < 1 || options.max_running_sequences > options.step_tokens_max) {
+    return Status::invalid_argument(
+        fmt::format("max_running_sequences is {}, expected 1 to step_tokens_max, {}", options.max_running_sequences, options.step_tokens_max));
+  }
+  if (options.max_n < 1 || options.max_queued_requests < 1) {
+    return Status::invalid_argument(
+        fmt::format("max_n is {} and max_queued_requests {}, expected at least 1 each", options.max_n, options.max_queued_requests));
+  }
+  // Published configurations name EOS tokens that the network cannot produce; they are harmless once they are gone.
+  std::erase_if(options.eos_token_ids, [&](int32_t id) { return id < 0 || id >= info.vocab_size; });
+  if (!options.clock) options.clock = steady_seconds;
+  if (options.cache_secret.empty()) {
+    options.cache_secret.resize(32);
+    if (RAND_bytes(reinterpret_cast<unsigned char*>(options.cache_secret.data()), 32) != 1) return Status::internal("no random bytes for cache_secret");
+  }
+  MR_ASSIGN_OR_RETURN(KvSizing sizing, size_kv(info.kv_groups, options.kv_bytes, options.max_context, options.max_running_sequences, options.step_tokens_max));
+  MR_RETURN_IF_ERROR(executor.allocate_kv(sizing.num_blocks));
+  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(executor, tokenizer, std::move(options), std::move(sizing))));
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() { impl_->stop(); }
+Result<RequestId> Engine::add(GenerationRequest request, OutputCallback callback) { return impl_->add(std::move(request), std::move(callback)); }
+void Engine::cancel(RequestId id) { impl_->cancel(id); }
+EngineMetrics Engine::metrics() const { return impl_->metrics(); }
+int64_t Engine::max_request_tokens() const { return impl_->max_request_tokens(); }
+bool Engine::step() { return impl_->step(); }
+void Engine::start() { impl_->start(); }
+bool Engine::drain(std::chrono::milliseconds timeout) { return impl_->drain(timeout); }
+void Engine::stop() { impl_->stop(); }
+
+}  // namespace millrace

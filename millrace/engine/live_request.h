@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "millrace/engine/completion.h"
+#include "millrace/engine/request.h"
+#include "millrace/engine/sequence.h"
+
+// A request from Engine::add to its last delta, as the engine's thread keeps it.
+namespace millrace {
+
+struct LiveRequest;
+
+struct LiveSequence : Sequence {
+  LiveSequence(LiveRequest& owner, Completion made) : request(owner), completion(std::move(made)) {}
+
+  LiveRequest& request;
+  Completion completion;
+  SamplingInput sampling;
+  std::optional<double> last_token_at;  // seconds
+  bool scheduled = false;               // the scheduler knows it
+};
+
+struct LiveRequest {
+  RequestId id = 0;
+  GenerationRequest request;            // prompt_tokens are moved into the first sequence
+  OutputCallback callback;
+  int64_t num_prompt_tokens = 0;
+  int64_t max_tokens = 1;               // of each sequence
+  bool rope_long = false;
+  double added_at = 0;                  // seconds
+  bool queued = true;                   // counts against the queue's limits
+  std::vector<int32_t> stop_token_ids;  // what min_tokens forbids
+  // Sequences after the first wait until it has prefilled the prompt, and then find its full blocks in the prefix cache. The prompt's
+  // last, partial block each recomputes for itself: less than a block of rows, and no copy-on-write anywhere.
+  std::vector<std::unique_ptr<LiveSequence>> sequences;
+  int64_t num_unfinished = 0;
+  Usage usage;
+};
+
+}  // namespace millrace

@@ -1,0 +1,85 @@
+#include "millrace/engine/request_check.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace millrace {
+namespace {
+
+Status out_of_range(std::string_view field, double found, std::string_view expected) {
+  return Status::invalid_argument(fmt::format("{} is {}, expected {}", field, found, expected));
+}
+
+// Comparisons are written so that NaN fails them.
+Status check_sampling(const SamplingParams& params, int64_t vocab_size) {
+  if (!(params.temperature >= 0 && std::isfinite(params.temperature))) return out_of_range("temperature", params.temperature, "at least 0");
+  if (!(params.top_p > 0 && params.top_p <= 1)) return out_of_range("top_p", params.top_p, "more than 0, at most 1");
+  if (params.top_k < -1) return out_of_range("top_k", params.top_k, "at least 1, or 0 or -1 for all");
+  if (!(params.min_p >= 0 && params.min_p <= 1)) return out_of_range("min_p", params.min_p, "at least 0, at most 1");
+  if (!(params.presence_penalty >= -2 && params.presence_penalty <= 2)) {
+    return out_of_range("presence_penalty", params.presence_penalty, "at least -2, at most 2");
+  }
+  if (!(params.frequency_penalty >= -2 && params.frequency_penalty <= 2)) {
+    return out_of_range("frequency_penalty", params.frequency_penalty, "at least -2, at most 2");
+  }
+  if (!(params.repetition_penalty > 0 && std::isfinite(params.repetition_penalty))) {
+    return out_of_range("repetition_penalty", params.repetition_penalty, "more than 0");
+  }
+  if (params.num_logprobs < -1 || params.num_logprobs > vocab_size) {
+    return out_of_range("logprobs", params.num_logprobs, fmt::format("at least 0, at most {}", vocab_size));
+  }
+  for (const auto& [id, bias] : params.logit_bias) {
+    if (id < 0 || id >= vocab_size) return Status::invalid_argument(fmt::format("logit_bias names token {}, expected 0 to {}", id, vocab_size - 1));
+    if (!(bias >= -100 && bias <= 100)) return out_of_range(fmt::format("logit_bias of token {}", id), bias, "at least -100, at most 100");
+  }
+  return Status::ok();
+}
+
+Status check_length(const GenerationRequest& request, const RequestLimits& limits) {
+  const int64_t num_prompt_tokens = static_cast<int64_t>(request.prompt_tokens.size());
+  const bool context_is_limit = limits.max_sequence_tokens >= limits.max_context;
+  const int64_t limit = limits.max_sequence_tokens;
+  const std::string_view what = context_is_limit ? "the context" : "the KV cache (raise kv_bytes for more)";
+  if (num_prompt_tokens >= limit) {
+    return Status::invalid_argument(
+        fmt::format("the prompt has {} tokens, and {} holds {}, one token of the answer included", num_prompt_tokens, what, limit));
+  }
+  if (request.max_tokens && *request.max_tokens > limit - num_prompt_tokens) {
+    return Status::invalid_argument(fmt::format("the prompt has {} tokens and max_tokens is {}, together more than the {} that {} holds",
+                                                num_prompt_tokens, *request.max_tokens, limit, what));
+  }
+  return Status::ok();
+}
+
+}  // namespace
+
+Status check_request(const GenerationRequest& request, const RequestLimits& limits) {
+  if (request.prompt_tokens.empty()) return Status::invalid_argument("the prompt is empty, expected at least one token");
+  if (request.n < 1 || request.n > limits.max_n) return out_of_range("n", request.n, fmt::format("at least 1, at most {}", limits.max_n));
+  if (request.max_tokens && *request.max_tokens < 1) {
+    return Status::invalid_argument(fmt::format("max_tokens is {}, expected at least 1", *request.max_tokens));
+  }
+  if (request.min_tokens < 0) return Status::invalid_argument(fmt::format("min_tokens is {}, expected at least 0", request.min_tokens));
+  if (request.max_tokens && request.min_tokens > *request.max_tokens) {
+    return Status::invalid_argument(fmt::format("min_tokens is {}, expected at most max_tokens, {}", request.min_tokens, *request.max_tokens));
+  }
+  MR_RETURN_IF_ERROR(check_length(request, limits));
+  const auto in_vocabulary = [&](int32_t id) { return id >= 0 && id < limits.vocab_size; };
+  for (const int32_t id : request.prompt_tokens) {
+    if (!in_vocabulary(id)) return Status::invalid_argument(fmt::format("the prompt has token {}, expected 0 to {}", id, limits.vocab_size - 1));
+  }
+  for (const int32_t id : request.stop_token_ids) {
+    if (!in_vocabulary(id)) return Status::invalid_argument(fmt::format("stop_token_ids has {}, expected 0 to {}", id, limits.vocab_size - 1));
+  }
+  for (const std::string& stop : request.stop) {
+    if (!limits.has_tokenizer) return Status::invalid_argument("stop strings need a tokenizer, and there is none");
+    if (stop.empty()) return Status::invalid_argument("a stop string is empty");
+    // A match may begin only where a character does, or the text before it would end in half a character.
+    if ((static_cast<unsigned char>(stop[0]) & 0xC0) == 0x80) return Status::invalid_argument("a stop string is not valid UTF-8");
+  }
+  return check_sampling(request.sampling, limits.vocab_size);
+}
+
+}  // namespace millrace

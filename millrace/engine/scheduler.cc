@@ -1,0 +1,285 @@
+#include "millrace/engine/scheduler.h"
+
+#include <algorithm>
+
+#include "millrace/base/check.h"
+
+namespace millrace {
+namespace {
+
+int64_t num_blocks_of(int64_t num_tokens) { return (num_tokens + kKvBlockTokens - 1) / kKvBlockTokens; }
+
+}  // namespace
+
+int64_t Scheduler::window_blocks(int64_t window, int64_t rows) {
+  // The span from the oldest readable position to the last row starts and ends anywhere in a block.
+  return num_blocks_of(window + rows) + 1;
+}
+
+Scheduler::Scheduler(SchedulerOptions options, BlockAllocator& allocator) : options_(std::move(options)), allocator_(allocator) {
+  MR_CHECK(options_.max_running_sequences >= 1 && options_.max_running_sequences <= options_.step_tokens_max && options_.prefill_chunk_max >= 1,
+           "every running sequence must be able to decode in one step");
+  MR_CHECK(static_cast<int64_t>(options_.windows.size()) == allocator.num_groups(), "one window, or none, for each group");
+}
+
+void Scheduler::add(Sequence& sequence) {
+  MR_CHECK(sequence.state == SequenceState::kWaiting && sequence.num_tokens() > 0 && sequence.num_computed == 0, "a new sequence");
+  sequence.block_tables.resize(static_cast<std::size_t>(allocator_.num_groups()));
+  sequence.num_passed.resize(static_cast<std::size_t>(allocator_.num_groups()), 0);
+  MR_CHECK(waiting_.insert(&sequence).second, "two sequences with one place in the order");
+}
+
+void Scheduler::remove(Sequence& sequence, bool forget) {
+  if (sequence.state == SequenceState::kRunning) {
+    release_blocks(sequence, forget);
+    running_.erase(std::find(running_.begin(), running_.end(), &sequence));
+  } else {
+    MR_CHECK(waiting_.erase(&sequence) == 1, "the scheduler does not know this sequence");
+  }
+  sequence.state = SequenceState::kFinished;
+}
+
+std::span<const Scheduler::Planned> Scheduler::plan_step() {
+  planned_.clear();
+  newly_admitted_.clear();
+  budget_ = options_.step_tokens_max;
+  preempted_in_step_ = false;
+  plan_decodes();
+  // What was just preempted must not come back in the same step, and no one may overtake a prefill that waits for blocks.
+  if (plan_prefills() && !preempted_in_step_) admit_waiting();
+  extend_prefills();
+  MR_CHECK(!planned_.empty() || (running_.empty() && waiting_.empty()), "work but no progress");
+  return planned_;
+}
+
+void Scheduler::commit_step() {
+  for (const Planned& planned : planned_) {
+    Sequence& sequence = *planned.sequence;
+    sequence.num_computed += planned.num_rows;
+    sequence.num_planned_rows = 0;
+    const int64_t num_full = sequence.num_computed / kKvBlockTokens;
+    if (sequence.shares_prefix && num_full > sequence.num_keyed_blocks) {
+      extend_digests(sequence, num_full);
+      for (int64_t block = sequence.num_keyed_blocks; block < num_full; ++block) {
+        for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+          allocator_.insert(g, sequence.block_tables[g][block], sequence.digests[block]);
+        }
+      }
+      sequence.num_keyed_blocks = num_full;
+    }
+    for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+      const int64_t first = first_readable_block(g, sequence.num_computed);
+      for (int64_t& passed = sequence.num_passed[g]; passed < first; ++passed) {
+        allocator_.release(g, sequence.block_tables[g][passed]);
+        sequence.block_tables[g][passed] = -1;
+      }
+    }
+  }
+  planned_.clear();
+}
+
+void Scheduler::plan(Sequence& sequence, int64_t num_rows) {
+  grow(sequence, num_rows);
+  sequence.num_planned_rows = num_rows;
+  planned_.push_back({&sequence, num_rows});
+  budget_ -= num_rows;
+}
+
+void Scheduler::plan_decodes() {
+  // Victims come from the end, so what lies before `i` stays.
+  for (std::size_t i = 0; i < running_.size(); ++i) {
+    Sequence& sequence = *running_[i];
+    if (sequence.num_uncomputed() != 1) continue;
+    while (sequence.state == SequenceState::kRunning && rows_that_fit(sequence, 1) == 0) preempt_youngest();
+    if (sequence.state == SequenceState::kRunning) plan(sequence, 1);
+  }
+}
+
+bool Scheduler::plan_prefills() {
+  for (std::size_t i = 0; i < running_.size(); ++i) {
+    Sequence& sequence = *running_[i];
+    if (sequence.num_planned_rows > 0) continue;
+    if (budget_ == 0) return false;
+    const int64_t wanted = std::min({sequence.num_uncomputed(), options_.prefill_chunk_max, budget_});
+    int64_t fitting = rows_that_fit(sequence, wanted);
+    // A younger prefill gives way. A younger decode that is already planned does not: it ends some day, and nobody is admitted before.
+    while (fitting == 0 && running_.back() != &sequence && running_.back()->num_planned_rows == 0) {
+      preempt_youngest();
+      fitting = rows_that_fit(sequence, wanted);
+    }
+    if (fitting == 0) return false;
+    plan(sequence, fitting);
+  }
+  return true;
+}
+
+void Scheduler::admit_waiting() {
+  while (!waiting_.empty() && budget_ > 0 && num_running() < options_.max_running_sequences) {
+    Sequence& sequence = **waiting_.begin();
+    if (!try_admit(sequence)) return;
+    const int64_t fitting = rows_that_fit(sequence, std::min({sequence.num_uncomputed(), options_.prefill_chunk_max, budget_}));
+    MR_CHECK(fitting > 0, "an admitted sequence has room for a row");
+    plan(sequence, fitting);
+  }
+}
+
+void Scheduler::extend_prefills() {
+  // In order: a newly admitted sequence may be older than a running one.
+  for (Sequence* sequence : running_) {
+    if (budget_ == 0) return;
+    const int64_t rows = sequence->num_planned_rows;
+    if (rows == 0 || rows == sequence->num_uncomputed()) continue;
+    const int64_t extended = rows_that_fit(*sequence, std::min(sequence->num_uncomputed(), rows + budget_));
+    if (extended <= rows) continue;
+    grow(*sequence, extended);
+    budget_ -= extended - rows;
+    sequence->num_planned_rows = extended;
+    std::find_if(planned_.begin(), planned_.end(), [&](const Planned& planned) { return planned.sequence == sequence; })->num_rows = extended;
+  }
+}
+
+int64_t Scheduler::first_readable_block(int64_t group, int64_t num_computed) const {
+  const std::optional<int64_t> window = options_.windows[group];
+  // The next row is at position num_computed and reads nothing before num_computed - window.
+  return window ? std::max<int64_t>(0, (num_computed - *window) / kKvBlockTokens) : 0;
+}
+
+int64_t Scheduler::blocks_for(int64_t group, int64_t num_tokens) const {
+  const int64_t all = num_blocks_of(num_tokens);
+  const std::optional<int64_t> window = options_.windows[group];
+  return window ? std::min(all, window_blocks(*window, std::min(num_tokens, options_.prefill_chunk_max))) : all;
+}
+
+int64_t Scheduler::rows_that_fit(const Sequence& sequence, int64_t num_rows) const {
+  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+    const int64_t reachable = static_cast<int64_t>(sequence.block_tables[g].size()) + allocator_.num_available(g);
+    num_rows = std::min(num_rows, reachable * kKvBlockTokens - sequence.num_computed);
+  }
+  return num_rows;
+}
+
+void Scheduler::grow(Sequence& sequence, int64_t num_rows) {
+  const std::size_t num_blocks = static_cast<std::size_t>(num_blocks_of(sequence.num_computed + num_rows));
+  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+    std::vector<int32_t>& table = sequence.block_tables[g];
+    while (table.size() < num_blocks) {
+      const std::optional<int32_t> block_id = allocator_.allocate(g);
+      MR_CHECK(block_id.has_value(), "rows_that_fit promised this block");
+      table.push_back(*block_id);
+    }
+  }
+}
+
+void Scheduler::preempt_youngest() {
+  Sequence& victim = *running_.back();
+  MR_CHECK(victim.num_planned_rows == 0, "a planned sequence keeps its blocks");
+  running_.pop_back();
+  release_blocks(victim, /*forget=*/false);
+  victim.state = SequenceState::kPreempted;
+  waiting_.insert(&victim);
+  ++counters_.num_preemptions;
+  preempted_in_step_ = true;
+}
+
+void Scheduler::release_blocks(Sequence& sequence, bool forget) {
+  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+    std::vector<int32_t>& table = sequence.block_tables[g];
+    // Last block first: when memory is short the end of a cached chain goes before its beginning, without which it is useless.
+    for (; !table.empty(); table.pop_back()) {
+      if (table.back() < 0) continue;
+      if (forget) allocator_.forget(g, table.back());
+      allocator_.release(g, table.back());
+    }
+    sequence.num_passed[g] = 0;
+  }
+  sequence.num_computed = 0;
+  sequence.num_keyed_blocks = 0;
+  sequence.num_planned_rows = 0;
+}
+
+void Scheduler::extend_digests(Sequence& sequence, int64_t num_blocks) {
+  while (static_cast<int64_t>(sequence.digests.size()) < num_blocks) {
+    const std::span<const int32_t, kKvBlockTokens> tokens(sequence.tokens.data() + sequence.digests.size() * kKvBlockTokens, kKvBlockTokens);
+    sequence.digests.push_back(PrefixHasher::next(sequence.digests.empty() ? sequence.prefix_root : sequence.digests.back(), tokens));
+  }
+}
+
+int64_t Scheduler::find_prefix(Sequence& sequence) {
+  if (!sequence.shares_prefix || allocator_.num_groups() == 0) return 0;
+  // The last token is always computed: its logits are wanted.
+  const int64_t longest = (sequence.num_tokens() - 1) / kKvBlockTokens;
+  int64_t reach = 0;  // blocks that every group without a window has
+  for (; reach < longest; ++reach) {
+    extend_digests(sequence, reach + 1);
+    bool everywhere = true;
+    for (int64_t g = 0; g < allocator_.num_groups() && everywhere; ++g) {
+      everywhere = options_.windows[g].has_value() || allocator_.find(g, sequence.digests[reach]).has_value();
+    }
+    if (!everywhere) break;
+  }
+  // A windowed group needs only what the next row can still read. From the longest prefix down: where a group lacks block b, every
+  // prefix that needs b is out, so the search goes on with the prefix that ends before b.
+  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+    if (!options_.windows[g]) continue;
+    for (int64_t block = reach - 1; block >= first_readable_block(g, reach * kKvBlockTokens) && reach > 0; --block) {
+      if (allocator_.find(g, sequence.digests[block]).has_value()) continue;
+      reach = block;
+      g = -1;  // a shorter prefix needs other blocks of the groups already looked at
+      break;
+    }
+  }
+  return reach;
+}
+
+void Scheduler::take_prefix(Sequence& sequence, int64_t num_blocks) {
+  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+    const int64_t first = first_readable_block(g, num_blocks * kKvBlockTokens);
+    std::vector<int32_t>& table = sequence.block_tables[g];
+    for (int64_t block = 0; block < num_blocks; ++block) {
+      if (block < first) {
+        table.push_back(-1);
+        continue;
+      }
+      table.push_back(*allocator_.find(g, sequence.digests[block]));
+      allocator_.add_reference(g, table.back());
+    }
+    sequence.num_passed[g] = std::min(first, num_blocks);
+  }
+  sequence.num_computed = num_blocks * kKvBlockTokens;
+  sequence.num_keyed_blocks = num_blocks;
+}
+
+bool Scheduler::try_admit(Sequence& sequence) {
+  const int64_t prefix_blocks = find_prefix(sequence);
+  // Alone, anything that was accepted fits. In company the whole prompt and the first completion token must fit beside what running
+  // prefills still need: what is admitted too early is preempted soon.
+  for (int64_t g = 0; g < allocator_.num_groups() && !running_.empty(); ++g) {
+    const int64_t first = first_readable_block(g, prefix_blocks * kKvBlockTokens);
+    int64_t needed = blocks_for(g, sequence.num_tokens() + 1) - (prefix_blocks - first);
+    for (int64_t block = first; block < prefix_blocks; ++block) {
+      if (!allocator_.is_used(g, *allocator_.find(g, sequence.digests[block]))) ++needed;  // it stops being available
+    }
+    for (const Sequence* other : running_) {
+      const int64_t held = static_cast<int64_t>(other->block_tables[g].size()) - other->num_passed[g];
+      if (other->num_uncomputed() > 1) needed += std::max<int64_t>(0, blocks_for(g, other->num_tokens() + 1) - held);
+    }
+    if (needed > allocator_.num_available(g)) return false;
+  }
+  take_prefix(sequence, prefix_blocks);
+  waiting_.erase(&sequence);
+  running_.insert(std::upper_bound(running_.begin(), running_.end(), &sequence, Order()), &sequence);
+  sequence.state = SequenceState::kRunning;
+  if (!sequence.was_admitted) {
+    sequence.was_admitted = true;
+    newly_admitted_.push_back(&sequence);
+    // Its siblings find what the request itself has just computed: that says nothing about the cache.
+    if (sequence.index == 0) {
+      sequence.num_cached_tokens = sequence.num_computed;
+      counters_.prefix_cache_queries += sequence.num_prompt_tokens;
+      counters_.prefix_cache_hits += sequence.num_computed;
+    }
+  }
+  return true;
+}
+
+}  // namespace millrace

@@ -1,0 +1,97 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <span>
+#include <vector>
+
+#include "millrace/engine/block_allocator.h"
+#include "millrace/engine/sequence.h"
+
+// Decides what the next step computes. Owns no tensor, thread or clock: a pure function of its state and of the calls made.
+//   1. Running sequences decode first: a stalled stream is seen by a user, a late first token is not yet.
+//   2. The rest of the token budget goes to prefill chunks, oldest request first. While several prompts wait, each gets at most
+//      prefill_chunk_max rows in a first round, so that a short one is not stuck behind a long one; what is left goes to the oldest.
+//   3. Waiting sequences are admitted strictly in order (priority, then arrival), when their whole prompt finds room: nobody is overtaken.
+//   4. Out of KV blocks: preempt the youngest running sequence; it has the least work to lose, and is recomputed later (often from
+//      its own cached blocks).
+// Progress: the first in order is never preempted for another, and a step with anything to do computes at least one row.
+namespace millrace {
+
+struct SchedulerOptions {
+  int64_t max_running_sequences = 64;  // at most step_tokens_max, so that every running sequence can decode in one step
+  int64_t step_tokens_max = 512;
+  int64_t prefill_chunk_max = 256;
+  std::vector<std::optional<int64_t>> windows;  // [num_groups] KvGroupSpec::window
+};
+
+class Scheduler {
+ public:
+  struct Planned {
+    Sequence* sequence;
+    int64_t num_rows;
+    // A token is wanted after the last row exactly when the rows reach the end of the sequence's tokens.
+    bool wants_token() const { return sequence->num_computed + num_rows == sequence->num_tokens(); }
+  };
+  struct Counters {
+    int64_t num_preemptions = 0;
+    int64_t prefix_cache_queries = 0;  // prompt tokens
+    int64_t prefix_cache_hits = 0;
+  };
+
+  // The largest number of blocks a windowed group needs for one sequence whose steps have at most `rows` rows.
+  static int64_t window_blocks(int64_t window, int64_t rows);
+
+  Scheduler(SchedulerOptions options, BlockAllocator& allocator);
+
+  // The sequence must live until remove().
+  void add(Sequence& sequence);
+  // Finished, cancelled or failed, in any state: its blocks are free on return. `forget`: also its cached prefixes, because what
+  // they hold is not to be trusted.
+  void remove(Sequence& sequence, bool forget = false);
+
+  // The rows of the next step, decodes first; empty when there is nothing to do. Valid until the next call.
+  std::span<const Planned> plan_step();
+  // The sequences that plan_step admitted for the first time.
+  std::span<Sequence* const> newly_admitted() const { return newly_admitted_; }
+  // The planned rows are in KV: full blocks become sharable, blocks behind a window are released. Before tokens are appended.
+  void commit_step();
+
+  int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
+  int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  const Counters& counters() const { return counters_; }
+
+ private:
+  struct Order {
+    bool operator()(const Sequence* a, const Sequence* b) const { return a->order() < b->order(); }
+  };
+
+  void plan_decodes();
+  bool plan_prefills();  // false: a prefill found no block
+  void admit_waiting();
+  void extend_prefills();
+  void plan(Sequence& sequence, int64_t num_rows);
+  bool try_admit(Sequence& sequence);
+  int64_t find_prefix(Sequence& sequence);
+  void take_prefix(Sequence& sequence, int64_t num_blocks);
+  int64_t rows_that_fit(const Sequence& sequence, int64_t num_rows) const;
+  void grow(Sequence& sequence, int64_t num_rows);
+  int64_t blocks_for(int64_t group, int64_t num_tokens) const;
+  int64_t first_readable_block(int64_t group, int64_t num_computed) const;
+  void preempt_youngest();
+  void release_blocks(Sequence& sequence, bool forget);
+  void extend_digests(Sequence& sequence, int64_t num_blocks);
+
+  SchedulerOptions options_;
+  BlockAllocator& allocator_;
+  std::set<Sequence*, Order> waiting_;
+  std::vector<Sequence*> running_;  // in order()
+  std::vector<Planned> planned_;
+  std::vector<Sequence*> newly_admitted_;
+  int64_t budget_ = 0;
+  bool preempted_in_step_ = false;
+  Counters counters_;
+};
+
+}  // namespace millrace

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstdint>
+#include <tuple>
+#include <vector>
+
+#include "millrace/engine/prefix_digest.h"
+
+namespace millrace {
+
+enum class SequenceState {
+  kWaiting,    // not admitted yet
+  kRunning,    // has blocks; every step may compute some of its rows
+  kPreempted,  // had blocks; waits to be admitted again, and then recomputes
+  kFinished,
+};
+
+// One stream of tokens being extended, as the scheduler sees it: which tokens, how many of them are in KV, and in which blocks.
+// The scheduler alone changes state, num_computed and the tables; its owner appends sampled tokens.
+struct Sequence {
+  // Set by the owner before Scheduler::add.
+  int32_t priority = 0;
+  uint64_t arrival = 0;              // of its request; unique together with `index`
+  int32_t index = 0;                 // among the request's n sequences
+  std::vector<int32_t> tokens;       // prompt and completion
+  int64_t num_prompt_tokens = 0;
+  BlockDigest prefix_root;           // PrefixHasher::root
+  bool shares_prefix = true;         // looks for and leaves cached blocks
+
+  SequenceState state = SequenceState::kWaiting;
+  int64_t num_computed = 0;          // tokens in KV
+  int64_t num_planned_rows = 0;      // of the current step
+  int64_t num_cached_tokens = 0;     // of the prompt, found in the prefix cache when first admitted
+  bool was_admitted = false;
+  std::vector<std::vector<int32_t>> block_tables;  // [num_groups] block ids; -1 where a window has passed
+  std::vector<int64_t> num_passed;                 // [num_groups] leading entries that are -1
+  std::vector<BlockDigest> digests;                // of the full blocks at the beginning, as far as they were needed
+  int64_t num_keyed_blocks = 0;                    // of them offered to the cache
+
+  int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t num_uncomputed() const { return num_tokens() - num_computed; }
+
+  // Who goes first.
+  std::tuple<int32_t, uint64_t, int32_t> order() const { return {priority, arrival, index}; }
+};
+
+}  // namespace millrace
