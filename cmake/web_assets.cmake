@@ -1,0 +1,17 @@
+# Embeds the files of web/ in a target: a generated assembler source includes them byte for byte (.incbin), each between the symbols
+# millrace_web_<name> and millrace_web_<name>_end, where <name> is the file name with its dots as underscores.
+function(millrace_embed_web target)
+  set(source ${PROJECT_BINARY_DIR}/generated/web_assets.S)
+  set(text "  .section .rodata\n")
+  set(files)
+  foreach(file IN LISTS ARGN)
+    string(REPLACE "." "_" symbol "millrace_web_${file}")
+    set(path ${PROJECT_SOURCE_DIR}/web/${file})
+    string(APPEND text "  .global ${symbol}, ${symbol}_end\n${symbol}:\n  .incbin \"${path}\"\n${symbol}_end:\n  .byte 0\n")
+    list(APPEND files ${path})
+  endforeach()
+  string(APPEND text "  .section .note.GNU-stack,\"\",@progbits\n")
+  file(CONFIGURE OUTPUT ${source} CONTENT "${text}" @ONLY)
+  set_source_files_properties(${source} PROPERTIES OBJECT_DEPENDS "${files}")
+  target_sources(${target} PRIVATE ${source})
+endfunction()

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "millrace/base/json.h"
+
+namespace millrace {
+
+enum class Endpoint : unsigned { kChat = 1, kCompletions = 2, kTokenize = 4, kDetokenize = 8 };
+
+// One prompt of /v1/completions or /tokenize: text, or ids that a client made itself.
+using Prompt = std::variant<std::string, std::vector<int32_t>>;
+
+// A request as its endpoint's fields say it (request_table.cc), checked field by field. Absent fields keep what is here; sampling
+// fields that are absent take the model's own defaults.
+struct ApiRequest {
+  std::string model;                        // empty: the served one
+  json::array messages;                     // chat, tokenize: objects with a role and a string as content
+  std::vector<Prompt> prompts;              // completions, tokenize
+  std::vector<int32_t> tokens;              // detokenize
+
+  bool stream = false;
+  bool include_usage = false;               // stream_options
+  bool continuous_usage_stats = false;      // stream_options
+
+  std::optional<int64_t> max_tokens;
+  std::optional<int64_t> max_completion_tokens;
+  int64_t min_tokens = 0;
+  int64_t n = 1;
+  std::optional<int64_t> best_of;
+  std::optional<double> temperature, top_p, min_p, presence_penalty, frequency_penalty, repetition_penalty;
+  std::optional<int64_t> top_k;
+  std::optional<int64_t> seed;
+  std::vector<std::pair<int32_t, float>> logit_bias;
+  bool logprobs = false;                    // chat
+  std::optional<int64_t> top_logprobs;      // chat
+  std::optional<int64_t> num_logprobs;      // completions' "logprobs"
+
+  std::vector<std::string> stop;
+  std::vector<int32_t> stop_token_ids;
+  bool ignore_eos = false;
+  bool include_stop_str_in_output = false;
+  bool skip_special_tokens = true;
+  bool echo = false;
+
+  std::optional<json::array> tools;
+  std::optional<json::array> documents;
+  json::object chat_template_kwargs;
+  std::optional<bool> add_generation_prompt;
+  bool continue_final_message = false;
+  std::optional<bool> add_special_tokens;   // absent: as the endpoint does by default
+  bool return_token_strs = false;           // tokenize
+
+  int64_t priority = 0;
+  std::string cache_salt;
+
+  bool has_messages = false;                // tokenize takes either messages or a prompt
+  bool has_prompt = false;
+
+  std::optional<int64_t> completion_tokens_max() const { return max_completion_tokens ? max_completion_tokens : max_tokens; }
+};
+
+}  // namespace millrace

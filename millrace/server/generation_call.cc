@@ -1,0 +1,224 @@
+#include "millrace/server/generation_call.h"
+
+#include <fmt/format.h>
+
+#include <ctime>
+#include <random>
+
+namespace millrace {
+namespace {
+
+std::string make_id(Endpoint endpoint) {
+  static std::mt19937_64 random{std::random_device{}()};  // I/O thread only
+  return fmt::format("{}-{:016x}{:016x}", endpoint == Endpoint::kChat ? "chatcmpl" : "cmpl", random(), random());
+}
+
+template <class T, class U>
+void override(T& target, const std::optional<U>& value) {
+  if (value) target = static_cast<T>(*value);
+}
+
+// OpenAI's and vLLM's default for completions; a chat answer may fill the context.
+std::optional<int64_t> completion_tokens_max(const PreparedCall& call) {
+  constexpr int64_t kCompletionsDefault = 16;
+  if (const auto max = call.request.completion_tokens_max()) return max;
+  return call.endpoint == Endpoint::kCompletions ? std::optional(kCompletionsDefault) : std::nullopt;
+}
+
+}  // namespace
+
+std::optional<ApiError> check_against_model(const ServedModel& model, int64_t max_model_len, const PreparedCall& call) {
+  const ApiRequest& request = call.request;
+  const int64_t vocab_size = model.tokenizer->vocab_size();
+  for (const int32_t id : request.stop_token_ids) {
+    if (id >= vocab_size) return invalid_field("stop_token_ids", fmt::format("\"stop_token_ids\" has {}, expected token ids below {}", id, vocab_size));
+  }
+  for (const auto& [id, bias] : request.logit_bias) {
+    if (id >= vocab_size) return invalid_field("logit_bias", fmt::format("\"logit_bias\" has the key {}, expected token ids below {}", id, vocab_size));
+  }
+  const std::optional<int64_t> max_tokens = request.completion_tokens_max();
+  for (const BuiltPrompt& prompt : call.prompts) {
+    const auto num_prompt_tokens = static_cast<int64_t>(prompt.tokens.size());
+    std::optional<ApiError> error;
+    if (num_prompt_tokens >= max_model_len) {
+      error = invalid_field(call.endpoint == Endpoint::kChat ? "messages" : "prompt",
+                            fmt::format("the prompt has {} tokens; the model's context is {} tokens, prompt and completion together", num_prompt_tokens, max_model_len));
+    } else if (max_tokens && num_prompt_tokens + *max_tokens > max_model_len) {
+      error = invalid_field(request.max_completion_tokens ? "max_completion_tokens" : "max_tokens",
+                            fmt::format("the prompt has {} tokens and {} completion tokens are asked for, {} together; the model's context is {} tokens",
+                                        num_prompt_tokens, *max_tokens, num_prompt_tokens + *max_tokens, max_model_len));
+    }
+    if (error) {
+      error->code = "context_length_exceeded";
+      return error;
+    }
+  }
+  return std::nullopt;
+}
+
+GenerationCall::GenerationCall(const ServedModel& model, uint64_t call_id, PreparedCall prepared, std::shared_ptr<HttpExchange> exchange)
+    : model_(model),
+      call_id_(call_id),
+      prepared_(std::move(prepared)),
+      exchange_(std::move(exchange)),
+      response_(prepared_.endpoint, make_id(prepared_.endpoint), static_cast<int64_t>(std::time(nullptr)), model.name, *model.tokenizer),
+      usages_(prepared_.prompts.size()),
+      choices_(prepared_.prompts.size() * static_cast<std::size_t>(prepared_.request.n)) {
+  if (!prepared_.request.echo) return;
+  for (std::size_t i = 0; i < choices_.size(); ++i) choices_[i].text = prepared_.prompts[i / static_cast<std::size_t>(prepared_.request.n)].text;
+}
+
+GenerationRequest GenerationCall::make_request(std::size_t prompt, uint64_t seed) {
+  const ApiRequest& api = prepared_.request;
+  GenerationRequest request;
+  request.prompt_tokens = std::move(prepared_.prompts[prompt].tokens);
+  request.sampling = model_.default_sampling;
+  override(request.sampling.temperature, api.temperature);
+  override(request.sampling.top_p, api.top_p);
+  override(request.sampling.top_k, api.top_k);
+  override(request.sampling.min_p, api.min_p);
+  override(request.sampling.presence_penalty, api.presence_penalty);
+  override(request.sampling.frequency_penalty, api.frequency_penalty);
+  override(request.sampling.repetition_penalty, api.repetition_penalty);
+  request.sampling.logit_bias = api.logit_bias;
+  if (api.logprobs) request.sampling.num_logprobs = static_cast<int32_t>(api.top_logprobs.value_or(0));
+  if (api.num_logprobs) request.sampling.num_logprobs = static_cast<int32_t>(*api.num_logprobs);
+  request.seed = api.seed ? static_cast<uint64_t>(*api.seed) : seed + prompt;
+  request.n = static_cast<int32_t>(api.n);
+  request.max_tokens = completion_tokens_max(prepared_);
+  request.min_tokens = api.min_tokens;
+  request.stop = api.stop;
+  request.stop_token_ids = api.stop_token_ids;
+  request.ignore_eos = api.ignore_eos;
+  request.include_stop_str_in_output = api.include_stop_str_in_output;
+  request.skip_special_tokens = api.skip_special_tokens;
+  request.cache_salt = api.cache_salt;
+  request.priority = static_cast<int32_t>(api.priority);
+  if (!api.max_tokens && !api.max_completion_tokens && request.max_tokens) {
+    // The default must not refuse a prompt that leaves less room than it.
+    const int64_t room = model_.engine->max_request_tokens() - static_cast<int64_t>(request.prompt_tokens.size());
+    request.max_tokens = std::max<int64_t>(1, std::min(*request.max_tokens, room));
+  }
+  return request;
+}
+
+std::optional<ApiError> GenerationCall::start(const std::shared_ptr<OutputMailbox>& mailbox, uint64_t seed) {
+  for (std::size_t prompt = 0; prompt < prepared_.prompts.size(); ++prompt) {
+    // The callback runs, and is destroyed, on the engine's thread: it holds the call's number, not the call.
+    Result<RequestId> id =
+        model_.engine->add(make_request(prompt, seed), [mailbox, call_id = call_id_, index = static_cast<int32_t>(prompt)](OutputDelta& delta) {
+          mailbox->push({call_id, index, std::move(delta)});
+        });
+    if (!id.is_ok()) {
+      cancel();
+      return to_api_error(id.status());
+    }
+    request_ids_.push_back(*id);
+  }
+  num_unfinished_requests_ = static_cast<int64_t>(request_ids_.size());
+  prepared_.request.messages = {};  // large, and not needed while the answer is made
+  if (prepared_.request.stream) {
+    HttpResponse head;
+    head.content_type = "text/event-stream; charset=utf-8";
+    head.headers.emplace_back("Cache-Control", "no-cache");
+    head.headers.emplace_back("X-Accel-Buffering", "no");  // asks nginx to pass pieces on as they come
+    exchange_->start_stream(std::move(head));
+  }
+  return std::nullopt;
+}
+
+void GenerationCall::cancel() {
+  complete_ = true;
+  for (const RequestId id : request_ids_) model_.engine->cancel(id);
+}
+
+Usage GenerationCall::total_usage() const {
+  Usage total;
+  for (const Usage& usage : usages_) {
+    total.prompt_tokens += usage.prompt_tokens;
+    total.completion_tokens += usage.completion_tokens;
+    total.cached_tokens += usage.cached_tokens;
+  }
+  return total;
+}
+
+ChoiceOutput GenerationCall::output_of(int32_t index) const {
+  const Choice& choice = choices_[static_cast<std::size_t>(index)];
+  ChoiceOutput output;
+  output.index = index;
+  output.text = choice.text;
+  output.logprobs = choice.logprobs;
+  output.wants_logprobs = wants_logprobs();
+  output.text_offset = choice.text_offset;
+  output.finish_reason = choice.finish_reason;
+  output.stop_reason = &choice.stop_reason;
+  return output;
+}
+
+// Sends what the choice has gained. Tokens whose text is still uncertain wait, and their log probabilities with them.
+void GenerationCall::stream(int32_t index) {
+  Choice& choice = choices_[static_cast<std::size_t>(index)];
+  const Usage usage = total_usage();
+  const OpenAiResponse::ChunkUsage chunk_usage{prepared_.request.include_usage, prepared_.request.continuous_usage_stats ? &usage : nullptr};
+  if (!choice.started) {
+    choice.started = true;
+    if (prepared_.endpoint == Endpoint::kChat) exchange_->write(response_.role_chunk(index, chunk_usage));
+  }
+  if (choice.text.empty() && !choice.finish_reason) return;
+  ChoiceOutput output = output_of(index);
+  output.wants_logprobs = output.wants_logprobs && !output.logprobs.empty();
+  exchange_->write(response_.chunk(output, chunk_usage));
+  choice.text_offset += count_characters(choice.text);
+  choice.text.clear();
+  choice.logprobs.clear();
+}
+
+bool GenerationCall::on_delta(int32_t prompt, OutputDelta& delta) {
+  if (complete_) return true;
+  if (delta.finish_reason == FinishReason::kError) {
+    fail(to_api_error(delta.error));
+    return true;
+  }
+  usages_[static_cast<std::size_t>(prompt)] = delta.usage;
+  const auto index = static_cast<int32_t>(prompt * prepared_.request.n + delta.sequence);
+  Choice& choice = choices_[static_cast<std::size_t>(index)];
+  if (!prepared_.request.stream && choice.text.empty()) {
+    choice.text = std::move(delta.text);
+  } else {
+    choice.text += delta.text;
+  }
+  choice.logprobs.insert(choice.logprobs.end(), std::make_move_iterator(delta.logprobs.begin()), std::make_move_iterator(delta.logprobs.end()));
+  choice.finish_reason = delta.finish_reason;
+  choice.stop_reason = std::move(delta.stop_reason);
+  if (prepared_.request.stream) stream(index);
+  if (delta.request_finished && --num_unfinished_requests_ == 0) complete();
+  return complete_;
+}
+
+void GenerationCall::complete() {
+  complete_ = true;
+  if (prepared_.request.stream) {
+    if (prepared_.request.include_usage) exchange_->write(response_.usage_chunk(total_usage()));
+    exchange_->write(OpenAiResponse::kDone);
+    exchange_->finish();
+    return;
+  }
+  std::vector<ChoiceOutput> outputs;
+  for (std::size_t i = 0; i < choices_.size(); ++i) outputs.push_back(output_of(static_cast<int32_t>(i)));
+  HttpResponse response;
+  response.body = response_.whole(outputs, total_usage());
+  exchange_->respond(std::move(response));
+}
+
+void GenerationCall::fail(const ApiError& error) {
+  cancel();
+  if (prepared_.request.stream) {
+    exchange_->write("data: " + error_json(error) + "\n\n");
+    exchange_->write(OpenAiResponse::kDone);
+    exchange_->finish();
+  } else {
+    exchange_->respond(error_response(error));
+  }
+}
+
+}  // namespace millrace

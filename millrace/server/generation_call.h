@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "millrace/engine/engine.h"
+#include "millrace/server/api_error.h"
+#include "millrace/server/api_request.h"
+#include "millrace/server/http.h"
+#include "millrace/server/openai_response.h"
+#include "millrace/server/output_mailbox.h"
+#include "millrace/server/prompt_builder.h"
+#include "millrace/server/served_model.h"
+
+namespace millrace {
+
+// A parsed request and its prompts, ready for the engine: what helper threads make.
+struct PreparedCall {
+  Endpoint endpoint = Endpoint::kChat;
+  ApiRequest request;
+  std::vector<BuiltPrompt> prompts;
+};
+
+// Checks what needs the model: ids within the vocabulary, and prompt + completion within `max_model_len`.
+std::optional<ApiError> check_against_model(const ServedModel& model, int64_t max_model_len, const PreparedCall& call);
+
+// One HTTP request for completions: starts an engine request per prompt, and turns their deltas into the answer. I/O thread only.
+class GenerationCall {
+ public:
+  GenerationCall(const ServedModel& model, uint64_t call_id, PreparedCall prepared, std::shared_ptr<HttpExchange> exchange);
+
+  // Adds the requests to the engine; their deltas come to `mailbox` under this call's id. With an error nothing is left behind.
+  // `seed` serves when the request has none.
+  std::optional<ApiError> start(const std::shared_ptr<OutputMailbox>& mailbox, uint64_t seed);
+
+  // True: the answer is complete.
+  bool on_delta(int32_t prompt, OutputDelta& delta);
+
+  void cancel();
+
+ private:
+  struct Choice {
+    std::string text;                    // all of it when not streaming, else what has not been sent
+    std::vector<TokenLogprob> logprobs;  // likewise
+    int64_t text_offset = 0;
+    bool started = false;
+    std::optional<FinishReason> finish_reason;
+    std::variant<std::monostate, int32_t, std::string> stop_reason;
+  };
+
+  bool wants_logprobs() const { return prepared_.request.logprobs || prepared_.request.num_logprobs.has_value(); }
+  GenerationRequest make_request(std::size_t prompt, uint64_t seed);  // takes the prompt's tokens
+  Usage total_usage() const;
+  ChoiceOutput output_of(int32_t index) const;
+  void stream(int32_t index);
+  void complete();
+  void fail(const ApiError& error);
+
+  const ServedModel& model_;
+  const uint64_t call_id_;
+  PreparedCall prepared_;
+  std::shared_ptr<HttpExchange> exchange_;
+  OpenAiResponse response_;
+  std::vector<RequestId> request_ids_;  // by prompt
+  std::vector<Usage> usages_;           // by prompt
+  std::vector<Choice> choices_;         // prompt-major: prompt * n + sequence
+  int64_t num_unfinished_requests_ = 0;
+  bool complete_ = false;
+};
+
+}  // namespace millrace

@@ -1,0 +1,400 @@
+#include "millrace/server/request_table.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "millrace/server/chat_messages.h"
+#include "millrace/server/json_value.h"
+
+namespace millrace {
+namespace {
+
+constexpr unsigned kChat = static_cast<unsigned>(Endpoint::kChat);
+constexpr unsigned kCompletions = static_cast<unsigned>(Endpoint::kCompletions);
+constexpr unsigned kTokenize = static_cast<unsigned>(Endpoint::kTokenize);
+constexpr unsigned kDetokenize = static_cast<unsigned>(Endpoint::kDetokenize);
+constexpr unsigned kGenerate = kChat | kCompletions;
+constexpr unsigned kTemplate = kChat | kTokenize;
+constexpr unsigned kAll = kGenerate | kTokenize | kDetokenize;
+
+constexpr std::size_t kStopStringsMax = 16;
+constexpr std::size_t kStopStringBytesMax = 256;
+constexpr std::size_t kStopTokensMax = 64;
+constexpr std::size_t kLogitBiasMax = 1024;
+constexpr std::size_t kPromptsMax = 256;
+constexpr double kInt64 = 9'223'372'036'854'775'807.0;
+constexpr double kInt32 = 2'147'483'647.0;
+
+std::optional<ApiError> wrong(std::string_view name, const json::value& value, std::string_view expected) {
+  return invalid_field(name, fmt::format("\"{}\" is {}, expected {}", name, describe_json(value), expected));
+}
+
+std::optional<ApiError> read_stop(std::string_view name, const json::value& value, ApiRequest& request) {
+  const std::string expected = fmt::format("a string of 1 to {} bytes, or a list of at most {} such strings", kStopStringBytesMax, kStopStringsMax);
+  const auto add = [&](const json::value& item) {
+    if (!item.is_string() || item.get_string().empty() || item.get_string().size() > kStopStringBytesMax) return false;
+    request.stop.emplace_back(item.get_string());
+    return true;
+  };
+  if (value.is_string()) return add(value) ? std::nullopt : wrong(name, value, expected);
+  if (!value.is_array() || value.get_array().size() > kStopStringsMax) return wrong(name, value, expected);
+  for (std::size_t i = 0; i < value.get_array().size(); ++i) {
+    if (!add(value.get_array()[i])) return wrong(fmt::format("{}[{}]", name, i), value.get_array()[i], expected);
+  }
+  return std::nullopt;
+}
+
+std::optional<ApiError> read_token_list(std::string_view name, const json::value& value, std::size_t count_max, std::vector<int32_t>& ids) {
+  const std::string expected = fmt::format("a list of at most {} token ids", count_max);
+  if (!value.is_array() || value.get_array().size() > count_max) return wrong(name, value, expected);
+  ids.reserve(value.get_array().size());
+  for (std::size_t i = 0; i < value.get_array().size(); ++i) {
+    const json::value& item = value.get_array()[i];
+    const auto id = json_integer(item);
+    if (!id || *id < 0 || *id > std::numeric_limits<int32_t>::max()) return wrong(fmt::format("{}[{}]", name, i), item, "a token id");
+    ids.push_back(static_cast<int32_t>(*id));
+  }
+  return std::nullopt;
+}
+
+std::optional<ApiError> read_stop_token_ids(std::string_view name, const json::value& value, ApiRequest& request) {
+  return read_token_list(name, value, kStopTokensMax, request.stop_token_ids);
+}
+
+std::optional<ApiError> read_tokens(std::string_view name, const json::value& value, ApiRequest& request) {
+  return read_token_list(name, value, std::size_t{8} << 20, request.tokens);
+}
+
+std::optional<ApiError> read_logit_bias(std::string_view name, const json::value& value, ApiRequest& request) {
+  if (!value.is_object() || value.get_object().size() > kLogitBiasMax) {
+    return wrong(name, value, fmt::format("an object of at most {} token ids, each with a bias in [-100, 100]", kLogitBiasMax));
+  }
+  for (const auto& entry : value.get_object()) {
+    const std::string field = fmt::format("{}.{}", name, std::string_view(entry.key()));
+    int32_t id = -1;
+    const char* end = entry.key().data() + entry.key().size();
+    const auto parsed = std::from_chars(entry.key().data(), end, id);
+    if (parsed.ec != std::errc() || parsed.ptr != end || id < 0) {
+      return invalid_field(name, fmt::format("\"{}\" has the key {}, expected a token id", name, describe_json(json::value(entry.key()))));
+    }
+    const auto bias = json_number(entry.value());
+    if (!bias || !(*bias >= -100 && *bias <= 100)) return wrong(field, entry.value(), "a number in [-100, 100]");
+    request.logit_bias.emplace_back(id, static_cast<float>(*bias));
+  }
+  return std::nullopt;
+}
+
+std::optional<ApiError> read_stream_options(std::string_view name, const json::value& value, ApiRequest& request) {
+  if (!value.is_object()) return wrong(name, value, "an object");
+  for (const auto& entry : value.get_object()) {
+    const std::string_view key = entry.key();
+    const std::string field = fmt::format("{}.{}", name, key);
+    bool* target = key == "include_usage" ? &request.include_usage : key == "continuous_usage_stats" ? &request.continuous_usage_stats : nullptr;
+    if (target == nullptr && key != "include_obfuscation") return invalid_field(field, fmt::format("unrecognized field \"{}\"", field));
+    if (entry.value().is_null()) continue;
+    if (!entry.value().is_bool()) return wrong(field, entry.value(), "true or false");
+    if (target != nullptr) *target = entry.value().get_bool();
+  }
+  return std::nullopt;
+}
+
+// A string, a list of strings, a list of token ids, or a list of such lists.
+std::optional<ApiError> read_prompt(std::string_view name, const json::value& value, ApiRequest& request) {
+  constexpr std::string_view kExpected = "a string, a list of strings, a list of token ids or a list of such lists, not empty";
+  request.has_prompt = true;
+  const auto add_ids = [&](std::string_view field, const json::value& list) -> std::optional<ApiError> {
+    std::vector<int32_t> ids;
+    if (auto error = read_token_list(field, list, std::size_t{8} << 20, ids)) return error;
+    if (ids.empty()) return wrong(field, list, "at least one token id");
+    request.prompts.emplace_back(std::move(ids));
+    return std::nullopt;
+  };
+  if (value.is_string()) {
+    request.prompts.emplace_back(std::string(value.get_string()));
+    return std::nullopt;
+  }
+  if (!value.is_array() || value.get_array().empty()) return wrong(name, value, kExpected);
+  const json::array& list = value.get_array();
+  if (list[0].is_number()) return add_ids(name, value);
+  if (list.size() > kPromptsMax) return wrong(name, value, fmt::format("at most {} prompts", kPromptsMax));
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    const std::string field = fmt::format("{}[{}]", name, i);
+    if (list[0].is_string() && list[i].is_string()) {
+      request.prompts.emplace_back(std::string(list[i].get_string()));
+    } else if (list[0].is_array() && list[i].is_array()) {
+      if (auto error = add_ids(field, list[i])) return error;
+    } else {
+      return wrong(field, list[i], kExpected);
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<ApiError> read_messages(std::string_view name, const json::value& value, ApiRequest& request) {
+  request.has_messages = true;
+  return read_chat_messages(name, value, request.messages);
+}
+
+std::optional<ApiError> read_object_list(std::string_view name, const json::value& value, std::optional<json::array>& target) {
+  if (!value.is_array()) return wrong(name, value, "a list of objects");
+  for (std::size_t i = 0; i < value.get_array().size(); ++i) {
+    if (!value.get_array()[i].is_object()) return wrong(fmt::format("{}[{}]", name, i), value.get_array()[i], "an object");
+  }
+  if (!value.get_array().empty()) target = value.get_array();
+  return std::nullopt;
+}
+
+std::optional<ApiError> read_tools(std::string_view name, const json::value& value, ApiRequest& request) {
+  return read_object_list(name, value, request.tools);
+}
+
+std::optional<ApiError> read_documents(std::string_view name, const json::value& value, ApiRequest& request) {
+  return read_object_list(name, value, request.documents);
+}
+
+// The template sees the tools; what the model writes comes back as text, so a call cannot be forced.
+std::optional<ApiError> read_tool_choice(std::string_view name, const json::value& value, ApiRequest&) {
+  if (value.is_string() && (value.get_string() == "none" || value.get_string() == "auto")) return std::nullopt;
+  return wrong(name, value, "\"auto\" or \"none\" (forcing a tool call is not supported)");
+}
+
+std::optional<ApiError> read_response_format(std::string_view name, const json::value& value, ApiRequest&) {
+  if (!value.is_object()) return wrong(name, value, "an object such as {\"type\": \"text\"}");
+  const json::value* type = value.get_object().if_contains("type");
+  if (type != nullptr && type->is_string() && type->get_string() == "text") return std::nullopt;
+  return wrong(fmt::format("{}.type", name), type == nullptr ? json::value() : *type, "\"text\" (structured output is not supported)");
+}
+
+std::optional<ApiError> read_modalities(std::string_view name, const json::value& value, ApiRequest&) {
+  if (value.is_array() && value.get_array().size() == 1 && value.get_array()[0] == "text") return std::nullopt;
+  return wrong(name, value, "[\"text\"]");
+}
+
+std::optional<ApiError> read_template_variables(std::string_view name, const json::value& value, ApiRequest& request) {
+  if (!value.is_object()) return wrong(name, value, "an object");
+  for (const auto& entry : value.get_object()) request.chat_template_kwargs[entry.key()] = entry.value();
+  return std::nullopt;
+}
+
+// Not a sampling parameter: templates that know it write it into the prompt.
+std::optional<ApiError> read_reasoning_effort(std::string_view name, const json::value& value, ApiRequest& request) {
+  if (!value.is_string()) return wrong(name, value, "a string");
+  request.chat_template_kwargs["reasoning_effort"] = value;
+  return std::nullopt;
+}
+
+using A = ApiRequest;
+constexpr FieldIgnored kIgnored;
+
+constexpr RequestField kFields[] = {
+    {"model", kAll, &A::model, 0, 512},
+    {"messages", kTemplate, read_messages},
+    {"prompt", kCompletions | kTokenize, read_prompt},
+    {"tokens", kDetokenize, read_tokens},
+
+    {"stream", kGenerate, &A::stream},
+    {"stream_options", kGenerate, read_stream_options},
+    {"max_tokens", kGenerate, &A::max_tokens, 1, kInt32},
+    {"max_completion_tokens", kChat, &A::max_completion_tokens, 1, kInt32},
+    {"min_tokens", kGenerate, &A::min_tokens, 0, kInt32},
+    {"n", kGenerate, &A::n, 1, 8},
+    {"best_of", kCompletions, &A::best_of, 1, 8},
+    {"temperature", kGenerate, &A::temperature, 0, 100},
+    {"top_p", kGenerate, &A::top_p, 0, 1, true},
+    {"top_k", kGenerate, &A::top_k, -1, kInt32},
+    {"min_p", kGenerate, &A::min_p, 0, 1},
+    {"presence_penalty", kGenerate, &A::presence_penalty, -2, 2},
+    {"frequency_penalty", kGenerate, &A::frequency_penalty, -2, 2},
+    {"repetition_penalty", kGenerate, &A::repetition_penalty, 0, 100, true},
+    {"seed", kGenerate, &A::seed, -kInt64, kInt64},
+    {"logit_bias", kGenerate, read_logit_bias},
+    {"logprobs", kChat, &A::logprobs},
+    {"logprobs", kCompletions, &A::num_logprobs, 0, 20},
+    {"top_logprobs", kChat, &A::top_logprobs, 0, 20},
+    {"stop", kGenerate, read_stop},
+    {"stop_token_ids", kGenerate, read_stop_token_ids},
+    {"ignore_eos", kGenerate, &A::ignore_eos},
+    {"include_stop_str_in_output", kGenerate, &A::include_stop_str_in_output},
+    {"skip_special_tokens", kGenerate, &A::skip_special_tokens},
+    {"echo", kCompletions, &A::echo},
+    {"priority", kGenerate, &A::priority, -kInt32, kInt32},
+    {"cache_salt", kGenerate, &A::cache_salt, 0, 1024},
+
+    {"tools", kTemplate, read_tools},
+    {"tool_choice", kChat, read_tool_choice},
+    {"documents", kChat, read_documents},
+    {"response_format", kGenerate, read_response_format},
+    {"modalities", kChat, read_modalities},
+    {"chat_template_kwargs", kTemplate, read_template_variables},
+    {"reasoning_effort", kChat, read_reasoning_effort},
+    {"add_generation_prompt", kTemplate, &A::add_generation_prompt},
+    {"continue_final_message", kTemplate, &A::continue_final_message},
+    {"add_special_tokens", kGenerate | kTokenize, &A::add_special_tokens},
+    {"return_token_strs", kTokenize, &A::return_token_strs},
+
+    // What changes nothing in the answer.
+    {"user", kGenerate, kIgnored},
+    {"metadata", kGenerate, kIgnored},
+    {"store", kGenerate, kIgnored},
+    {"service_tier", kGenerate, kIgnored},
+    {"safety_identifier", kGenerate, kIgnored},
+    {"prompt_cache_key", kGenerate, kIgnored},
+    {"prompt_cache_retention", kGenerate, kIgnored},
+    {"prediction", kChat, kIgnored},
+    {"parallel_tool_calls", kChat, kIgnored},
+    {"include_reasoning", kChat, kIgnored},
+    {"request_id", kGenerate, kIgnored},
+    {"spaces_between_special_tokens", kGenerate, kIgnored},
+
+    // What would change the answer, and is not there: refused unless it says what happens anyway.
+    {"echo", kChat, FieldUnsupported{"false"}},
+    {"suffix", kCompletions, FieldUnsupported{}},
+    {"prompt_embeds", kCompletions, FieldUnsupported{}},
+    {"functions", kChat, FieldUnsupported{}},
+    {"function_call", kChat, FieldUnsupported{"\"none\""}},
+    {"audio", kChat, FieldUnsupported{}},
+    {"verbosity", kChat, FieldUnsupported{"\"medium\""}},
+    {"web_search_options", kChat, FieldUnsupported{}},
+    {"chat_template", kTemplate, FieldUnsupported{}},
+    {"use_beam_search", kGenerate, FieldUnsupported{"false"}},
+    {"length_penalty", kGenerate, FieldUnsupported{"1.0"}},
+    {"prompt_logprobs", kGenerate, FieldUnsupported{}},
+    {"truncate_prompt_tokens", kGenerate, FieldUnsupported{}},
+    {"allowed_token_ids", kGenerate, FieldUnsupported{}},
+    {"bad_words", kGenerate, FieldUnsupported{"[]"}},
+    {"logits_processors", kGenerate, FieldUnsupported{}},
+    {"structured_outputs", kGenerate, FieldUnsupported{}},
+    {"guided_json", kGenerate, FieldUnsupported{}},
+    {"guided_regex", kGenerate, FieldUnsupported{}},
+    {"guided_choice", kGenerate, FieldUnsupported{}},
+    {"guided_grammar", kGenerate, FieldUnsupported{}},
+    {"return_token_ids", kGenerate, FieldUnsupported{"false"}},
+    {"return_tokens_as_token_ids", kGenerate, FieldUnsupported{"false"}},
+};
+
+std::string range_text(const RequestField& field) {
+  if (field.minimum == field.maximum) return {};
+  return fmt::format(" in {}{}, {}]", field.above_minimum ? '(' : '[', field.minimum, field.maximum);
+}
+
+bool in_range(const RequestField& field, double number) {
+  if (field.minimum == field.maximum) return true;
+  return (field.above_minimum ? number > field.minimum : number >= field.minimum) && number <= field.maximum;
+}
+
+std::optional<ApiError> read_field(const RequestField& field, const json::value& value, ApiRequest& request) {
+  return std::visit(
+      [&](const auto& target) -> std::optional<ApiError> {
+        using T = std::decay_t<decltype(target)>;
+        if constexpr (std::is_same_v<T, FieldIgnored>) {
+          return std::nullopt;
+        } else if constexpr (std::is_same_v<T, FieldUnsupported>) {
+          if (!target.neutral.empty() && json::parse({target.neutral.data(), target.neutral.size()}) == value) return std::nullopt;
+          return invalid_field(field.name, fmt::format("\"{}\" is {}; this server does not support it{}", field.name, describe_json(value),
+                                                       target.neutral.empty() ? "" : fmt::format(" (only {})", target.neutral)));
+        } else if constexpr (std::is_same_v<T, FieldReader>) {
+          return target(field.name, value, request);
+        } else if constexpr (std::is_same_v<T, bool A::*> || std::is_same_v<T, std::optional<bool> A::*>) {
+          if (!value.is_bool()) return wrong(field.name, value, "true or false");
+          request.*target = value.get_bool();
+        } else if constexpr (std::is_same_v<T, int64_t A::*> || std::is_same_v<T, std::optional<int64_t> A::*>) {
+          const auto integer = json_integer(value);
+          if (!integer || !in_range(field, static_cast<double>(*integer))) return wrong(field.name, value, "an integer" + range_text(field));
+          request.*target = *integer;
+        } else if constexpr (std::is_same_v<T, std::optional<double> A::*>) {
+          const auto number = json_number(value);
+          if (!number || !in_range(field, *number)) return wrong(field.name, value, "a number" + range_text(field));
+          request.*target = *number;
+        } else {
+          static_assert(std::is_same_v<T, std::string A::*>);
+          if (!value.is_string() || static_cast<double>(value.get_string().size()) > field.maximum) {
+            return wrong(field.name, value, fmt::format("a string of at most {} bytes", field.maximum));
+          }
+          request.*target = std::string(value.get_string());
+        }
+        return std::nullopt;
+      },
+      field.target);
+}
+
+const RequestField* find_field(Endpoint endpoint, std::string_view name) {
+  for (const RequestField& field : kFields) {
+    if (field.name == name && (field.endpoints & static_cast<unsigned>(endpoint)) != 0) return &field;
+  }
+  return nullptr;
+}
+
+// What no single field can know.
+std::optional<ApiError> check_together(Endpoint endpoint, const json::object& body, ApiRequest& request) {
+  const auto missing = [](std::string_view name) { return invalid_field(name, fmt::format("\"{}\" is missing", name)); };
+  if (endpoint == Endpoint::kChat && !request.has_messages) return missing("messages");
+  if (endpoint == Endpoint::kCompletions && !request.has_prompt) return missing("prompt");
+  if (endpoint == Endpoint::kDetokenize && !body.contains("tokens")) return missing("tokens");
+  if (endpoint == Endpoint::kTokenize) {
+    if (request.has_messages == request.has_prompt) {
+      return invalid_field("prompt", request.has_prompt ? "both \"prompt\" and \"messages\" are given, expected one of them"
+                                                        : "\"prompt\" is missing (or \"messages\", for a conversation)");
+    }
+    if (request.has_prompt && (request.prompts.size() != 1 || !std::holds_alternative<std::string>(request.prompts[0]))) {
+      return wrong("prompt", body.at("prompt"), "a string");
+    }
+  }
+  if ((request.include_usage || request.continuous_usage_stats) && !request.stream) {
+    return invalid_field("stream_options", "\"stream_options\" is only for \"stream\": true");
+  }
+  if (request.top_logprobs.value_or(0) > 0 && !request.logprobs) {
+    return invalid_field("top_logprobs", "\"top_logprobs\" is only for \"logprobs\": true");
+  }
+  if (request.best_of && *request.best_of != request.n) {
+    return invalid_field("best_of", fmt::format("\"best_of\" is {}; only the value of \"n\", {}, is supported", *request.best_of, request.n));
+  }
+  if (const auto max = request.completion_tokens_max(); max && request.min_tokens > *max) {
+    return invalid_field("min_tokens", fmt::format("\"min_tokens\" is {}, more than the {} completion tokens asked for", request.min_tokens, *max));
+  }
+  if (request.echo && request.num_logprobs) {
+    return invalid_field("logprobs", "\"logprobs\" together with \"echo\" is not supported: prompt tokens have no log probabilities here");
+  }
+  if (request.continue_final_message) {
+    if (request.add_generation_prompt.value_or(false)) {
+      return invalid_field("continue_final_message", "\"continue_final_message\" and \"add_generation_prompt\" are both true, expected one of them");
+    }
+    if (request.messages.empty() || request.messages.back().at("role") != "assistant") {
+      return invalid_field("continue_final_message", "\"continue_final_message\" needs a last message whose role is \"assistant\"");
+    }
+    request.add_generation_prompt = false;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::span<const RequestField> request_fields() { return kFields; }
+
+std::optional<ApiError> parse_request(Endpoint endpoint, std::string_view body, ApiRequest& request) {
+  JsonLimits limits;
+  limits.max_depth = 64;
+  Result<json::value> parsed = parse_json(body, limits);
+  if (!parsed.is_ok()) {
+    ApiError error = http_error(400, parsed.status().message());
+    error.code = "invalid_json";
+    return error;
+  }
+  if (!parsed->is_object()) return http_error(400, fmt::format("the request body is {}, expected an object", describe_json(*parsed)));
+  const json::object& object = parsed->get_object();
+  for (const auto& entry : object) {
+    const RequestField* field = find_field(endpoint, entry.key());
+    if (field == nullptr) {
+      const std::string name(std::string_view(entry.key()).substr(0, 128));
+      return invalid_field(name, fmt::format("unrecognized field {}", describe_json(json::value(name))));
+    }
+    if (entry.value().is_null()) continue;
+    if (auto error = read_field(*field, entry.value(), request)) return error;
+  }
+  return check_together(endpoint, object, request);
+}
+
+}  // namespace millrace

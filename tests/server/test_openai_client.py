@@ -1,0 +1,225 @@
+"""The unmodified openai package against the server."""
+import openai
+import pytest
+from conftest import user
+
+
+def stream_text(stream):
+    texts, finish, usage, chunks = {}, {}, None, []
+    for chunk in stream:
+        chunks.append(chunk)
+        if chunk.usage:
+            usage = chunk.usage
+        for choice in chunk.choices:
+            piece = choice.delta.content if hasattr(choice, "delta") else choice.text
+            texts[choice.index] = texts.get(choice.index, "") + (piece or "")
+            if choice.finish_reason:
+                assert choice.index not in finish, "a choice finishes once"
+                finish[choice.index] = choice.finish_reason
+    return texts, finish, usage, chunks
+
+
+def test_models(client, model):
+    models = client.models.list().data
+    assert [m.id for m in models] == [model]
+    assert models[0].max_model_len > 0
+    assert client.models.retrieve(model).id == model
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("absent")
+
+
+def test_chat(client, model):
+    answer = client.chat.completions.create(model=model, messages=user("Hello"), max_tokens=8, temperature=0, extra_body={"ignore_eos": True})
+    assert answer.id.startswith("chatcmpl-") and answer.object == "chat.completion" and answer.created > 1_700_000_000
+    choice = answer.choices[0]
+    assert choice.message.role == "assistant" and choice.message.content
+    assert choice.finish_reason == "length"
+    assert answer.usage.completion_tokens == 8
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 8
+    assert answer.usage.prompt_tokens_details.cached_tokens >= 0
+
+
+def test_chat_stream_equals_whole(client, model):
+    arguments = dict(model=model, messages=user("Tell me a story"), max_tokens=40, seed=5)
+    whole = client.chat.completions.create(**arguments)
+    texts, finish, usage, chunks = stream_text(client.chat.completions.create(**arguments, stream=True))
+    assert texts == {0: whole.choices[0].message.content}
+    assert finish == {0: whole.choices[0].finish_reason}
+    assert usage is None
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_stream_usage(client, model):
+    arguments = dict(model=model, messages=user("Hi"), max_tokens=10, seed=1, extra_body={"ignore_eos": True})
+    stream = client.chat.completions.create(**arguments, stream=True, stream_options={"include_usage": True})
+    _, _, usage, chunks = stream_text(stream)
+    assert usage.completion_tokens == 10
+    assert chunks[-1].choices == [] and chunks[-1].usage is not None
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert usage.prompt_tokens == client.chat.completions.create(**arguments).usage.prompt_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_n_choices(client, model, stream):
+    arguments = dict(model=model, messages=user("Hi"), max_tokens=12, n=4, seed=3, temperature=1)
+    answer = client.chat.completions.create(**arguments, stream=stream)
+    if stream:
+        texts, finish, _, _ = stream_text(answer)
+    else:
+        texts = {choice.index: choice.message.content for choice in answer.choices}
+        finish = {choice.index: choice.finish_reason for choice in answer.choices}
+    assert sorted(texts) == [0, 1, 2, 3] == sorted(finish)
+    assert len(set(texts.values())) > 1, "choices have random numbers of their own"
+
+
+def test_seed_repeats_and_differs(client, model):
+    def ask(seed):
+        return client.chat.completions.create(model=model, messages=user("Hi"), max_tokens=16, seed=seed, temperature=1).choices[0].message.content
+
+    assert ask(1) == ask(1)
+    assert len({ask(seed) for seed in range(4)}) > 1
+
+
+def test_greedy_repeats_without_seed(client, model):
+    answers = {client.chat.completions.create(model=model, messages=user("Hi"), max_tokens=16, temperature=0).choices[0].message.content for _ in range(3)}
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_string(client, model, stream):
+    arguments = dict(model=model, prompt="Once", max_tokens=24, temperature=0, extra_body={"ignore_eos": True})
+    text = client.completions.create(**arguments).choices[0].text
+    stop = text[len(text) // 2:len(text) // 2 + 3]  # reaches over token borders as often as not
+    expected = text[:text.index(stop)]
+    answer = client.completions.create(**arguments, stop=[stop, "\x00never"], stream=stream)
+    if stream:
+        texts, finish, _, chunks = stream_text(answer)
+        assert texts[0] == expected and finish[0] == "stop"
+        assert chunks[-1].choices[0].stop_reason == stop
+    else:
+        assert answer.choices[0].text == expected
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.choices[0].stop_reason == stop
+    arguments["extra_body"] = {"ignore_eos": True, "include_stop_str_in_output": True}
+    assert client.completions.create(**arguments, stop=stop).choices[0].text == expected + stop
+
+
+def test_stop_token_ids(client, model, server):
+    import httpx
+
+    arguments = dict(model=model, prompt="Once", max_tokens=12, temperature=0, logprobs=0)
+    first = client.completions.create(**arguments, extra_body={"ignore_eos": True}).choices[0]
+    token = first.logprobs.tokens[3]
+    ids = httpx.post(f"{server.url}/tokenize", json={"prompt": token, "add_special_tokens": False}).json()["tokens"]
+    if len(ids) != 1:
+        pytest.skip("the fourth token's text is more than one token by itself")
+    answer = client.completions.create(**arguments, extra_body={"ignore_eos": True, "stop_token_ids": ids}).choices[0]
+    assert answer.finish_reason == "stop" and answer.stop_reason == ids[0]
+    assert len(answer.logprobs.tokens) <= 4
+
+
+def test_min_tokens_and_ignore_eos(client, model):
+    answer = client.completions.create(model=model, prompt="a", max_tokens=20, temperature=1, seed=2, extra_body={"min_tokens": 20})
+    assert answer.usage.completion_tokens == 20
+
+
+def test_completion_prompt_forms(client, model, server):
+    import httpx
+
+    ids = httpx.post(f"{server.url}/tokenize", json={"prompt": "Hello there"}).json()["tokens"]
+    arguments = dict(model=model, max_tokens=6, temperature=0)
+    text = client.completions.create(prompt="Hello there", **arguments).choices[0].text
+    assert client.completions.create(prompt=ids, **arguments).choices[0].text == text
+    assert [c.text for c in client.completions.create(prompt=[ids, ids], **arguments).choices] == [text, text]
+    batch = client.completions.create(prompt=["Hello there", "Other"], n=2, **arguments)
+    assert [choice.index for choice in batch.choices] == [0, 1, 2, 3]
+    assert batch.choices[0].text == batch.choices[1].text == text
+    texts, finish, _, _ = stream_text(client.completions.create(prompt=["Hello there", "Other"], n=2, stream=True, **arguments))
+    assert texts == {choice.index: choice.text for choice in batch.choices}
+    assert sorted(finish) == [0, 1, 2, 3]
+
+
+def test_completion_defaults_to_16_tokens(client, model):
+    assert client.completions.create(model=model, prompt="a", extra_body={"ignore_eos": True}).usage.completion_tokens == 16
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo(client, model, stream):
+    arguments = dict(model=model, prompt="The prompt", max_tokens=5, temperature=0)
+    text = client.completions.create(**arguments).choices[0].text
+    answer = client.completions.create(**arguments, echo=True, stream=stream)
+    if stream:
+        assert stream_text(answer)[0][0] == "The prompt" + text
+    else:
+        assert answer.choices[0].text == "The prompt" + text
+
+
+def test_chat_logprobs(client, model):
+    arguments = dict(model=model, messages=user("Hi"), max_tokens=6, temperature=0, extra_body={"ignore_eos": True})
+    content = client.chat.completions.create(**arguments, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    assert len(content) == 6
+    for token in content:
+        assert token.logprob <= 0 and bytes(token.bytes).decode() == token.token
+        assert len(token.top_logprobs) == 3
+        assert token.top_logprobs[0].token == token.token, "greedy takes the likeliest"
+        assert [t.logprob for t in token.top_logprobs] == sorted((t.logprob for t in token.top_logprobs), reverse=True)
+    streamed = []
+    for chunk in client.chat.completions.create(**arguments, logprobs=True, top_logprobs=3, stream=True):
+        if chunk.choices and chunk.choices[0].logprobs:
+            streamed += chunk.choices[0].logprobs.content
+    assert [t.token for t in streamed] == [t.token for t in content]
+    assert client.chat.completions.create(**arguments).choices[0].logprobs is None
+
+
+def test_completion_logprobs(client, model):
+    choice = client.completions.create(model=model, prompt="a", max_tokens=5, temperature=0, logprobs=2, extra_body={"ignore_eos": True}).choices[0]
+    logprobs = choice.logprobs
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == len(logprobs.text_offset) == 5
+    assert logprobs.text_offset[0] == 0 and logprobs.text_offset == sorted(logprobs.text_offset)
+    assert "".join(logprobs.tokens) == choice.text or "\ufffd" in "".join(logprobs.tokens)
+
+
+def test_logit_bias_forces_a_token(client, model):
+    choice = client.completions.create(model=model, prompt="a", max_tokens=4, logprobs=0, logit_bias={"40": 100}).choices[0]
+    assert len(set(choice.logprobs.tokens)) == 1
+
+
+def test_sampling_fields_are_taken(client, model):
+    extra = {"top_k": 1, "min_p": 0.1, "repetition_penalty": 1.1}
+    answers = {client.chat.completions.create(model=model, messages=user("Hi"), max_tokens=10, top_p=0.9, presence_penalty=0.1, frequency_penalty=0.1,
+                                              extra_body=extra).choices[0].message.content for _ in range(3)}
+    assert len(answers) == 1, "top_k 1 leaves no choice, whatever the seed"
+
+
+def test_conversation_fields(client, model):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+                {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Bye"}]
+    answer = client.chat.completions.create(model=model, messages=messages, max_completion_tokens=4, user="someone", metadata={"a": "b"}, store=False)
+    assert answer.usage.completion_tokens <= 4
+
+
+def test_continue_final_message(client, model, server):
+    import httpx
+
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Once upon"}]
+    extra = {"continue_final_message": True, "add_generation_prompt": False}
+    client.chat.completions.create(model=model, messages=messages, max_tokens=2, extra_body=extra)
+    continued = httpx.post(f"{server.url}/tokenize", json={"messages": messages, **extra}).json()["tokens"]
+    text = httpx.post(f"{server.url}/detokenize", json={"tokens": continued}).json()["prompt"]
+    assert text.endswith("Once upon")
+
+
+def test_async_client(server, model):
+    import asyncio
+
+    async def ask(client, seed):
+        stream = await client.chat.completions.create(model=model, messages=user("Hi"), max_tokens=10, seed=seed, stream=True)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    async def run():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            return await asyncio.gather(*[ask(client, seed % 4) for seed in range(16)])
+
+    texts = asyncio.run(run())
+    assert all(texts[i] == texts[i % 4] for i in range(16)), "an answer does not depend on its company"
