@@ -25,8 +25,9 @@ extern const AttentionVariant kAttention;
 
 // Query rows (row, head) that are computed together, so that a loaded key serves all of them.
 inline constexpr int64_t kTileQueries = 32;
-// Floats from one query's scores to the next. A cache line more than a segment: at a power of two all of them would share few cache sets.
-inline constexpr int64_t kScoresStride = kSegmentTokens + 16;
+// Floats from one query of a tile to the next, and from its scores to the next's. A constant, so that one register addresses all queries; a
+// cache line more than a segment, since at a power of two all of them would share few cache sets. Bounds head_dim to 512.
+inline constexpr int64_t kQueryStride = kSegmentTokens + 16;
 
 // Where things lie in one kv head of a block, in bytes.
 struct KvHeadLayout {

@@ -123,6 +123,22 @@ MR_INLINE void store_first(float* p, F32 v, int64_t count) {
 #endif
 }
 
+// Calls body(index of the first value, load, store) for every vector of a row; the last one may be short.
+template <class Body>
+MR_INLINE void for_vectors(int64_t size, const Body& body) {
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    body(
+        i, [](const float* p) __attribute__((always_inline)) { return load(p); },
+        [](float* p, F32 v) __attribute__((always_inline)) { store(p, v); });
+  }
+  if (const int64_t rest = size - i; rest > 0) {
+    body(
+        i, [rest](const float* p) __attribute__((always_inline)) { return load_first(p, rest); },
+        [rest](float* p, F32 v) __attribute__((always_inline)) { store_first(p, v, rest); });
+  }
+}
+
 // Reductions fold the upper half onto the lower until one lane is left: one order for every caller.
 MR_INLINE float sum_of_lanes(F32 v) {
   float lanes[kLanes];
