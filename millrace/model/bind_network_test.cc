@@ -162,6 +162,30 @@ TEST(BindNetwork, Gpt2WithoutItsPrefix) {
   EXPECT_EQ(network->layers[1].mlp.up.weight.tensor->name, "h.1.mlp.c_fc.weight");
 }
 
+// Definitions that double at every level would take 2^40 steps.
+TEST(BindNetwork, DefinitionsThatExplodeRunOutOfFuel) {
+  const Checkpoint checkpoint = Checkpoint::open(golden("llama").string()).value();
+  json::object description = choose_family(checkpoint, std::nullopt)->description();
+  json::object definitions;
+  for (int level = 0; level < 40; ++level) definitions[fmt::format("f{}", level)] = fmt::format("f{} + f{}", level + 1, level + 1);
+  definitions["f40"] = "1";
+  description["config"] = definitions;
+  description["hidden_size"] = "f0";
+  const Family family = Family::parse(json::serialize(description), "bomb.json").value();
+  EXPECT_EQ(bind_network(family, checkpoint).status().code(), StatusCode::kResourceExhausted);
+}
+
+// Inside its own definition a name is the file's field; a circle of definitions ends there too.
+TEST(BindNetwork, DefinitionsMayUseTheFieldTheyReplace) {
+  const Checkpoint checkpoint = Checkpoint::open(golden("llama").string()).value();
+  json::object description = choose_family(checkpoint, std::nullopt)->description();
+  description["config"] = json::parse(R"({"hidden_size": "hidden_size * one", "one": "two", "two": "one ?? 1"})");
+  const Family family = Family::parse(json::serialize(description), "circle.json").value();
+  const Result<Network> network = bind_network(family, checkpoint);
+  ASSERT_TRUE(network.is_ok()) << network.status().message();
+  EXPECT_EQ(network->hidden_size, 64);
+}
+
 // The stored numbers of one row of a matrix.
 std::vector<float> stored_row(const MatrixSource& matrix, int64_t row) {
   std::vector<float> numbers;

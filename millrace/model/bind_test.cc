@@ -50,6 +50,27 @@ TEST_P(BindGolden, EveryTensorFindsItsPlace) {
   EXPECT_EQ(network->bindings.size(), checkpoint->tensors().size());
 }
 
+// Nothing but the description counts: under another name, for another architecture, the same network comes out.
+TEST_P(BindGolden, NamesOfFamiliesMeanNothing) {
+  const Checkpoint checkpoint = Checkpoint::open((source_dir() / "tests/golden/models" / GetParam().name).string()).value();
+  const Family family = choose_family(checkpoint, std::nullopt).value();
+  json::object description = family.description();
+  description["family"] = "marble";
+  description["architectures"] = "MarbleForCausalLM";
+  const Result<Family> renamed = Family::parse(json::serialize(description), "marble.json");
+  ASSERT_TRUE(renamed.is_ok()) << renamed.status().message();
+  const Result<Network> network = bind_network(*renamed, checkpoint);
+  ASSERT_TRUE(network.is_ok()) << network.status().message();
+  EXPECT_EQ(network->family, "marble");
+  const Network original = bind_network(family, checkpoint).value();
+  ASSERT_EQ(network->bindings.size(), original.bindings.size());
+  for (std::size_t i = 0; i < original.bindings.size(); ++i) {
+    EXPECT_EQ(network->bindings[i].tensor, original.bindings[i].tensor);
+    EXPECT_EQ(network->bindings[i].role, original.bindings[i].role);
+    EXPECT_EQ(network->bindings[i].transforms, original.bindings[i].transforms);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, BindGolden, testing::Values(
     GoldenCase{"llama", "llama", 3, 4, 2, 16, 160, 640, false}, GoldenCase{"llama-v5cfg", "llama", 2, 4, 4, 24, 160, 640, true},
     GoldenCase{"llama2-spm", "llama", 2, 4, 4, 16, 160, 876, false}, GoldenCase{"mistral", "mistral", 2, 4, 2, 16, 160, 876, false},

@@ -23,6 +23,8 @@ std::optional<double> as_number(const ExpressionValue& value) {
   return std::nullopt;
 }
 
+std::string at_layer(std::optional<int64_t> layer) { return layer ? fmt::format(" (layer {})", *layer) : ""; }
+
 bool is_none(const ExpressionValue& value) { return std::holds_alternative<NoneValue>(value); }
 
 }  // namespace
@@ -43,7 +45,7 @@ Result<ExpressionValue> BindWords::value(std::string_view name, std::string_view
   MR_ASSIGN_OR_RETURN(ExpressionValue found,
                       word != nullptr ? config_->evaluate(*word, place(name), layer_) : config_->evaluate(otherwise, place(name), layer_));
   if (const auto* absent = std::get_if<AbsentValue>(&found)) {
-    return Status::invalid_argument(fmt::format("{}: the configuration has no field \"{}\"", config_->where(place(name)), absent->name));
+    return Status::invalid_argument(fmt::format("{}{}: the configuration has no field \"{}\"", config_->where(place(name)), at_layer(layer_), absent->name));
   }
   return found;
 }
@@ -53,7 +55,7 @@ Status BindWords::wrong(std::string_view name, std::string_view otherwise, const
   const std::string text = word == nullptr      ? fmt::format("\"{}\"", otherwise)
                            : word->is_string() ? fmt::format("\"{}\"", std::string_view(word->get_string()))
                                                : json::serialize(*word);
-  return Status::invalid_argument(fmt::format("{}: {} is {}, expected {}", config_->where(place(name)), text, to_text(found), expected));
+  return Status::invalid_argument(fmt::format("{}{}: {} is {}, expected {}", config_->where(place(name)), at_layer(layer_), text, to_text(found), expected));
 }
 
 Result<int64_t> BindWords::integer(std::string_view name, std::string_view otherwise, int64_t low, int64_t high) const {
