@@ -26,6 +26,8 @@ struct RequestLog {
   std::map<int32_t, SequenceLog> sequences;
   Usage usage;
   bool finished = false;
+
+  std::string text_of(int32_t sequence) { return sequences[sequence].text; }
 };
 
 struct TestEngine {

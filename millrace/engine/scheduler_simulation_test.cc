@@ -1,0 +1,215 @@
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <random>
+
+#include "millrace/engine/fake_executor.h"
+#include "millrace/engine/scheduler.h"
+
+// The server's own scheduler, allocator and sequences under random events, with a chain of hashes in the network's place
+// (docs/design.md D7). A seed is a run; MILLRACE_SIMULATION_SEEDS asks for more of them than the default.
+namespace millrace {
+namespace {
+
+// A sequence with what its KV must hold: truth[p] is a hash of tokens 0..p.
+struct SimulatedSequence : Sequence {
+  std::vector<uint64_t> truth;
+  int64_t max_tokens = 1;
+};
+
+class Simulation {
+ public:
+  explicit Simulation(uint64_t seed) : random_(seed), options_(make_options()), allocator_(make_pool()), scheduler_(options_, allocator_) {
+    for (std::size_t g = 0; g < options_.windows.size(); ++g) {
+      kv_.emplace_back(static_cast<std::size_t>(allocator_.num_blocks(static_cast<int64_t>(g)) * kKvBlockTokens), 0);
+    }
+    for (auto& prefix : prefixes_) {
+      prefix.resize(pick(1, kMaxPrompt));
+      for (int32_t& token : prefix) token = static_cast<int32_t>(pick(0, 5));
+    }
+  }
+
+  // Returns the number of events; stops at the first failed expectation.
+  int64_t run(int64_t num_events) {
+    for (int64_t i = 0; i < num_events && !testing::Test::HasFatalFailure(); ++i) {
+      const int64_t kind = pick(0, 99);
+      if (kind < 12 && sequences_.size() < 30) {
+        add();
+      } else if (kind < 16 && !sequences_.empty()) {
+        end(static_cast<std::size_t>(pick(0, static_cast<int64_t>(sequences_.size()) - 1)), pick(0, 9) == 0);
+      } else {
+        step();
+      }
+      ++num_events_;
+      if (i % 16 == 0) check_blocks();
+    }
+    finish();
+    return num_events_;
+  }
+
+  int64_t num_preemptions() const { return scheduler_.counters().num_preemptions; }
+  int64_t num_hits() const { return scheduler_.counters().prefix_cache_hits; }
+  int64_t num_completed() const { return num_completed_; }
+
+ private:
+  static constexpr int64_t kMaxPrompt = 180, kMaxTokens = 60;
+
+  int64_t pick(int64_t low, int64_t high) { return low + static_cast<int64_t>(random_() % static_cast<uint64_t>(high - low + 1)); }
+
+  SchedulerOptions make_options() {
+    SchedulerOptions options;
+    options.max_running_sequences = pick(1, 12);
+    options.step_tokens_max = options.max_running_sequences + pick(0, 80);
+    options.prefill_chunk_max = pick(1, 64);
+    options.windows = {std::nullopt};
+    if (pick(0, 1) == 0) options.windows.push_back(pick(1, 100));
+    if (pick(0, 3) == 0) options.windows[0] = pick(1, 50);
+    return options;
+  }
+
+  std::vector<int64_t> make_pool() {
+    std::vector<int64_t> num_blocks;
+    for (const auto& window : options_.windows) {
+      const int64_t least = window ? Scheduler::window_blocks(*window, 1) : (kMaxPrompt + kMaxTokens) / kKvBlockTokens + 1;
+      num_blocks.push_back(least + pick(0, 3) * pick(0, 12));
+    }
+    return num_blocks;
+  }
+
+  void add() {
+    auto sequence = std::make_unique<SimulatedSequence>();
+    sequence->arrival = ++num_added_;
+    sequence->priority = pick(0, 9) == 0 ? static_cast<int32_t>(pick(-1, 1)) : 0;
+    // Few prefixes, cut anywhere and sometimes continued: hits of every length.
+    const std::vector<int32_t>& prefix = prefixes_[pick(0, 2)];
+    sequence->tokens.assign(prefix.begin(), prefix.begin() + pick(1, static_cast<int64_t>(prefix.size())));
+    while (pick(0, 3) != 0 && sequence->num_tokens() < kMaxPrompt) sequence->tokens.push_back(static_cast<int32_t>(pick(0, 5)));
+    sequence->num_prompt_tokens = sequence->num_tokens();
+    sequence->max_tokens = pick(1, kMaxTokens);
+    sequence->shares_prefix = pick(0, 7) != 0;
+    for (const int32_t token : sequence->tokens) extend_truth(*sequence, token);
+    scheduler_.add(*sequence);
+    sequences_.push_back(std::move(sequence));
+  }
+
+  static void extend_truth(SimulatedSequence& sequence, int32_t token) {
+    sequence.truth.push_back(FakeNetwork::mix(sequence.truth.empty() ? 0 : sequence.truth.back(), static_cast<uint64_t>(token)));
+  }
+
+  void end(std::size_t index, bool failed) {
+    scheduler_.remove(*sequences_[index], failed);
+    std::swap(sequences_[index], sequences_.back());
+    sequences_.pop_back();
+  }
+
+  uint64_t& slot(const Sequence& sequence, std::size_t group, int64_t position) {
+    const int32_t block = sequence.block_tables[group][static_cast<std::size_t>(position / kKvBlockTokens)];
+    MR_CHECK(block >= 0, "a row reads a block that its window has passed");
+    return kv_[group][static_cast<std::size_t>(block * kKvBlockTokens + position % kKvBlockTokens)];
+  }
+
+  void step() {
+    const auto planned = scheduler_.plan_step();
+    int64_t num_rows = 0;
+    wanting_.clear();
+    for (const Scheduler::Planned& rows : planned) {
+      auto& sequence = static_cast<SimulatedSequence&>(*rows.sequence);
+      num_rows += rows.num_rows;
+      for (std::size_t g = 0; g < kv_.size(); ++g) {
+        for (int64_t p = sequence.num_computed; p < sequence.num_computed + rows.num_rows; ++p) {
+          const int64_t first = options_.windows[g] ? std::max<int64_t>(0, p - *options_.windows[g]) : 0;
+          // A row reads its oldest, its newest and some other position, and finds there what its own tokens make.
+          for (const int64_t read : {first, std::max(first, p - 1), p > first ? pick(first, p - 1) : first}) {
+            if (read >= p) continue;
+            ASSERT_EQ(slot(sequence, g, read), sequence.truth[static_cast<std::size_t>(read)]);
+          }
+          slot(sequence, g, p) = sequence.truth[static_cast<std::size_t>(p)];
+        }
+      }
+      if (rows.wants_token()) wanting_.push_back(&sequence);
+    }
+    ASSERT_LE(num_rows, options_.step_tokens_max);
+    ASSERT_EQ(planned.empty(), sequences_.empty()) << "work, but nothing planned";
+    scheduler_.commit_step();
+    for (SimulatedSequence* sequence : wanting_) {
+      const int32_t token = static_cast<int32_t>(sequence->truth.back() % 6);
+      sequence->tokens.push_back(token);
+      extend_truth(*sequence, token);
+    }
+    for (std::size_t i = sequences_.size(); i-- > 0;) {
+      if (sequences_[i]->num_tokens() - sequences_[i]->num_prompt_tokens < sequences_[i]->max_tokens) continue;
+      end(i, false);
+      ++num_completed_;
+    }
+  }
+
+  // Every reference that the allocator counts is an entry of some table, and the other way round.
+  void check_blocks() {
+    ASSERT_EQ(allocator_.check_integrity(), "");
+    for (std::size_t g = 0; g < kv_.size(); ++g) {
+      std::vector<int64_t> references(static_cast<std::size_t>(allocator_.num_blocks(static_cast<int64_t>(g))), 0);
+      for (const auto& sequence : sequences_) {
+        for (const int32_t block : sequence->block_tables[g]) {
+          if (block >= 0) ++references[static_cast<std::size_t>(block)];
+        }
+      }
+      for (std::size_t block = 0; block < references.size(); ++block) {
+        ASSERT_EQ(allocator_.num_references(static_cast<int64_t>(g), static_cast<int32_t>(block)), references[block]) << "block " << block;
+      }
+    }
+  }
+
+  // No starvation: without new arrivals everything ends, in at most as many steps as there are rows to compute one by one, the
+  // recomputation after preemptions included generously.
+  void finish() {
+    int64_t steps_left = 10;
+    for (const auto& sequence : sequences_) steps_left += 10 * (sequence->num_prompt_tokens + sequence->max_tokens);
+    while (!sequences_.empty() && !testing::Test::HasFatalFailure()) {
+      ASSERT_GT(steps_left--, 0) << "starvation";
+      step();
+      ++num_events_;
+    }
+    check_blocks();
+    for (int64_t g = 0; g < allocator_.num_groups(); ++g) ASSERT_EQ(allocator_.num_used(g), 0);
+  }
+
+  std::mt19937_64 random_;
+  SchedulerOptions options_;
+  BlockAllocator allocator_;
+  Scheduler scheduler_;
+  std::vector<std::unique_ptr<SimulatedSequence>> sequences_;
+  std::vector<SimulatedSequence*> wanting_;
+  std::array<std::vector<int32_t>, 3> prefixes_;
+  std::vector<std::vector<uint64_t>> kv_;  // [num_groups][num_blocks * block size]
+  uint64_t num_added_ = 0;
+  int64_t num_events_ = 0, num_completed_ = 0;
+};
+
+TEST(SchedulerSimulation, HoldsItsInvariantsForEverySeed) {
+  const char* asked = std::getenv("MILLRACE_SIMULATION_SEEDS");
+  const int64_t num_seeds = asked != nullptr ? std::max(1LL, std::atoll(asked)) : 5000;
+  int64_t num_events = 0, num_preemptions = 0, num_hits = 0, num_completed = 0;
+  const auto start = std::chrono::steady_clock::now();
+  for (int64_t seed = 0; seed < num_seeds; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    Simulation simulation(static_cast<uint64_t>(seed));
+    num_events += simulation.run(300);
+    num_preemptions += simulation.num_preemptions();
+    num_hits += simulation.num_hits();
+    num_completed += simulation.num_completed();
+    if (HasFatalFailure()) return;
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::printf("%lld seeds, %lld events (%.0f a second), %lld preemptions, %lld cached tokens, %lld sequences completed\n",
+              static_cast<long long>(num_seeds), static_cast<long long>(num_events), static_cast<double>(num_events) / seconds,
+              static_cast<long long>(num_preemptions), static_cast<long long>(num_hits), static_cast<long long>(num_completed));
+  // The runs must have been through what they are meant to test.
+  EXPECT_GT(num_preemptions, num_seeds / 10);
+  EXPECT_GT(num_hits, num_seeds * 32);
+  EXPECT_GT(num_completed, num_seeds);
+}
+
+}  // namespace
+}  // namespace millrace
