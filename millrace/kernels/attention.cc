@@ -81,7 +81,7 @@ void kv_write(Isa, const KvView& kv, int64_t block, int64_t token, int64_t kv_he
 int64_t attention_scratch_floats(const KvGeometry& geometry, int64_t) {
   MR_CHECK(geometry.head_dim >= 1 && geometry.head_dim <= 512, "head_dim must be 1 to 512");
   // Of every query of a tile: itself, its scores in a segment, its accumulator, maximum and sum.
-  return kTileQueries * (2 * kQueryStride + KvHeadLayout(geometry).v_dim_padded + 2);
+  return kTileQueries * (3 * kQueryStride + 2);
 }
 
 int64_t attention_num_segments(const AttentionArgs& args, int64_t row) { return (args.first_position + row) / kSegmentTokens + 1; }
