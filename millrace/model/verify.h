@@ -15,7 +15,7 @@ namespace millrace {
 
 struct VerifyTolerance {
   float exact_logit = 1e-3f;     // exact path: largest |difference| of a logit, and of a log-probability
-  float fast_relative_l2 = 0.0f; // fast path: largest ||fast - exact|| / ||exact|| of a position's logits
+  float fast_relative_l2 = 0.0f; // fast path: ||fast - exact|| / ||exact|| over all positions' logits
   float fast_kl = 0.0f;          // fast path: mean KL(exact || fast) over positions, nats
 };
 
