@@ -19,23 +19,24 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
 
 namespace {
 
-void print_progress(const HubProgress& progress) {
-  if (!isatty(STDERR_FILENO)) return;
-  const double share = progress.bytes_total > 0 ? static_cast<double>(progress.bytes_done) / static_cast<double>(progress.bytes_total) : 0;
+bool print_progress(const HubProgress& progress) {
+  if (!isatty(STDERR_FILENO)) return true;
+  const double share = progress.total_bytes > 0 ? static_cast<double>(progress.done_bytes) / static_cast<double>(progress.total_bytes) : 0;
   constexpr int kWidth = 30;
   const int filled = static_cast<int>(share * kWidth);
   fmt::print(stderr, "\r{} [{}{}] {} of {} ", progress.file, std::string(static_cast<std::size_t>(filled), '='), std::string(static_cast<std::size_t>(kWidth - filled), ' '),
-             format_bytes(progress.bytes_done), format_bytes(progress.bytes_total));
-  if (progress.bytes_done >= progress.bytes_total) fmt::print(stderr, "\n");
+             format_bytes(progress.done_bytes), format_bytes(progress.total_bytes));
+  if (progress.done_bytes >= progress.total_bytes) fmt::print(stderr, "\n");
   std::fflush(stderr);
+  return true;
 }
 
 }  // namespace
 
 Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, bool pack_weights) {
-  HubOptions hub;
+  HubOptions hub = HubOptions::from_environment();
   hub.gguf_file = options.gguf_file;
-  hub.on_progress = print_progress;
+  hub.progress = print_progress;
   MR_ASSIGN_OR_RETURN(const std::string path, resolve_model(options.model, hub));
   LoadOptions load;
   if (!options.family.empty()) load.family_file = options.family;
@@ -92,12 +93,10 @@ std::string_view kv_dtype_name(KvDType dtype) {
   return "unknown";
 }
 
-Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& options, int64_t max_running_sequences) {
+Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& options, EngineOptions engine_options) {
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype));
-  EngineOptions engine_options;
   RunningEngine running;
   MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(GemmPath::kFast, kv_dtype, static_cast<int32_t>(engine_options.step_tokens_max)));
-  engine_options.max_running_sequences = max_running_sequences;
   engine_options.eos_token_ids = model.eos_token_ids();
   engine_options.max_context = options.max_model_len;
   if (options.kv_bytes > 0) {

@@ -43,12 +43,12 @@ struct GenerationOptions {
 void add_generation_options(CLI::App& command, GenerationOptions& options);
 SamplingParams sampling_params(const LoadedModel& model, const GenerationOptions& options);
 
-// An engine over the model, with its executor.
+// An engine over the model, with its executor, running. Of `engine_options` the KV budget, context and EOS ids are set here.
 struct RunningEngine {
   std::unique_ptr<CpuExecutor> executor;
   std::unique_ptr<Engine> engine;  // goes first
 };
-Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& options, int64_t max_running_sequences);
+Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& options, EngineOptions engine_options);
 
 Result<KvDType> parse_kv_dtype(const std::string& name);
 std::string_view kv_dtype_name(KvDType dtype);

@@ -63,7 +63,7 @@ Status run_generate(const GenerateOptions& options) {
   MR_ASSIGN_OR_RETURN(const auto prompts, read_prompts(options));
   MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
-  MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, 64));
+  MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, {}));
 
   const uint64_t seed = options.seed ? *options.seed : std::random_device{}();
   std::vector<Result<Completion>> completions(prompts.size(), Status::internal("was not run"));

@@ -32,7 +32,7 @@ void handle_interrupts() {
 Status run_chat(const RunOptions& options) {
   MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
   MR_RETURN_IF_ERROR(model->chat_template().status());
-  MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, 1));
+  MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, {}));
   handle_interrupts();
   const bool terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
   const auto style = [&](const char* code) { return isatty(STDOUT_FILENO) && std::getenv("NO_COLOR") == nullptr ? code : ""; };

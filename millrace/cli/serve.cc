@@ -1,0 +1,141 @@
+#include "millrace/server/server.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "millrace/base/mapped_file.h"
+#include "millrace/cli/command.h"
+
+namespace millrace::cli {
+namespace {
+
+struct ServeOptions : ModelOptions, GenerationOptions {
+  std::string host = "127.0.0.1";
+  int port = 8000;
+  std::vector<std::string> names;
+  std::string api_key_file, chat_template;
+  bool allow_open_without_key = false;
+  int64_t max_num_seqs = 64, max_num_batched_tokens = 512, max_queued = 1024;
+  int drain_timeout_s = 30, max_connections = 4096;
+  bool no_prefix_caching = false;
+};
+
+int64_t resident_bytes() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t total = 0, resident = 0;
+  statm >> total >> resident;
+  return resident * ::sysconf(_SC_PAGESIZE);
+}
+
+// "SmolLM2-135M-Instruct.Q4_1" of a path; org/name stays as it is.
+std::string default_name(const std::string& model) {
+  const std::filesystem::path path(model);
+  if (!std::filesystem::exists(path)) return model.substr(0, model.find('@'));
+  const std::string file = std::filesystem::weakly_canonical(path).filename().string();
+  return file.ends_with(".gguf") ? file.substr(0, file.size() - 5) : file;
+}
+
+Result<std::string> api_key(const ServeOptions& options) {
+  std::string key;
+  if (!options.api_key_file.empty()) {
+    MR_ASSIGN_OR_RETURN(key, read_text_file(options.api_key_file, 4096));
+    while (!key.empty() && (key.back() == '\n' || key.back() == '\r')) key.pop_back();
+    if (key.empty()) return Status::invalid_argument(fmt::format("--api-key-file: {} is empty", options.api_key_file));
+  } else if (const char* variable = std::getenv("MILLRACE_API_KEY")) {
+    key = variable;
+  }
+  return key;
+}
+
+Status run_serve(const ServeOptions& options) {
+  ServerOptions server_options;
+  server_options.host = options.host;
+  server_options.port = static_cast<uint16_t>(options.port);
+  MR_ASSIGN_OR_RETURN(server_options.api_key, api_key(options));
+  server_options.allow_open_without_key = options.allow_open_without_key;
+  server_options.drain_timeout = std::chrono::seconds(options.drain_timeout_s);
+  server_options.http.num_connections = options.max_connections;
+
+  MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
+  MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
+  std::optional<ChatTemplate> given_template;
+  if (!options.chat_template.empty()) {
+    MR_ASSIGN_OR_RETURN(std::string source, read_text_file(options.chat_template));
+    auto compiled = ChatTemplate::compile(std::move(source));
+    if (!compiled.is_ok()) return compiled.status().with_context(options.chat_template);
+    given_template = std::move(compiled).value();
+  }
+  EngineOptions engine_options;
+  engine_options.max_running_sequences = options.max_num_seqs;
+  engine_options.step_tokens_max = std::max(options.max_num_batched_tokens, options.max_num_seqs);
+  engine_options.max_queued_requests = options.max_queued;
+  engine_options.prefix_cache = !options.no_prefix_caching;
+  MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, engine_options));
+
+  ServedModel served;
+  const std::string name = options.names.empty() ? default_name(options.model) : options.names[0];
+  served.name = name;
+  if (options.names.size() > 1) served.aliases.assign(options.names.begin() + 1, options.names.end());
+  served.engine = running.engine.get();
+  served.tokenizer = tokenizer;
+  const auto own_template = model->chat_template();
+  if (given_template) {
+    served.chat_template = &*given_template;
+  } else if (own_template.is_ok()) {
+    served.chat_template = *own_template;
+  } else {
+    served.chat_template_error = own_template.status().message();
+  }
+  served.bos_token = model->bos_token();
+  served.eos_token = model->eos_token();
+  served.default_sampling = sampling_params(*model, options);
+  served.facts = {{"isa", std::string(isa_name(model->isa()))}, {"threads", std::to_string(model->pool().num_threads())}, {"family", model->network().family},
+                  {"version", MILLRACE_VERSION}, {"kv_cache_dtype", std::string(kv_dtype_name(running.executor->options().kv_dtype))}};
+
+  const Status status = serve(std::move(served), server_options, [&](uint16_t port) {
+    const std::string address = fmt::format("http://{}:{}", options.host.find(':') == std::string::npos ? options.host : "[" + options.host + "]", port);
+    fmt::print("millrace {} serves {} on {}\n", MILLRACE_VERSION, name, address);
+    fmt::print("  instruction set  {}, {} threads\n", isa_name(model->isa()), model->pool().num_threads());
+    fmt::print("  model            {} family, weights {}, KV cache {} ({}, {} tokens), resident now {}\n", model->network().family, format_bytes(model->weights().bytes()),
+               format_bytes(running.executor->kv_bytes()), kv_dtype_name(running.executor->options().kv_dtype), running.engine->max_request_tokens(), format_bytes(resident_bytes()));
+    if (!own_template.is_ok() && !given_template) fmt::print("  chat             refused: {}\n", own_template.status().message());
+    fmt::print("  chat page        {}/\n  try              curl {}/v1/chat/completions -H 'Content-Type: application/json' {}-d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"What is the capital of France?\"}}]}}'\n",
+               address, address, server_options.api_key.empty() ? "" : "-H \"Authorization: Bearer $MILLRACE_API_KEY\" ", name);
+    std::fflush(stdout);
+  });
+  running.engine->stop();
+  return status;
+}
+
+}  // namespace
+
+void register_serve(CLI::App& app, int& exit_status) {
+  auto* command = app.add_subcommand("serve", "OpenAI-compatible server with a chat page");
+  auto options = std::make_shared<ServeOptions>();
+  add_model_options(*command, *options);
+  command->add_option("--host", options->host, "Address to listen on")->capture_default_str();
+  command->add_option("--port", options->port, "Port to listen on; 0: any free one")->check(CLI::Range(0, 65535))->capture_default_str();
+  command->add_option("--served-model-name", options->names, "Name(s) in the API; default: the file's or directory's name");
+  command->add_option("--api-key-file", options->api_key_file, "File with the key that clients must send (or the variable MILLRACE_API_KEY)")->check(CLI::ExistingFile);
+  command->add_flag("--allow-open-without-key", options->allow_open_without_key, "Listen beyond this machine though no key is asked for");
+  command->add_option("--chat-template", options->chat_template, "Jinja file to use instead of the model's own")->check(CLI::ExistingFile);
+  command->add_option("--max-num-seqs", options->max_num_seqs, "Most sequences computed together")->check(CLI::Range(1, 4096))->capture_default_str();
+  command->add_option("--max-num-batched-tokens", options->max_num_batched_tokens, "Most tokens of one step")->check(CLI::Range(1, 65536))->capture_default_str();
+  command->add_option("--max-num-queued-reqs", options->max_queued, "Most requests waiting; further ones get 429")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  command->add_flag("--no-enable-prefix-caching", options->no_prefix_caching, "Compute equal prompt beginnings anew");
+  command->add_option("--shutdown-timeout", options->drain_timeout_s, "Seconds that running requests get after SIGTERM")->check(CLI::Range(0, 86400))->capture_default_str();
+  command->add_option("--max-connections", options->max_connections, "Most client connections")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  add_generation_options(*command, *options);
+  command->footer(
+      "The sampling options are the defaults of requests that leave them out.\n"
+      "Examples:\n  millrace serve model.gguf\n  MILLRACE_API_KEY=secret millrace serve ./Qwen3-0.6B --host 0.0.0.0 --port 9000");
+  command->callback([options, &exit_status] {
+    if (const Status status = run_serve(*options); !status.is_ok()) exit_status = fail(status);
+  });
+}
+
+}  // namespace millrace::cli
