@@ -31,7 +31,7 @@ struct EncodeOptions {
 
 // What a GGUF file holds under tokenizer.ggml.*.
 struct GgufVocabulary {
-  std::string model;                              // "gpt2", "llama" or "bert"; others are an error naming it
+  std::string model;                              // "gpt2", "llama", "bert" or "t5"; others are an error naming it
   std::string pre;                                // tokenizer.ggml.pre; empty is "default"
   std::vector<std::string> tokens;
   std::vector<float> scores;                      // as many as tokens, or none
@@ -40,6 +40,7 @@ struct GgufVocabulary {
   std::optional<int32_t> bos_token_id, eos_token_id, eot_token_id, unknown_token_id, separator_token_id, padding_token_id, cls_token_id,
       mask_token_id;
   std::optional<bool> add_bos_token, add_eos_token, add_space_prefix, remove_extra_whitespaces;
+  std::string precompiled_charsmap;               // bytes, of "t5"; may be empty
 };
 
 struct TokenizerPipeline;  // pipeline.h
