@@ -5,7 +5,10 @@
 // jinja2 itself. Templates are data from a model file or a client, so a render has a budget and no way out of its variables.
 //
 // Every string knows which of its bytes the client wrote. The tokenizer needs this: a "<|im_end|>" that the template wrote is a
-// special token, the same characters in a message are only characters.
+// special token, the same characters in a message are only characters. Concatenation, slices, strip, split, join, replace,
+// formatting and macros keep track byte by byte; tojson, the printing of lists and case changes of characters beyond ASCII
+// count all of their result as the client's when any of it is. Two exceptions: the role of a message is template text when it
+// is one of the usual words (templates build "<|user|>" from it), and numbers, booleans and none are nobody's.
 #pragma once
 
 #include <chrono>
@@ -47,10 +50,11 @@ struct ChatTemplateInput {
 };
 
 struct ChatTemplateLimits {
-  int64_t fuel = 1'000'000;                     // steps: nodes evaluated, loop rounds, and 1 per 64 bytes of string built
+  // Steps: one for each node evaluated, and one for each 256 bytes of text built or searched. So it bounds memory too: a render
+  // holds at most about 256 * fuel bytes beside the values it was given.
+  int64_t fuel = 1'000'000;
   std::size_t output_bytes = std::size_t{8} << 20;
-  std::size_t value_bytes = std::size_t{256} << 20;  // all strings and lists built during one render, freed ones included
-  int depth = 100;                              // of nested calls and expressions while rendering
+  int depth = 100;  // of macros and recursive loops called inside each other
 };
 
 // A compiled template. Copies share the program; render may be called by any number of threads at once.
