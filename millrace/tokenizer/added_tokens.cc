@@ -8,9 +8,6 @@
 namespace millrace {
 namespace {
 
-// \w of the engine that judges single words: joiners count.
-bool is_word(char32_t c) { return unicode::has_flag(c, unicode::kWord) || c == 0x200C || c == 0x200D; }
-
 std::size_t space_begin(std::string_view text, std::size_t end, std::size_t lowest) {
   while (end > lowest) {
     const char32_t c = unicode::decode_before(text, end);
@@ -60,8 +57,8 @@ Status AddedTokenMatcher::split(std::string_view text, const IsPlain* is_plain, 
     const AddedToken& token = found->token;
     if (token.single_word) {
       std::size_t next = end;
-      const bool word_before = begin > 0 && is_word(unicode::decode_before(text, begin));
-      const bool word_behind = end < text.size() && is_word(unicode::decode(text, next));
+      const bool word_before = begin > 0 && unicode::is_plain_word(unicode::decode_before(text, begin));
+      const bool word_behind = end < text.size() && unicode::is_plain_word(unicode::decode(text, next));
       if (word_before || word_behind) continue;
     }
     if (token.lstrip) begin = space_begin(text, begin, done);

@@ -87,12 +87,12 @@ class BertPreTokenizer final : public PreTokenizer {
   }
 };
 
-// \w+|[^\w\s]+ with everything else removed. Joiners (U+200C, U+200D) are word characters to this pattern's engine.
+// \w+|[^\w\s]+ with everything else removed.
 class WhitespacePreTokenizer final : public PreTokenizer {
  public:
   Status apply(std::string_view piece, bool at_start, OnPiece on_piece) const override {
     const auto kind_of = [](char32_t c) {
-      if (unicode::has_flag(c, unicode::kWord) || c == 0x200C || c == 0x200D) return 1;
+      if (unicode::is_plain_word(c)) return 1;
       return unicode::is_white_space(c) ? 0 : 2;
     };
     for (std::size_t at = 0; at < piece.size();) {

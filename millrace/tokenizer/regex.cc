@@ -72,6 +72,20 @@ std::optional<unicode::CategoryMask> category_mask(std::string_view name) {
   return mask;
 }
 
+// The inside of [:name:].
+Result<std::string> expand_posix_class(std::string_view name) {
+  const bool negated = name.starts_with('^');
+  if (negated) name.remove_prefix(1);
+  const auto members = [&](auto&& belongs) { return spell(ranges_where([&](char32_t x) { return belongs(x) != negated; })); };
+  if (name == "punct") return members([](char32_t x) { return unicode::is_in(x, unicode::kPunctuation | unicode::kSymbol); });
+  if (name == "space") return members([](char32_t x) { return unicode::is_white_space(x); });
+  if (name == "digit") return members([](char32_t x) { return unicode::category(x) == unicode::kNd; });
+  if (name == "cntrl") return members([](char32_t x) { return unicode::category(x) == unicode::kCc; });
+  if (name == "blank") return members([](char32_t x) { return x == '\t' || unicode::category(x) == unicode::kZs; });
+  if (name == "xdigit") return members([](char32_t x) { return x < 128 && std::isxdigit(static_cast<int>(x)) != 0; });
+  return Status::unsupported(fmt::format("regex: the class [:{}:] is not supported", name.substr(0, 50)));
+}
+
 }  // namespace
 
 Result<std::string> expand_classes(std::string_view pattern) {
@@ -89,9 +103,15 @@ Result<std::string> expand_classes(std::string_view pattern) {
         if (i + 1 < pattern.size() && pattern[i + 1] == '^') out += pattern[++i];
         if (i + 1 < pattern.size() && pattern[i + 1] == ']') out += "\\", out += pattern[++i];
         continue;
-      } else if (in_class && c == '[') {
-        out += i + 1 < pattern.size() && pattern[i + 1] == ':' ? "[" : "\\[";
+      } else if (in_class && c == '[' && i + 1 < pattern.size() && pattern[i + 1] == ':') {
+        const std::size_t close = pattern.find(":]", i);
+        if (close == std::string_view::npos) return Status::invalid_argument("regex: [: without :]");
+        MR_ASSIGN_OR_RETURN(const std::string members, expand_posix_class(pattern.substr(i + 2, close - i - 2)));
+        out += members;
+        i = close + 1;
         continue;
+      } else if (in_class && c == '[') {
+        return Status::unsupported("regex: classes inside classes are not supported");
       } else if (in_class && c == '&' && i + 1 < pattern.size() && pattern[i + 1] == '&') {
         return Status::unsupported("regex: intersections of classes (&&) are not supported");
       }
@@ -118,17 +138,26 @@ Result<std::string> expand_classes(std::string_view pattern) {
         name.remove_prefix(1);
       }
       const std::optional<unicode::CategoryMask> mask = category_mask(name);
-      if (!mask) {  // a script or another property: the engine's own tables
-        out += fmt::format("\\{}{{{}}}", negated ? 'P' : 'p', name);
+      if (!mask) {  // a script, from the engine's own tables
+        out += fmt::format("\\{}{{sc:{}}}", negated ? 'P' : 'p', name);
         continue;
       }
       ranges = ranges_where([&](char32_t x) { return unicode::is_in(x, *mask) != negated; });
     } else if (kind == 's' || kind == 'S') {
       ranges = ranges_where([&](char32_t x) { return unicode::is_white_space(x) == (kind == 's'); });
     } else if (kind == 'w' || kind == 'W') {
-      ranges = ranges_where([&](char32_t x) { return unicode::has_flag(x, unicode::kWord) == (kind == 'w'); });
+      // The engine of the tokenizer files counts six superscripts and fractions as word characters, but not inside a class.
+      ranges = ranges_where([&](char32_t x) {
+        const bool word = unicode::has_flag(x, unicode::kWord) && !(in_class && unicode::category(x) == unicode::kNo);
+        return word == (kind == 'w');
+      });
     } else if (kind == 'd' || kind == 'D') {
       ranges = ranges_where([&](char32_t x) { return (unicode::category(x) == unicode::kNd) == (kind == 'd'); });
+    } else if ((kind == 'b' || kind == 'B') && !in_class) {
+      const std::string word = spell(ranges_where([](char32_t x) { return unicode::has_flag(x, unicode::kWord); }));
+      const std::string_view behind_word = kind == 'b' ? "!" : "=", behind_other = kind == 'b' ? "=" : "!";
+      out += fmt::format("(?:(?<=[{0}])(?{1}[{0}])|(?<![{0}])(?{2}[{0}]))", word, behind_word, behind_other);
+      continue;
     } else if (kind == 'h' || kind == 'H') {  // hexadecimal digits in the dialect of tokenizer files
       ranges = ranges_where([&](char32_t x) { return (x < 128 && std::isxdigit(static_cast<int>(x)) != 0) == (kind == 'h'); });
     } else {

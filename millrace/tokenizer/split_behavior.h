@@ -20,7 +20,7 @@ enum class SplitBehavior {
   kContiguous,          // the, -, final, --, countdown
 };
 
-// Turns the matches and the text between them, in order, into pieces.
+// Turns the matches (which may be empty) and the text between them, in order, into pieces.
 class Splitter {
  public:
   Splitter(std::string_view text, bool at_start, SplitBehavior behavior, PreTokenizer::OnPiece on_piece)
@@ -31,6 +31,7 @@ class Splitter {
 
  private:
   Status give(std::size_t begin, std::size_t end) {
+    if (begin == end) return Status::ok();
     return on_piece_(text_.substr(begin, end - begin), at_start_ && begin == 0);
   }
 

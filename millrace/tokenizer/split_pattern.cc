@@ -144,17 +144,19 @@ class RegexPattern final : public SplitPattern {
  public:
   explicit RegexPattern(Regex regex) : regex_(std::move(regex)) {}
 
-  // An empty match is dropped, and the search goes on one character further.
+  // An empty match right behind the last one is passed over, and the search goes on one character further.
   Status for_each_match(std::string_view text, OnMatch on_match) const override {
-    std::size_t at = 0;
-    while (at < text.size()) {
+    std::optional<std::size_t> last_end;
+    for (std::size_t at = 0; at <= text.size();) {
       MR_ASSIGN_OR_RETURN(const std::optional<TextRange> found, regex_.find(text, at));
       if (!found) break;
-      at = found->end;
-      if (found->begin == found->end) {
-        if (at < text.size()) unicode::decode(text, at);
+      if (found->begin == found->end && last_end == found->end) {
+        if (at == text.size()) break;
+        unicode::decode(text, at);
         continue;
       }
+      at = found->end;
+      last_end = found->end;
       MR_RETURN_IF_ERROR(on_match(found->begin, found->end));
     }
     return Status::ok();

@@ -9,7 +9,7 @@
 
 namespace millrace {
 
-// Finds the non-overlapping matches of a pattern, left to right.
+// Finds the non-overlapping matches of a pattern, left to right. A match may be empty, but not where another one ends.
 class SplitPattern {
  public:
   using OnMatch = FunctionRef<Status(std::size_t begin, std::size_t end)>;

@@ -2,6 +2,7 @@
 // sizes are bounded, and errors name the field.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -152,7 +153,9 @@ Result<std::unique_ptr<TokenModel>> read_model(const json::value& description) {
   return Status::unsupported(fmt::format("model: type \"{}\" is unknown", type.substr(0, 50)));
 }
 
-// An added token that the model knows too has the model's id, whatever the file says, as in the reference.
+// An added token that the model knows too has the model's id, whatever the file says; the others are numbered in their order
+// behind the vocabulary, as in the reference. Only where the vocabulary has holes, so that these numbers are taken, the file's
+// number counts.
 Status read_added_tokens(const json::value& description, TokenizerPipeline& pipeline) {
   if (!description.is_array()) return Status::invalid_argument("added_tokens is not an array");
   const Vocabulary& vocabulary = pipeline.model->vocabulary();
@@ -171,7 +174,10 @@ Status read_added_tokens(const json::value& description, TokenizerPipeline& pipe
     if (token.content.size() > kAddedTokenBytesMax) {
       return Status::invalid_argument(fmt::format("{}: \"content\" has {} bytes, at most {} are taken", fields.what(), token.content.size(), kAddedTokenBytesMax));
     }
-    token.id = vocabulary.find(token.content).value_or(static_cast<int32_t>(id));
+    const std::optional<int32_t> known = vocabulary.find(token.content);
+    const int64_t next = std::max<int64_t>(seen.end_id(), vocabulary.num_tokens());
+    token.id = known.value_or(static_cast<int32_t>(vocabulary.contains(static_cast<int32_t>(next)) ? id : next));
+    if (token.id >= Vocabulary::kMaxId) return Status::invalid_argument(fmt::format("{}: more than {} tokens", fields.what(), Vocabulary::kMaxId));
     if (seen.contains(token.id) || (vocabulary.contains(token.id) && vocabulary.token(token.id) != token.content)) {
       return Status::invalid_argument(fmt::format("{}: id {} belongs to another token already", fields.what(), token.id));
     }

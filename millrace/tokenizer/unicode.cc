@@ -65,6 +65,10 @@ Scan scan(std::string_view text, std::size_t at) {
 
 Category category(char32_t c) { return static_cast<Category>(record(c).category); }
 bool has_flag(char32_t c, Flag flag) { return (record(c).flags & flag) != 0; }
+bool is_plain_word(char32_t c) {
+  if (c == 0x200C || c == 0x200D) return true;
+  return has_flag(c, kWord) && category(c) != kNo;
+}
 GraphemeBreak grapheme_break(char32_t c) { return static_cast<GraphemeBreak>(record(c).grapheme_break); }
 uint8_t combining_class(char32_t c) { return record(c).combining_class; }
 

@@ -24,7 +24,7 @@ Category category(char32_t c);
 inline bool is_in(char32_t c, CategoryMask mask) { return (mask >> category(c) & 1) != 0; }
 
 enum Flag : uint8_t {
-  kWord = 1,              // \w of the regex engine
+  kWord = 1,              // \w of the split patterns
   kBertPunctuation = 2,   // where Punctuation and BertPreTokenizer cut
   kBertControl = 4,       // what BertNormalizer's clean_text removes
   kBertAccent = 8,        // what BertNormalizer's strip_accents removes once decomposed
@@ -33,6 +33,8 @@ enum Flag : uint8_t {
   kPictographic = 64,
 };
 bool has_flag(char32_t c, Flag flag);
+// \w of the engine that judges single words: joiners count, and superscripts do not.
+bool is_plain_word(char32_t c);
 inline bool is_white_space(char32_t c) { return has_flag(c, kWhiteSpace); }
 
 enum class GraphemeBreak : uint8_t {
