@@ -11,6 +11,7 @@ namespace {
 #include "millrace/kernels/cpu/gemm_vec256.inc"
 
 constexpr bool kSigned8 = true;
+constexpr int kTogether = 1;
 
 inline void bf16_pairs(I pairs, F (&w)[2]) {
   w[0] = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
@@ -26,20 +27,22 @@ inline void f16_pairs(I pairs, F (&w)[2]) {
 // g++ 12 and clang 19 reorder the sums so that they no longer fit in registers; an empty asm keeps each where it is.
 inline void pin(I& v) { __asm__("" : "+x"(v)); }
 
-template <int kBits, int kQuads>
-inline I dot(const I* w, const int8_t* codes, I total) {
+template <int kBits, int kQuads, class Weights, int kT>
+inline void add_dots(const Weights (&w)[1], int first, const int8_t* codes, int64_t token_stride, I (&totals)[kT][1]) {
   constexpr int kRun = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
 #pragma GCC unroll 8
-  for (int run = 0; run < kQuads; run += kRun) {
-    I sum = _mm256_maddubs_epi16(w[run], broadcast_quad(codes + 4 * run));
+  for (int t = 0; t < kT; ++t, codes += token_stride) {
 #pragma GCC unroll 8
-    for (int q = run + 1; q < run + kRun; ++q) {
-      pin(sum);
-      sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[q], broadcast_quad(codes + 4 * q)));
+    for (int run = first; run < first + kQuads; run += kRun) {
+      I sum = _mm256_maddubs_epi16(w[0].codes[run], broadcast_quad(codes + 4 * run));
+#pragma GCC unroll 8
+      for (int q = run + 1; q < run + kRun; ++q) {
+        pin(sum);
+        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[0].codes[q], broadcast_quad(codes + 4 * q)));
+      }
+      totals[t][0] = _mm256_add_epi32(totals[t][0], _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
     }
-    total = _mm256_add_epi32(total, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
   }
-  return total;
 }
 
 // The 8-bit plane: bytes 0 and 2, and 1 and 3, of a quad as 16-bit words, for vpmaddwd, which neither saturates nor minds signs.

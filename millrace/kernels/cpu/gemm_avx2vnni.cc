@@ -10,12 +10,19 @@ namespace {
 #include "millrace/kernels/cpu/gemm_vec256.inc"
 
 constexpr bool kSigned8 = false;
+constexpr int kTogether = 1;  // 2 run out of registers
 
-template <int kBits, int kQuads>
-inline I dot(const I* w, const int8_t* codes, I total) {
+template <int kBits, int kQuads, class Weights, int kU, int kT>
+inline void add_dots(const Weights (&w)[kU], int first, const int8_t* codes, int64_t token_stride, I (&totals)[kT][kU]) {
 #pragma GCC unroll 8
-  for (int q = 0; q < kQuads; ++q) total = _mm256_dpbusd_avx_epi32(total, w[q], broadcast_quad(codes + 4 * q));
-  return total;
+  for (int q = first; q < first + kQuads; ++q) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kT; ++t) {
+      const I activations = broadcast_quad(codes + t * token_stride + 4 * q);
+#pragma GCC unroll 2
+      for (int u = 0; u < kU; ++u) totals[t][u] = _mm256_dpbusd_avx_epi32(totals[t][u], w[u].codes[q], activations);
+    }
+  }
 }
 
 #include "millrace/kernels/cpu/gemm_simd.inc"

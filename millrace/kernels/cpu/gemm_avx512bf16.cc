@@ -26,7 +26,7 @@ void tile(const std::byte* panels, int64_t panel_bytes, int64_t num_pairs, const
 #pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) {
       const std::byte* line = panels + p * panel_bytes + i * 64;
-      if (kTokens <= 2) __builtin_prefetch(line + 2560);
+      if (kTokens <= 2) __builtin_prefetch(line + 2560, 0, 2);
       w[p] = (__m512bh)_mm512_loadu_si512(line);
     }
 #pragma GCC unroll 8
