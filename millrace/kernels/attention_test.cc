@@ -12,6 +12,7 @@
 
 #include "millrace/base/aligned_buffer.h"
 #include "millrace/kernels/attention_ref.h"
+#include "millrace/tensor/half.h"
 
 namespace millrace {
 namespace {
@@ -269,15 +270,44 @@ TEST_P(AttentionFormats, WrittenTokensReadBackRoundedOnce) {
       for (int64_t half = 0; half < 2; ++half) {
         float largest = 0;
         for (int64_t d = 0; d < head_dim; ++d) largest = std::max(largest, std::abs(want[static_cast<std::size_t>(half * head_dim + d)]));
+        const float scale = largest / 127.0f;
         for (int64_t d = 0; d < head_dim; ++d) {
           const float x = want[static_cast<std::size_t>(half * head_dim + d)];
-          // Half a unit of the last kept place: 2^-8 of the value's binade for bf16 (8 significant bits), half a step of the scale for int8.
-          const float bound = format == KvFormat::kF32 ? 0.0f : format == KvFormat::kBf16 ? std::abs(x) * 0x1p-8f : largest / 127.0f * 0.501f;
-          ASSERT_NEAR(got[static_cast<std::size_t>(half * head_dim + d)], x, bound) << name_of(format) << " head_dim " << head_dim;
+          const float rounded = format == KvFormat::kF32    ? x
+                                : format == KvFormat::kBf16 ? bf16_to_f32(f32_to_bf16(x))
+                                                            : static_cast<float>(std::lrint(x / scale)) * scale;
+          ASSERT_EQ(got[static_cast<std::size_t>(half * head_dim + d)], rounded) << name_of(format) << " head_dim " << head_dim;
         }
       }
     });
   }
+}
+
+TEST_P(AttentionFormats, ExtremesAreRoundedOnce) {
+  const KvGeometry geometry{GetParam(), 1, 9};
+  AlignedBuffer memory(static_cast<std::size_t>(geometry.layer_bytes()));
+  const KvView kv{memory.data(), geometry.layer_bytes(), geometry};
+  const float infinity = std::numeric_limits<float>::infinity();
+  // Ties of bf16 (to even), the carry into infinity, subnormals and signed zeros.
+  const float values[9] = {0x1.01p0f, 0x1.03p0f, -0x1.01p0f, 3.4e38f, 1e-40f, -0.0f, 1.0f, 0x1.010002p0f, 127.0f};
+  const float broken[9] = {1.0f, 2.0f, infinity, 4.0f, std::nanf(""), -infinity, 7.0f, 8.0f, 9.0f};
+  const float zeros[9] = {};
+  float k[9], v[9];
+  kv_write(Isa::kScalar, kv, 0, 3, 0, values, broken);
+  kv_read(kv, 0, 3, 0, k, v);
+  if (GetParam() == KvFormat::kInt8) {
+    for (float x : v) EXPECT_TRUE(std::isnan(x));
+  } else {
+    for (int i = 0; i < 9; ++i) {
+      const auto rounded = [&](float x) { return GetParam() == KvFormat::kF32 ? x : bf16_to_f32(f32_to_bf16(x)); };
+      EXPECT_EQ(k[i], rounded(values[i]));
+      EXPECT_EQ(std::signbit(k[i]), std::signbit(values[i]));
+      EXPECT_TRUE(v[i] == rounded(broken[i]) || (std::isnan(v[i]) && std::isnan(broken[i])));
+    }
+  }
+  kv_write(Isa::kScalar, kv, 0, 3, 0, zeros, zeros);
+  kv_read(kv, 0, 3, 0, k, v);
+  for (int i = 0; i < 9; ++i) EXPECT_TRUE(k[i] == 0.0f && v[i] == 0.0f);
 }
 
 TEST_P(AttentionFormats, BrokenKeyIsNotHidden) {

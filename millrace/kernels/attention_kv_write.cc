@@ -1,0 +1,102 @@
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "millrace/base/check.h"
+#include "millrace/kernels/attention.h"
+#include "millrace/kernels/attention_variants.h"
+
+// Rounds keys and values to the cache's format, four at a time with the baseline's instructions: a token's heads are few bytes, and most of
+// the time goes to scattering them, which no wider instruction does better. So there is one variant, and every level writes the same bits.
+namespace millrace {
+namespace {
+
+// Four bf16 values in the low 64 bits. Nearest even: 0x7fff plus the lowest kept bit carries only above half, or at half when the kept part
+// is odd. NaN stays NaN (quiet).
+uint64_t bf16_of_four(__m128 x) {
+  const __m128i bits = _mm_castps_si128(x), kept = _mm_srli_epi32(bits, 16);
+  const __m128i lowest = _mm_and_si128(kept, _mm_set1_epi32(1));
+  const __m128i rounded = _mm_srli_epi32(_mm_add_epi32(bits, _mm_add_epi32(lowest, _mm_set1_epi32(0x7fff))), 16);
+  const __m128i quiet_nan = _mm_or_si128(kept, _mm_set1_epi32(0x40));
+  const __m128i result = _mm_blendv_epi8(rounded, quiet_nan, _mm_castps_si128(_mm_cmpunord_ps(x, x)));
+  return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi32(result, result)));
+}
+
+// Four int8 codes: x / scale to the nearest even whole number. |x| <= 127 scale, so that only a scale of zero or NaN needs care: codes are 0.
+uint32_t int8_of_four(__m128 x, float scale) {
+  if (!(scale > 0)) return 0;
+  const __m128 limit = _mm_set1_ps(127.0f);
+  const __m128 steps = _mm_max_ps(_mm_min_ps(_mm_div_ps(x, _mm_set1_ps(scale)), limit), _mm_sub_ps(_mm_setzero_ps(), limit));
+  const __m128i words = _mm_packs_epi32(_mm_cvtps_epi32(steps), _mm_setzero_si128());
+  return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_packs_epi16(words, words)));
+}
+
+// The first `count` (1 .. 4) values, then zeros.
+__m128 load_first(const float* x, int64_t count) {
+  if (count >= 4) return _mm_loadu_ps(x);
+  float values[4] = {};
+  for (int64_t i = 0; i < count; ++i) values[i] = x[i];
+  return _mm_loadu_ps(values);
+}
+
+// max|x| / 127, or NaN if any value is not finite: the scale says so, and the scores will.
+float int8_scale(const float* x, int64_t size) {
+  __m128i largest = _mm_setzero_si128();  // magnitudes of floats are ordered as their bits are, and what is not finite is above all
+  for (int64_t i = 0; i < size; i += 4) {
+    largest = _mm_max_epi32(largest, _mm_and_si128(_mm_castps_si128(load_first(x + i, size - i)), _mm_set1_epi32(0x7fffffff)));
+  }
+  largest = _mm_max_epi32(largest, _mm_shuffle_epi32(largest, 0x4e));
+  largest = _mm_max_epi32(largest, _mm_shuffle_epi32(largest, 0xb1));
+  const float magnitude = _mm_cvtss_f32(_mm_castsi128_ps(largest));
+  return std::isfinite(magnitude) ? magnitude / 127.0f : std::numeric_limits<float>::quiet_NaN();
+}
+
+template <class T>
+void put(std::byte* to, T value) {
+  std::memcpy(to, &value, sizeof(T));
+}
+
+}  // namespace
+
+void kv_write(Isa, const KvView& kv, int64_t block, int64_t token, int64_t kv_head, const float* k, const float* v) {
+  MR_DCHECK(block >= 0 && token >= 0 && token < kBlockTokens && kv_head >= 0 && kv_head < kv.geometry.num_kv_heads, "no such KV slot");
+  const KvHeadLayout layout(kv.geometry);
+  const int64_t head_dim = kv.geometry.head_dim, g = layout.values_per_dword;
+  constexpr int64_t kRowBytes = kBlockTokens * 4;  // of K: one dword of every token
+  std::byte* head = kv.base + block * kv.block_stride + kv_head * layout.size;
+  std::byte* keys = head + token * 4;
+  std::byte* values = head + layout.v_offset + token / g * layout.v_dim_padded * 4 + token % g * (4 / g);
+  // The padding of K's last group multiplies queries padded with zeros, so that it must be zero; the padding of V's rows gives outputs which
+  // are dropped.
+  switch (kv.geometry.format) {
+    case KvFormat::kF32:
+      for (int64_t d = 0; d < head_dim; ++d) put(keys + d * kRowBytes, k[d]);
+      std::memcpy(values, v, static_cast<std::size_t>(head_dim) * 4);
+      break;
+    case KvFormat::kBf16:
+      for (int64_t d = 0; d < head_dim; d += 4) {
+        const uint64_t k_four = bf16_of_four(load_first(k + d, head_dim - d));
+        put(keys + d / 2 * kRowBytes, static_cast<uint32_t>(k_four));
+        if (d + 2 < head_dim) put(keys + (d / 2 + 1) * kRowBytes, static_cast<uint32_t>(k_four >> 32));
+        // V's rows are padded to 16 dimensions: the zeros after the last one have room.
+        const uint64_t v_four = bf16_of_four(load_first(v + d, head_dim - d));
+        for (int i = 0; i < 4; ++i) put(values + (d + i) * 4, static_cast<uint16_t>(v_four >> (16 * i)));
+      }
+      break;
+    case KvFormat::kInt8: {
+      const float k_scale = int8_scale(k, head_dim), v_scale = int8_scale(v, head_dim);
+      put(head + layout.k_scales_offset + token * 4, k_scale);
+      put(head + layout.v_scales_offset + token * 4, v_scale);
+      for (int64_t d = 0; d < head_dim; d += 4) {
+        put(keys + d / 4 * kRowBytes, int8_of_four(load_first(k + d, head_dim - d), k_scale));
+        const uint32_t v_four = int8_of_four(load_first(v + d, head_dim - d), v_scale);
+        for (int i = 0; i < 4; ++i) put(values + (d + i) * 4, static_cast<uint8_t>(v_four >> (8 * i)));
+      }
+      break;
+    }
+  }
+}
+
+}  // namespace millrace
