@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <thread>
@@ -74,9 +76,13 @@ void check_golden(const std::filesystem::path& path) {
   SCOPED_TRACE(path.filename().string());
   const json::value golden = read_json(path);
   const Result<ChatTemplate> chat_template = ChatTemplate::compile(std::string(golden.at("template").as_string()));
-  ASSERT_TRUE(chat_template.is_ok()) << chat_template.status().message();
   for (const json::value& test : golden.at("cases").as_array()) {
     SCOPED_TRACE(std::string(test.at("name").as_string()));
+    // jinja2 finds some errors when it renders that are found here when the template is compiled.
+    if (!chat_template.is_ok()) {
+      EXPECT_TRUE(test.as_object().contains("error")) << chat_template.status().message();
+      continue;
+    }
     ChatTemplateInput input;
     input.messages = test.at("messages").as_array();
     if (!test.at("tools").is_null()) input.tools = test.at("tools").as_array();
@@ -84,14 +90,20 @@ void check_golden(const std::filesystem::path& path) {
     input.bos_token = golden.at("bos_token").as_string();
     input.eos_token = golden.at("eos_token").as_string();
     input.variables = golden.at("variables").as_object();
+    if (const json::value* more = test.as_object().if_contains("variables")) {
+      for (const auto& variable : more->as_object()) {
+        if (variable.key() == "documents") input.documents = variable.value().as_array();
+        else input.variables[variable.key()] = variable.value();
+      }
+    }
     input.now = clock_of(std::string(golden.at("clock").as_string()));
     const Result<RenderedPrompt> prompt = chat_template->render(input);
     if (!test.as_object().contains("error")) {
-      ASSERT_TRUE(prompt.is_ok()) << prompt.status().message();
-      EXPECT_EQ(prompt->text, std::string(test.at("text").as_string()));
+      EXPECT_EQ(prompt.is_ok() ? prompt->text : prompt.status().message(), std::string(test.at("text").as_string()));
       continue;
     }
-    ASSERT_FALSE(prompt.is_ok());
+    EXPECT_FALSE(prompt.is_ok()) << "jinja2: " << test.at("error").as_string();
+    if (prompt.is_ok()) continue;
     // "TemplateError: words" is what raise_exception was given.
     const std::string expected(test.at("error").as_string());
     const std::string_view raised = "TemplateError: ";
@@ -121,6 +133,15 @@ TEST(ChatTemplate, RendersAllGoldens) {
   const auto folder = source_dir() / "../shared/golden/chat_templates";
   if (!std::filesystem::exists(folder)) GTEST_SKIP() << "the full set of golden chat templates is not beside the checkout";
   for (const auto& file : json_files(folder)) check_golden(file);
+}
+
+// tools/check_templates.py makes the folder from templates of its choice.
+TEST(ChatTemplate, RendersGivenGoldens) {
+  const char* folder = std::getenv("MILLRACE_CHAT_TEMPLATE_GOLDENS");
+  if (folder == nullptr) GTEST_SKIP() << "MILLRACE_CHAT_TEMPLATE_GOLDENS names no folder (see tools/check_templates.py)";
+  const auto files = json_files(folder);
+  ASSERT_FALSE(files.empty());
+  for (const auto& file : files) check_golden(file);
 }
 
 TEST(ChatTemplate, AgreesWithJinja2OnTheLanguageCases) {
@@ -235,7 +256,7 @@ TEST(ChatTemplate, BombsEndQuickly) {
       {"wide format", "{{ '%999999999d' % 1 }}"},
       {"wide brace format", "{{ '{:999999999}'.format(1) }}"},
       {"wide center", "{{ 'x'|center(10 ** 15) }}"},
-      {"wide indent", "{{ 'x\ny'|indent(10 ** 15) }}"},
+      {"wide indent", "{{ 'x\\ny'|indent(10 ** 15) }}"},
       {"big power", "{{ 10 ** 10 ** 10 }}"},
       {"endless recursion", "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}"},
       {"deep arguments", "{% macro f(x) %}{{ f([x]) }}{% endmacro %}{{ f(1) }}"},

@@ -80,9 +80,9 @@ class Lexer {
         end -= c.num_bytes;
       }
     } else if (sign != '+' && strips_indent) {
-      const std::size_t newline = source_.substr(0, end).rfind('\n');
-      const bool has_newline = newline != std::string_view::npos && newline >= begin;
-      const std::size_t line = has_newline ? newline + 1 : begin;
+      const std::size_t newline = source_.substr(begin, end - begin).rfind('\n');
+      const bool has_newline = newline != std::string_view::npos;
+      const std::size_t line = has_newline ? begin + newline + 1 : begin;
       if ((has_newline || line_starting_) && line < end && skip_spaces_until(line, end)) end = line;
     }
     if (end > begin) add(TokenKind::kData, begin, std::string(source_.substr(begin, end - begin)));
