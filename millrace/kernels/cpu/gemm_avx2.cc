@@ -11,6 +11,7 @@ namespace {
 #include "millrace/kernels/cpu/gemm_vec256.inc"
 
 constexpr bool kSigned8 = true;
+constexpr bool kDotsAreChained = false;
 constexpr int kTogether = 1;
 
 inline void bf16_pairs(I pairs, F (&w)[2]) {
@@ -30,6 +31,7 @@ inline void pin(I& v) { __asm__("" : "+x"(v)); }
 template <int kBits, int kQuads, class Weights, int kT>
 inline void add_dots(const Weights (&w)[1], int first, const int8_t* codes, int64_t token_stride, I (&totals)[kT][1]) {
   constexpr int kRun = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
+  static_assert(kQuads % kRun == 0);
 #pragma GCC unroll 8
   for (int t = 0; t < kT; ++t, codes += token_stride) {
 #pragma GCC unroll 8

@@ -10,6 +10,7 @@ namespace {
 #include "millrace/kernels/cpu/gemm_vec256.inc"
 
 constexpr bool kSigned8 = false;
+constexpr bool kDotsAreChained = true;
 constexpr int kTogether = 1;  // 2 run out of registers
 
 template <int kBits, int kQuads, class Weights, int kU, int kT>
