@@ -1,0 +1,58 @@
+"""The demo model, SmolLM2-135M-Instruct as published (GGUF, Q4_1)."""
+import json
+import os
+
+import pytest
+
+from command import ROOT, answer, millrace
+
+DEMO = os.environ.get("MILLRACE_DEMO_MODEL")
+if not DEMO and (ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf").exists():
+    DEMO = str(ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf")
+REFERENCE = ROOT / "tests/golden/real/smollm2-135m-instruct.json"
+
+pytestmark = pytest.mark.skipif(not DEMO, reason="the demo model is not there (MILLRACE_DEMO_MODEL, or tools/fetch_demo_model.py)")
+
+
+def test_memory_is_within_5_percent_of_the_file():
+    got = answer("inspect", DEMO)
+    assert got["family"] == "llama" and got["shapes"]["num_layers"] == 30
+    assert got["file_bytes"] == os.path.getsize(DEMO)
+    assert got["memory"]["weights_bytes"] <= 1.05 * got["file_bytes"]
+    # Nothing was re-quantized or widened: the bits are those of the stored types.
+    bits = {c["class"]: c["bits_per_weight"] for c in got["quantization"]}
+    assert bits["Q4_1"] == pytest.approx(5.0) and bits["Q8_0"] == pytest.approx(8.5)
+
+
+def test_verify_passes_against_the_dequantized_reference():
+    got = answer("verify", DEMO, "--reference", REFERENCE, timeout=600)
+    assert got["passed"]
+    for prompt in got["prompts"]:
+        assert prompt["exact"]["logit_difference"] <= 1e-3 and prompt["exact"]["logprob_difference"] <= 1e-3
+        assert prompt["exact"]["greedy_equal"] == prompt["exact"]["greedy_total"]
+
+
+def test_it_tokenizes_as_the_reference():
+    for prompt in json.loads(REFERENCE.read_text())["prompts"]:
+        assert answer("tokenize", DEMO, "--text", prompt["text"])["ids"] == prompt["ids"]
+
+
+def test_its_template_makes_the_references_prompt(tmp_path):
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps([{"role": "user", "content": "What is the capital of France?"}]))
+    assert answer("template", DEMO, "--messages", path)["ids"] == json.loads(REFERENCE.read_text())["prompts"][0]["ids"]
+
+
+def test_it_answers_sensibly():
+    result = millrace("generate", DEMO, "--chat", "--temperature", 0, "--max-tokens", 32, "--prompt", "What is the capital of France?", timeout=300)
+    assert "Paris" in result.stdout
+
+
+def test_scalar_code_gives_the_same_answer():
+    result = millrace("generate", DEMO, "--chat", "--temperature", 0, "--max-tokens", 12, "--prompt", "What is the capital of France?", timeout=600, MILLRACE_ISA="scalar")
+    assert "Paris" in result.stdout
+
+
+def test_the_chat_remembers():
+    lines = millrace("run", DEMO, "--temperature", 0, "--max-tokens", 24, "--json", input="What is the capital of France?\nAnd what country is it in?\n", timeout=300).stdout.splitlines()
+    assert len(lines) == 2 and "Paris" in json.loads(lines[0])["text"] and "France" in json.loads(lines[1])["text"]
