@@ -123,21 +123,26 @@ int32_t draw(std::span<const float> weights, double u, std::vector<double>& sums
   return last;
 }
 
-// Zeroes all but the smallest set of weights, largest first and lower index first among equals, that holds top_p of their sum.
-// A radix selection on the bits of the weights (of positive floats the order of bits is the order of values): three passes find the
-// weight at which the set ends, without a sort.
-void keep_top_p(std::span<float> weights, double top_p, std::vector<double>& sums) {
-  constexpr int kShifts[] = {20, 10, 0};
-  const double needed = top_p * ordered_sum(weights);
-  double taken = 0;      // of weights above everything with the current prefix
+// Keeps, in order of ids, the smallest set of weights, largest first and lower id first among equals, that holds top_p of their sum.
+// First all that is negligible goes: were every weight as small as (1 - top_p) * sum / size, together they would be no more than what
+// is dropped. Then a radix selection on the bits of the weights (of positive floats the order of bits is the order of values) finds the
+// weight at which the set ends, in three passes and without a sort.
+void keep_top_p(std::span<const float> weights, double top_p, std::vector<Candidate>& kept, std::vector<double>& sums) {
+  constexpr int kShifts[] = {20, 10, 0};  // bits 20.. have at most 1016 values for weights up to 1
+  const double total = ordered_sum(weights);
+  const float negligible = static_cast<float>(0.999 * (1 - top_p) * total / static_cast<double>(weights.size()));
+  kept.clear();
+  for (std::size_t id = 0; id < weights.size(); ++id) {
+    if (weights[id] > negligible) kept.emplace_back(weights[id], static_cast<int32_t>(id));
+  }
+  const double needed = top_p * total;
+  double taken = 0;  // of weights above everything with the current prefix
   uint32_t prefix = 0;
   for (const int shift : kShifts) {
-    // Level by level: bits 20.. (at most 1016 values for weights up to 1), then 10 bits, then 10 bits.
     sums.assign(1024, 0.0);
-    const int above = shift + 10;
-    for (const float weight : weights) {
-      const uint32_t bits = std::bit_cast<uint32_t>(weight);
-      if (shift == 20 || bits >> above == prefix) sums[bits >> shift & 1023] += static_cast<double>(weight);
+    for (const Candidate& candidate : kept) {
+      const uint32_t bits = std::bit_cast<uint32_t>(candidate.first);
+      if (shift == 20 || bits >> (shift + 10) == prefix) sums[bits >> shift & 1023] += static_cast<double>(candidate.first);
     }
     uint32_t digit = 1023;
     while (digit > 0 && taken + sums[digit] < needed) taken += sums[digit--];
@@ -149,14 +154,12 @@ void keep_top_p(std::span<float> weights, double top_p, std::vector<double>& sum
     prefix = prefix << 10 | digit;
   }
   const float threshold = std::bit_cast<float>(prefix);
-  for (float& weight : weights) {
-    if (weight > threshold) continue;
-    if (weight == threshold && taken < needed) {
-      taken += static_cast<double>(weight);
-    } else {
-      weight = 0;
-    }
-  }
+  std::erase_if(kept, [&](const Candidate& candidate) {
+    if (candidate.first > threshold) return false;
+    if (candidate.first < threshold || taken >= needed) return true;
+    taken += static_cast<double>(candidate.first);
+    return false;
+  });
 }
 
 int32_t draw_from_top_k(std::span<const float> logits, const SamplingInput& input, SamplingScratch& scratch) {
@@ -191,8 +194,12 @@ int32_t draw_from_all(std::span<const float> logits, float max_logit, const Samp
   if (params.min_p > 0) {
     for (float& weight : weights) weight = weight < params.min_p ? 0 : weight;
   }
-  if (params.top_p < 1.0f) keep_top_p(weights, static_cast<double>(params.top_p), scratch.sums);
-  return draw(weights, uniform_at(input.seed, input.sequence, input.position), scratch.sums);
+  const double u = uniform_at(input.seed, input.sequence, input.position);
+  if (params.top_p >= 1.0f) return draw(weights, u, scratch.sums);
+  keep_top_p(weights, static_cast<double>(params.top_p), scratch.candidates, scratch.sums);
+  for (std::size_t i = 0; i < scratch.candidates.size(); ++i) weights[i] = scratch.candidates[i].first;
+  const int32_t drawn = draw(weights.first(scratch.candidates.size()), u, scratch.sums);
+  return scratch.candidates[static_cast<std::size_t>(drawn)].second;
 }
 
 void add_logprobs(std::span<const float> logits, int32_t num_logprobs, std::vector<Candidate>& candidates, SampledToken& out) {
