@@ -87,6 +87,15 @@ TEST(BuiltinFamilies, ParseAndNameEveryArchitectureOnce) {
   }
 }
 
+TEST(Family, TheExampleOfTheDocumentationIsOne) {
+  std::ifstream file(source_dir() / "docs/add-a-model.md");
+  const std::string page((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  const std::size_t start = page.find("{ \"family\": \"marble\"");
+  ASSERT_NE(start, std::string::npos);
+  const Result<Family> family = Family::parse(page.substr(start, page.find("```", start) - start), "marble.json");
+  EXPECT_TRUE(family.is_ok()) << family.status().message();
+}
+
 // A copy of a golden model in a temporary directory, whose config.json can be changed.
 class FamilyChoice : public testing::Test {
  protected:
