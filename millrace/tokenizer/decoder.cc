@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -13,6 +14,10 @@
 
 namespace millrace {
 namespace {
+
+// Parts that replace text may each make it longer: their number and size are bounded, and so is what a token becomes.
+constexpr std::size_t kReplacementBytesMax = 64;
+constexpr std::size_t kDecodedTokenBytesMax = std::size_t{1} << 20;
 
 constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
 
@@ -199,12 +204,11 @@ class ReplaceStage final : public WholeTokenStage {
     const Status status = pattern_.for_each_match(text, [&](std::size_t begin, std::size_t end) {
       out.append(text.substr(done, begin - done)).append(content_);
       done = end;
-      return Status::ok();
+      return out.size() > std::max(kDecodedTokenBytesMax, text.size()) ? Status::resource_exhausted("decoder: too large") : Status::ok();
     });
-    // A pattern that gives up leaves the rest of this token as it is.
-    static_cast<void>(status.is_ok());
+    // A pattern that gives up, or text that grows without bound, leaves this token as it is.
     out.append(text.substr(done));
-    next_->push(out, true);
+    next_->push(status.is_ok() ? std::string_view(out) : text, true);
   }
   const SplitPattern& pattern_;
   std::string_view content_;
@@ -372,6 +376,9 @@ Result<std::unique_ptr<Decoder>> make_decoder(const json::value& description, in
   if (type == "Replace") {
     MR_ASSIGN_OR_RETURN(const json::value* pattern, fields.require("pattern"));
     MR_ASSIGN_OR_RETURN(const std::string content, fields.string("content"));
+    if (content.size() > kReplacementBytesMax) {
+      return Status::invalid_argument(fmt::format("{}: \"content\" has {} bytes, at most {} are taken", fields.what(), content.size(), kReplacementBytesMax));
+    }
     MR_ASSIGN_OR_RETURN(std::unique_ptr<SplitPattern> compiled, read_split_pattern(*pattern, fields.what() + ": \"pattern\""));
     return decoder_of([shared = std::shared_ptr<const SplitPattern>(std::move(compiled)), content] {
       return std::make_unique<ReplaceStage>(*shared, content);

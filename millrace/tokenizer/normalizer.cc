@@ -15,7 +15,8 @@
 namespace millrace {
 
 NormalizedText NormalizedText::of(std::string_view text, bool tracked) {
-  NormalizedText out{std::string(text), {}, tracked};
+  // The longest decomposition of Unicode makes 11 bytes of one; spaces and prefixes add a few.
+  NormalizedText out{std::string(text), {}, tracked, text.size() * 64 + (64 << 10)};
   if (tracked) {
     out.origins.resize(text.size());
     std::iota(out.origins.begin(), out.origins.end(), 0U);
@@ -25,6 +26,7 @@ NormalizedText NormalizedText::of(std::string_view text, bool tracked) {
 
 NormalizedBuilder::NormalizedBuilder(const NormalizedText& source) : source_(source) {
   result_.tracked = source.tracked;
+  result_.max_bytes = source.max_bytes;
   result_.text.reserve(source.text.size() + source.text.size() / 8);
 }
 
@@ -42,6 +44,16 @@ void NormalizedBuilder::add(char32_t c, std::size_t source_offset) {
 }
 
 NormalizedText NormalizedBuilder::take() { return std::move(result_); }
+
+namespace {
+
+Status too_large(std::size_t max_bytes) {
+  return Status::resource_exhausted(fmt::format("normalizer: the text grows beyond {} bytes", max_bytes));
+}
+
+}  // namespace
+
+Status NormalizedBuilder::check_size() const { return result_.text.size() > result_.max_bytes ? too_large(result_.max_bytes) : Status::ok(); }
 
 namespace {
 
@@ -170,7 +182,7 @@ class ReplaceNormalizer final : public Normalizer {
       keep_until(begin);
       builder.add(content_, begin);
       done = end;
-      return Status::ok();
+      return builder.check_size();
     }));
     keep_until(source.size());
     text = builder.take();
@@ -232,7 +244,10 @@ class SequenceNormalizer final : public Normalizer {
  public:
   explicit SequenceNormalizer(std::vector<std::unique_ptr<Normalizer>> parts) : parts_(std::move(parts)) {}
   Status apply(NormalizedText& text) const override {
-    for (const auto& part : parts_) MR_RETURN_IF_ERROR(part->apply(text));
+    for (const auto& part : parts_) {
+      MR_RETURN_IF_ERROR(part->apply(text));
+      if (text.text.size() > text.max_bytes) return too_large(text.max_bytes);
+    }
     return Status::ok();
   }
 

@@ -16,6 +16,7 @@ struct NormalizedText {
   std::string text;
   std::vector<uint32_t> origins;  // [text.size()] offset in the text before normalization; empty unless tracked
   bool tracked = false;
+  std::size_t max_bytes = 0;      // a normalizer that makes more of the text is an error
 
   static NormalizedText of(std::string_view text, bool tracked);
 };
@@ -37,6 +38,7 @@ class NormalizedBuilder {
   // `source_offset` lies in the older text.
   void add(std::string_view bytes, std::size_t source_offset);
   void add(char32_t c, std::size_t source_offset);
+  Status check_size() const;  // an error once the text is larger than its bound
   NormalizedText take();
 
  private:

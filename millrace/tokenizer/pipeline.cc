@@ -53,6 +53,7 @@ Status TokenizerPipeline::finish() {
     }
     NormalizedText text = NormalizedText::of(token.content, false);
     if (normalizer != nullptr) MR_RETURN_IF_ERROR(normalizer->apply(text));
+    if (text.text != token.content) added_normalized.add(text.text, token.id);
     normalized.push_back({std::move(text.text), token, is_control});
     return Status::ok();
   };
@@ -138,6 +139,7 @@ Status TokenizerPipeline::encode_piece(std::string_view piece, bool at_start, bo
 }
 
 std::string_view TokenizerPipeline::token(int32_t id) const { return added.contains(id) ? added.token(id) : model->vocabulary().token(id); }
+std::string_view TokenizerPipeline::decoded_token(int32_t id) const { return added_normalized.contains(id) ? added_normalized.token(id) : token(id); }
 bool TokenizerPipeline::contains(int32_t id) const { return added.contains(id) || model->vocabulary().contains(id); }
 
 }  // namespace millrace

@@ -31,12 +31,14 @@ struct TokenizerPipeline {
   Status finish();
   Result<std::vector<int32_t>> encode(std::string_view text, const EncodeOptions& options) const;
   std::string_view token(int32_t id) const;
+  std::string_view decoded_token(int32_t id) const;  // a normalized added token decodes to its normalized text
   bool contains(int32_t id) const;
   bool is_special(int32_t id) const { return static_cast<std::size_t>(id) < special.size() && special[static_cast<std::size_t>(id)]; }
 
   // Made by finish().
   Vocabulary added;                               // added tokens by content and id
   std::vector<bool> special, control;             // by id
+  Vocabulary added_normalized;                    // text by id, of the added tokens that the normalizer changes
   AddedTokenMatcher raw_matcher, normalized_matcher;
   int64_t vocab_size = 0;
 

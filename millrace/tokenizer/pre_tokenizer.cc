@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -15,6 +16,8 @@
 
 namespace millrace {
 namespace {
+
+constexpr int64_t kByteLevelsMax = 2;
 
 class SplitPreTokenizer final : public PreTokenizer {
  public:
@@ -269,6 +272,11 @@ Made make_sequence(const JsonFields& fields, int depth) {
   for (const json::value& part : list->get_array()) {
     MR_ASSIGN_OR_RETURN(std::unique_ptr<PreTokenizer> stage, make_pre_tokenizer(part, depth + 1));
     if (stage != nullptr) stages.push_back(std::move(stage));
+  }
+  // Each of these may double or triple the text.
+  const auto num_byte_levels = std::count_if(stages.begin(), stages.end(), [](const auto& stage) { return stage->is_byte_level(); });
+  if (num_byte_levels > kByteLevelsMax) {
+    return Status::invalid_argument(fmt::format("{}: {} ByteLevel parts, at most {} are taken", fields.what(), num_byte_levels, kByteLevelsMax));
   }
   return make<SequencePreTokenizer>(std::move(stages));
 }

@@ -61,7 +61,7 @@ DetokenizerStream::~DetokenizerStream() = default;
 
 std::string DetokenizerStream::push(int32_t id) {
   if (!pipeline_->contains(id) || (skip_special_tokens_ && pipeline_->is_special(id))) return {};
-  chain_->push_token(pipeline_->token(id));
+  chain_->push_token(pipeline_->decoded_token(id));
   return chain_->take();
 }
 

@@ -1,0 +1,188 @@
+#include "millrace/tokenizer/tokenizer.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "millrace/base/mapped_file.h"
+#include "millrace/base/test_data.h"
+#include "millrace/tokenizer/unicode.h"
+
+namespace millrace {
+namespace {
+
+using Ids = std::vector<int32_t>;
+
+Tokenizer load(const std::string& name) {
+  const std::string path = (source_dir() / "tests/golden/tokenizers" / name / "tokenizer.json").string();
+  return Tokenizer::from_json(read_text_file(path).value(), R"({"bos_token": {"content": "<s>"}, "eos_token": "</s>"})").value();
+}
+
+const char* const kTinyTokenizers[] = {"tiny-bpe", "tiny-gpt2", "tiny-roberta", "tiny-spm", "tiny-unigram", "tiny-unigram-t5", "tiny-wordpiece"};
+
+// A few letters are enough to see what the added tokens do.
+std::string small_json(const std::string& added_tokens, const std::string& normalizer = "null") {
+  return R"({"added_tokens": [)" + added_tokens + R"(], "normalizer": )" + normalizer +
+         R"(, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}, "decoder": {"type": "ByteLevel"},
+          "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "<": 2, ">": 3, "s": 4, "Ġ": 5, "/": 6, "ab": 7, "S": 8}, "merges": ["a b"]}})";
+}
+
+const std::string kSpecial = R"({"id": 9, "content": "<s>", "special": true, "normalized": false})";
+
+TEST(Tokenizer, SaysWhatItIs) {
+  const Tokenizer tokenizer = load("tiny-spm");
+  EXPECT_EQ(tokenizer.description(), "BPE, 876 tokens, 3 added");
+  EXPECT_EQ(tokenizer.bos_token(), "<s>");
+  EXPECT_EQ(tokenizer.bos_token_id(), 1);
+  EXPECT_EQ(tokenizer.eos_token_id(), 2);
+  EXPECT_TRUE(tokenizer.is_special(2));
+  EXPECT_FALSE(tokenizer.is_special(100));
+  EXPECT_FALSE(tokenizer.is_special(-1));
+  EXPECT_EQ(tokenizer.id_to_token(2), "</s>");
+  EXPECT_EQ(tokenizer.id_to_token(1 << 20), "");
+  EXPECT_EQ(tokenizer.token_to_id("</s>"), 2);
+  EXPECT_EQ(tokenizer.token_to_id("no such token"), std::nullopt);
+  EXPECT_EQ(load("tiny-gpt2").description(), "BPE, byte level, 600 tokens, 1 added");
+}
+
+TEST(Tokenizer, InvalidUtf8IsAnErrorWithItsPlace) {
+  const Tokenizer tokenizer = load("tiny-bpe");
+  for (const std::string bad : {"abc\xff", "abc\xc3", "abc\xed\xa0\x80", "abc\xf5\x80\x80\x80", "abc\xc0\x80"}) {
+    const auto ids = tokenizer.encode(bad);
+    ASSERT_FALSE(ids.is_ok());
+    EXPECT_EQ(ids.status().message(), "the text is not UTF-8 at byte 3");
+  }
+  EXPECT_EQ(tokenizer.encode("").value(), Ids{});
+}
+
+TEST(Tokenizer, PlainRangesMustBeInOrder) {
+  const Tokenizer tokenizer = load("tiny-bpe");
+  for (const std::vector<TextRange>& ranges : std::vector<std::vector<TextRange>>{{{2, 1}}, {{0, 6}}, {{2, 4}, {3, 5}}, {{3, 4}, {0, 1}}}) {
+    EXPECT_FALSE(tokenizer.encode("12345", {.plain_ranges = ranges}).is_ok());
+  }
+}
+
+TEST(Tokenizer, ControlTokensAreNotFoundInAUsersWords) {
+  const Tokenizer tokenizer = Tokenizer::from_json(small_json(kSpecial), "").value();
+  const std::string text = "<s>ab<s>ab";  // the template's, then a user's
+  EXPECT_EQ(tokenizer.encode(text).value(), (Ids{9, 7, 9, 7}));
+  EXPECT_EQ(tokenizer.encode(text, {.plain_ranges = std::vector<TextRange>{{3, 10}}}).value(), (Ids{9, 7, 2, 4, 3, 7}));
+  EXPECT_EQ(tokenizer.encode(text, {.plain_ranges = std::vector<TextRange>{{7, 8}}}).value(), (Ids{9, 7, 2, 4, 3, 7})) << "half of it is enough";
+  EXPECT_EQ(tokenizer.encode(text, {.parse_special = false}).value(), (Ids{2, 4, 3, 7, 2, 4, 3, 7}));
+  EXPECT_EQ(tokenizer.encode("<s<s>", {.plain_ranges = std::vector<TextRange>{{0, 2}}}).value(), (Ids{2, 4, 9}))
+      << "a user's half token does not hide the template's";
+}
+
+// "<S>" becomes "<s>" only after the first search for tokens.
+TEST(Tokenizer, ControlTokensAreNotMadeByNormalization) {
+  const std::string normalized = R"({"id": 9, "content": "<s>", "special": true, "normalized": true})";
+  const Tokenizer tokenizer = Tokenizer::from_json(small_json(normalized, R"({"type": "Lowercase"})"), "").value();
+  EXPECT_EQ(tokenizer.encode("<S>ab<S>").value(), (Ids{9, 7, 9}));
+  EXPECT_EQ(tokenizer.encode("<S>ab<S>", {.plain_ranges = std::vector<TextRange>{{3, 8}}}).value(), (Ids{9, 7, 2, 4, 3}));
+}
+
+// A model may know a control token as a word of its own; a user's text must not become it there either.
+TEST(Tokenizer, ControlTokensAreNotMadeByTheModel) {
+  const std::string json = R"({"added_tokens": [{"id": 1, "content": "<s>", "special": true, "normalized": false}],
+    "normalizer": {"type": "NFKC"}, "pre_tokenizer": null, "decoder": {"type": "Fuse"},
+    "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["<s>", 0], ["<", -1], ["s", -1], [">", -1]]}})";
+  const Tokenizer tokenizer = Tokenizer::from_json(json, "").value();
+  const std::string wide = "＜s＞";
+  EXPECT_EQ(tokenizer.encode(wide).value(), (Ids{1})) << "as the reference does";
+  EXPECT_EQ(tokenizer.encode(wide, {.parse_special = false}).value(), (Ids{2, 3, 4}));
+  const Tokenizer whole = Tokenizer::from_json(R"({"added_tokens": [{"id": 3, "content": "<s>", "special": true, "normalized": false}],
+    "model": {"type": "BPE", "ignore_merges": true, "vocab": {"<": 0, "s": 1, ">": 2, "<s>": 3, "<s": 4}, "merges": ["< s", "<s >"]}})", "").value();
+  EXPECT_EQ(whole.encode("<s>", {.parse_special = false}).value(), (Ids{4, 2}));
+}
+
+TEST(Tokenizer, DecodingSkipsSpecialTokensOnRequestAndUnknownIdsAlways) {
+  const Tokenizer tokenizer = Tokenizer::from_json(small_json(kSpecial), "").value();
+  EXPECT_EQ(tokenizer.decode(Ids{9, 7, 5, 0, 77, -3}, false).value(), "<s>ab a");
+  EXPECT_EQ(tokenizer.decode(Ids{9, 7, 5, 0, 77, -3}, true).value(), "ab a");
+}
+
+TEST(DetokenizerStream, ItsPiecesAreTheWholeTextInWholeCharacters) {
+  std::mt19937 random(7);
+  for (const char* name : kTinyTokenizers) {
+    SCOPED_TRACE(name);
+    const Tokenizer tokenizer = load(name);
+    std::uniform_int_distribution<int32_t> any_id(0, static_cast<int32_t>(tokenizer.vocab_size()) - 1);
+    for (int round = 0; round < 300; ++round) {
+      Ids ids(random() % 40);
+      for (int32_t& id : ids) id = any_id(random);
+      if (round % 3 == 0) {
+        const Ids text = tokenizer.encode("Grüße, 世界! 👩‍👩‍👧 नमस्ते\n").value();
+        ids.insert(ids.begin() + static_cast<std::ptrdiff_t>(ids.size() / 2), text.begin(), text.end());
+      }
+      const bool skip = round % 2 == 0;
+      DetokenizerStream stream(tokenizer, skip);
+      std::string all;
+      for (const int32_t id : ids) {
+        const std::string piece = stream.push(id);
+        ASSERT_EQ(unicode::find_invalid(piece), std::nullopt);
+        all += piece;
+      }
+      all += stream.finish();
+      ASSERT_EQ(all, tokenizer.decode(ids, skip).value());
+    }
+  }
+}
+
+TEST(DetokenizerStream, HoldsBackHalfACharacterOnly) {
+  const Tokenizer tokenizer = load("tiny-gpt2");
+  Ids ids;
+  for (const char* piece : {"Ã", "©", "a"}) ids.push_back(tokenizer.token_to_id(piece).value());
+  DetokenizerStream stream(tokenizer, true);
+  EXPECT_EQ(stream.push(ids[0]), "");
+  EXPECT_EQ(stream.push(ids[1]), "é");
+  EXPECT_EQ(stream.push(ids[2]), "a");
+  EXPECT_EQ(stream.push(ids[0]), "");
+  EXPECT_EQ(stream.push(ids[2]), "\xEF\xBF\xBD" "a");
+  EXPECT_EQ(stream.push(ids[0]), "");
+  EXPECT_EQ(stream.finish(), "\xEF\xBF\xBD");
+}
+
+// Quadratic work on 4 MB would take hours; the bound is generous, for a busy machine and for sanitizers.
+TEST(Tokenizer, TimeIsLinearForOneRepeatedCharacter) {
+  for (const char* name : kTinyTokenizers) {
+    const Tokenizer tokenizer = load(name);
+    for (const std::string unit : {"a", " ", "\n", "é", "1", "!", "ab ", "\xCC\x81", "<"}) {
+      std::string text;
+      while (text.size() < (std::size_t{1} << 20)) text += unit;
+      const auto begin = std::chrono::steady_clock::now();
+      const auto ids = tokenizer.encode(text, {.add_special_tokens = false});
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      ASSERT_TRUE(ids.is_ok()) << name << ": " << ids.status().message();
+      EXPECT_LT(seconds, 20.0) << name << " \"" << unit << '"';
+    }
+  }
+}
+
+TEST(Tokenizer, LongAndShortPiecesMergeAlike) {
+  // The same word as a short piece and inside a long one: the two algorithms must agree.
+  const Tokenizer tokenizer = load("tiny-spm");
+  std::mt19937 random(3);
+  for (int round = 0; round < 200; ++round) {
+    std::string word;
+    while (word.size() < 40) word += "abcdeinorst"[random() % 11];
+    // "☃" is in no merge, so the words on both sides of it stand alone.
+    std::string text;
+    for (int i = 0; i < 5; ++i) text += word + "☃";
+    const Ids one = tokenizer.encode("☃" + word + "☃", {.add_special_tokens = false}).value();
+    const Ids five = tokenizer.encode("☃" + text, {.add_special_tokens = false}).value();
+    const Ids snowman = tokenizer.encode("☃", {.add_special_tokens = false}).value();
+    // Every word gives the same ids, so the whole is one word's worth repeated.
+    ASSERT_EQ((five.size() - snowman.size()) % 5, 0U);
+    const std::size_t period = (five.size() - snowman.size()) / 5;
+    ASSERT_EQ(period, one.size() - snowman.size());
+    for (std::size_t i = snowman.size() + period; i < five.size(); ++i) ASSERT_EQ(five[i], five[i - period]);
+    for (std::size_t i = 0; i < one.size(); ++i) ASSERT_EQ(one[i], five[i]);
+  }
+}
+
+}  // namespace
+}  // namespace millrace
