@@ -57,6 +57,8 @@ const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const RULE = /^\s*([-*_])(\s*\1){2,}\s*$/;
 const QUOTE = /^\s*>\s?/;
 
+const isOrdered = (line) => /^\s*\d/.test(line);
+
 // Consecutive items, nested by indentation.
 function list(lines) {
   const stack = [];
@@ -129,9 +131,11 @@ export function renderMarkdown(text) {
     }
     if (ITEM.test(line)) {
       const body = [];
+      const ordered = isOrdered(line);
       for (; i < lines.length; ++i) {
         const continued = /^\s{2,}\S/.test(lines[i]) && !FENCE.test(lines[i]);
-        const gap = !lines[i].trim() && ITEM.test(lines[i + 1] ?? "");
+        const next = lines[i + 1] ?? "";
+        const gap = !lines[i].trim() && ITEM.test(next) && (/^\s{2}/.test(next) || isOrdered(next) === ordered);
         if (!ITEM.test(lines[i]) && !continued && !gap) break;
         if (!gap) body.push(lines[i]);
       }

@@ -44,9 +44,9 @@ std::optional<ApiError> check_against_model(const ServedModel& model, int64_t ma
       error = invalid_field(call.endpoint == Endpoint::kChat ? "messages" : "prompt",
                             fmt::format("the prompt has {} tokens; the model's context is {} tokens, prompt and completion together", num_prompt_tokens, max_model_len));
     } else if (max_tokens && num_prompt_tokens + *max_tokens > max_model_len) {
-      error = invalid_field(request.max_completion_tokens ? "max_completion_tokens" : "max_tokens",
-                            fmt::format("the prompt has {} tokens and {} completion tokens are asked for, {} together; the model's context is {} tokens",
-                                        num_prompt_tokens, *max_tokens, num_prompt_tokens + *max_tokens, max_model_len));
+      const std::string_view field = request.max_completion_tokens ? "max_completion_tokens" : "max_tokens";
+      error = invalid_field(field, fmt::format("the prompt has {} tokens and \"{}\" is {}, {} together; the model's context is {} tokens", num_prompt_tokens,
+                                               field, *max_tokens, num_prompt_tokens + *max_tokens, max_model_len));
     }
     if (error) {
       error->code = "context_length_exceeded";

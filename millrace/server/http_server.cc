@@ -282,8 +282,11 @@ awaitable<int> HttpServer::Impl::read_request(Connection& c, HttpRequest& reques
     co_return 413;
   }
   if (error || !parser.is_header_done()) {
-    what = error == http::error::bad_version ? "the HTTP version is not 1.0 or 1.1" : fmt::format("malformed request header: {}", error.message());
-    co_return error == http::error::bad_version ? 505 : 400;
+    // Beast calls whatever follows the target a version.
+    const std::string_view line = head_text.substr(0, head_text.find('\r'));
+    const bool other_version = error == http::error::bad_version && std::count(line.begin(), line.end(), ' ') == 2 && line.find(" HTTP/") != line.npos;
+    what = other_version ? "the HTTP version is not 1.0 or 1.1" : fmt::format("malformed request header: {}", error.message());
+    co_return other_version ? 505 : 400;
   }
   c.consume(num_parsed);
 
@@ -455,7 +458,7 @@ awaitable<bool> HttpServer::Impl::answer(std::shared_ptr<Connection> connection,
       co_await write_response(c, std::move(response), close, head_only);
       break;
     }
-    if (!exchange->head() || (!exchange->has_pending() && !exchange->is_finished())) {
+    if (!exchange->head() || (streaming && !exchange->has_pending() && !exchange->is_finished())) {
       if (c.end_of_input || !c.socket.is_open() || (exchange->is_finished() && !exchange->head())) co_return false;
       co_await c.wait_until(Clock::time_point::max());
       continue;

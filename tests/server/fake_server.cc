@@ -25,7 +25,7 @@ uint64_t mix(uint64_t x) {  // splitmix64's finalizer
 
 class HashExecutor final : public Executor {
  public:
-  HashExecutor(int64_t vocab_size, int64_t context, int step_ms, int32_t eos_token_id, std::vector<bool> special)
+  HashExecutor(int64_t vocab_size, int64_t context, int step_ms, std::optional<int32_t> eos_token_id, std::vector<bool> special)
       : step_ms_(step_ms), eos_token_id_(eos_token_id), special_(std::move(special)) {
     info_.vocab_size = vocab_size;
     info_.max_positions = context;
@@ -60,7 +60,7 @@ class HashExecutor final : public Executor {
       for (std::size_t id = 0; id < vocab_size; ++id) {
         logits[id] = special_[id] ? -20.0f : static_cast<float>(mix(state + id) % 1024) / 64.0f;
       }
-      if (state % 97 == 0) logits[static_cast<std::size_t>(eos_token_id_)] = 30.0f;
+      if (eos_token_id_ && state % 97 == 0) logits[static_cast<std::size_t>(*eos_token_id_)] = 30.0f;
       if (plan.outputs[i].sampling != nullptr) sample(logits, *plan.outputs[i].sampling, scratch_, sampled[i]);
     }
     output_.tokens = std::move(sampled);
@@ -72,7 +72,7 @@ class HashExecutor final : public Executor {
  private:
   ExecutorInfo info_;
   const int step_ms_;
-  const int32_t eos_token_id_;
+  const std::optional<int32_t> eos_token_id_;  // absent: no answer ends by itself
   const std::vector<bool> special_;
   std::vector<float> logits_;
   SamplingScratch scratch_;
@@ -93,16 +93,18 @@ Status run(int argc, char** argv) {
   int step_ms = 0;
   int64_t context = 4096, kv_blocks = 4096, max_queued = 1024, max_running = 64, num_connections = 4096;
   double drain_timeout = 30;
+  bool endless = false;
   app.add_option("--tokenizer", tokenizer_dir, "directory with tokenizer.json and tokenizer_config.json")->required();
   app.add_option("--host", host);
   app.add_option("--port", port);
   app.add_option("--step-ms", step_ms, "time of one step");
+  app.add_flag("--endless", endless, "no answer ends before its token limit");
   app.add_option("--max-model-len", context);
   app.add_option("--kv-blocks", kv_blocks);
-  app.add_option("--max-queued-requests", max_queued);
+  app.add_option("--max-num-queued-reqs", max_queued);
   app.add_option("--max-num-seqs", max_running);
   app.add_option("--max-connections", num_connections);
-  app.add_option("--drain-timeout", drain_timeout, "seconds");
+  app.add_option("--shutdown-timeout", drain_timeout, "seconds");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -116,12 +118,12 @@ Status run(int argc, char** argv) {
 
   std::vector<bool> special;
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) special.push_back(tokenizer.is_special(id));
-  HashExecutor executor(tokenizer.vocab_size(), context, step_ms, tokenizer.eos_token_id().value_or(0), special);
+  HashExecutor executor(tokenizer.vocab_size(), context, step_ms, endless ? std::nullopt : tokenizer.eos_token_id(), special);
   EngineOptions engine_options;
   engine_options.kv_bytes = kv_blocks * executor.info().kv_groups[0].block_bytes;
   engine_options.max_running_sequences = max_running;
   engine_options.max_queued_requests = max_queued;
-  engine_options.eos_token_ids = {tokenizer.eos_token_id().value_or(0)};
+  if (const auto eos_token_id = tokenizer.eos_token_id()) engine_options.eos_token_ids = {*eos_token_id};
   MR_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::create(executor, &tokenizer, engine_options));
   engine->start();
 

@@ -43,7 +43,7 @@ def test_running_streams_finish_and_new_requests_are_refused(slow_server):
 
 
 def test_drain_timeout_aborts_with_done(slow_server):
-    running = slow_server(10, "--drain-timeout", 0.3)
+    running = slow_server(10, "--shutdown-timeout", 0.3)
     with running.connect() as connection:
         connection.sendall(stream_request(max_tokens=3000))
         answer = connection.recv(65536)

@@ -1,5 +1,6 @@
 """Every bad request: a clear error of OpenAI's shape, and a server unharmed."""
 import json
+import time
 
 import httpx
 import openai
@@ -174,11 +175,13 @@ def test_media_types(server):
 
 
 def test_full_queue_is_429(slow_server):
-    running = slow_server(20, "--max-num-seqs", 1, "--max-queued-requests", 2)
+    running = slow_server(20, "--max-num-seqs", 1, "--max-num-queued-reqs", 2)
     client = running.client()
     streams = []
+    begun = time.monotonic()
     with pytest.raises(openai.RateLimitError) as raised:
         for _ in range(8):
+            assert time.monotonic() - begun < 10, "a queued stream's headers come at once"
             streams.append(client.completions.create(model="fake", prompt="a", max_tokens=2000, stream=True, extra_body={"ignore_eos": True}))
     assert len(streams) >= 2
     assert raised.value.response.headers["retry-after"]
