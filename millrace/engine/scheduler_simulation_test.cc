@@ -13,6 +13,12 @@
 namespace millrace {
 namespace {
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int64_t kDefaultSeeds = 200;
+#else
+constexpr int64_t kDefaultSeeds = 5000;
+#endif
+
 // A sequence with what its KV must hold: truth[p] is a hash of tokens 0..p.
 struct SimulatedSequence : Sequence {
   std::vector<uint64_t> truth;
@@ -189,7 +195,7 @@ class Simulation {
 
 TEST(SchedulerSimulation, HoldsItsInvariantsForEverySeed) {
   const char* asked = std::getenv("MILLRACE_SIMULATION_SEEDS");
-  const int64_t num_seeds = asked != nullptr ? std::max(1LL, std::atoll(asked)) : 5000;
+  const int64_t num_seeds = asked != nullptr ? std::max(1LL, std::atoll(asked)) : kDefaultSeeds;
   int64_t num_events = 0, num_preemptions = 0, num_hits = 0, num_completed = 0;
   const auto start = std::chrono::steady_clock::now();
   for (int64_t seed = 0; seed < num_seeds; ++seed) {
