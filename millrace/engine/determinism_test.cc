@@ -184,7 +184,9 @@ TEST(Determinism, TheDemoModelComputesTheSameBitsInAnyCompany) {
   if (model == nullptr) GTEST_SKIP() << "MILLRACE_DEMO_MODEL names no model; ./run fetches it";
   for (KvDType kv_dtype : {KvDType::kBf16, KvDType::kInt8, KvDType::kF32}) {
     SCOPED_TRACE(static_cast<int>(kv_dtype));
-    expect_independent({model, kv_dtype, 1300, 4, {97, 200}, {1, 5}, {2, 3}});
+    // The largest company once: 42,000 tokens of strangers are most of this test's time.
+    const std::vector<int> companies = kv_dtype == KvDType::kBf16 ? std::vector<int>{1, 32} : std::vector<int>{3};
+    expect_independent({model, kv_dtype, 1300, 4, {97, 200}, companies, {2, 3}});
   }
 }
 
