@@ -9,41 +9,37 @@
 namespace millrace::ref {
 namespace {
 
-// Integer dot products per block (and per 16 in Q6_K), then one fused multiply-add; one more for the minimum.
-float dot_quantized(const GemmCall& call, const std::byte* panel, int64_t row, int64_t m) {
-  const PanelLayout layout = panel_layout(call.weight_class);
-  const Activations& x = *call.x;
-  const bool scale_per_16 = call.weight_class == WeightClass::kQ6_K;
-  const int8_t* codes = x.codes + m * x.k_padded();
-  const float* scales = x.scales + m * (x.k_padded() / 32);
-  const int16_t* sums = x.sums16 + m * (x.k_padded() / 16);
-  float sum = 0;
-  for (int64_t block = 0; block < call.k / kBlockK; ++block, codes += kBlockK, sums += 2) {
-    const BlockRow weights = load_block_row(call.weight_class, panel, block, row);
-    int32_t dots[2];
-    for (int half = 0; half < 2; ++half) {
-      dots[half] = -layout.zero_point * sums[half];
-      for (int i = 16 * half; i < 16 * half + 16; ++i) dots[half] += weights.codes[i] * codes[i];
-    }
-    if (scale_per_16) {
-      sum = std::fma(static_cast<float>(dots[0]), weights.scale[0] * scales[block], sum);
-      sum = std::fma(static_cast<float>(dots[1]), weights.scale[1] * scales[block], sum);
-    } else {
-      sum = std::fma(static_cast<float>(dots[0] + dots[1]), weights.scale[0] * scales[block], sum);
-    }
-    if (layout.has_minimum) sum = std::fma(weights.minimum, scales[block] * static_cast<float>(sums[0] + sums[1]), sum);
+// Adds one block's share to a sum: integer dot products (per 16 in Q6_K), then one fused multiply-add; one more for the minimum.
+float add_block(WeightClass weight_class, const BlockRow& weights, const int8_t* codes, float scale, const int16_t* sums, float sum) {
+  const PanelLayout layout = panel_layout(weight_class);
+  int32_t dots[2];
+  for (int half = 0; half < 2; ++half) {
+    dots[half] = -layout.zero_point * sums[half];
+    for (int i = 16 * half; i < 16 * half + 16; ++i) dots[half] += weights.codes[i] * codes[i];
   }
-  return sum;
+  if (weight_class == WeightClass::kQ6_K) {
+    sum = std::fma(static_cast<float>(dots[0]), weights.scale[0] * scale, sum);
+    sum = std::fma(static_cast<float>(dots[1]), weights.scale[1] * scale, sum);
+  } else {
+    sum = std::fma(static_cast<float>(dots[0] + dots[1]), weights.scale[0] * scale, sum);
+  }
+  return layout.has_minimum ? std::fma(weights.minimum, scale * static_cast<float>(sums[0] + sums[1]), sum) : sum;
 }
 
 }  // namespace
 
 void gemm_quantized(const GemmCall& call) {
-  for (int64_t panel = 0; panel < call.num_panels; ++panel) {
-    for (int64_t m = 0; m < call.num_rows; ++m) {
-      for (int64_t row = 0; row < kPanelRows; ++row) {
-        call.y[m * call.y_stride + panel * kPanelRows + row] =
-            dot_quantized(call, call.panels + panel * call.panel_bytes, row, call.row_begin + m);
+  const Activations& x = *call.x;
+  const int64_t num_blocks = call.k / kBlockK;
+  for (int64_t r = 0; r < call.num_panels * kPanelRows; ++r) {
+    const std::byte* panel = call.panels + r / kPanelRows * call.panel_bytes;
+    for (int64_t m = 0; m < call.num_rows; ++m) call.y[m * call.y_stride + r] = 0;
+    for (int64_t block = 0; block < num_blocks; ++block) {
+      const BlockRow weights = load_block_row(call.weight_class, panel, block, r % kPanelRows);
+      for (int64_t m = 0; m < call.num_rows; ++m) {
+        const int64_t at = (call.row_begin + m) * num_blocks + block;  // activations are [row, block], as k is whole blocks
+        float& sum = call.y[m * call.y_stride + r];
+        sum = add_block(call.weight_class, weights, x.codes + at * kBlockK, x.scales[at], x.sums16 + at * 2, sum);
       }
     }
   }
