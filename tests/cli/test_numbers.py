@@ -1,5 +1,6 @@
 """logits and verify: what the network computes."""
 import json
+import re
 
 import pytest
 
@@ -86,12 +87,16 @@ def changed(tmp_path, change):
     return path
 
 
+def difference(text):
+    return float(re.search(r"difference ([\d.]+)", text).group(1))
+
+
 def test_a_changed_logit_fails_with_position_and_size(llama, tmp_path):
     def change(prompt):
         prompt["last_logits"]["first16"][3] += 0.01
     result = millrace("verify", llama, "--reference", changed(tmp_path, change), status=CHECK_FAILED)
     assert "FAILED len17: exact path: position 16: logit of token 3 " in result.stdout
-    assert "difference 0.01" in result.stdout and "tolerance 0.001" in result.stdout
+    assert difference(result.stdout) == pytest.approx(0.01, abs=1e-4) and "tolerance 0.001" in result.stdout
 
 
 def test_a_changed_logprob_fails_with_its_position(llama, tmp_path):
@@ -100,7 +105,8 @@ def test_a_changed_logprob_fails_with_its_position(llama, tmp_path):
     result = millrace("verify", llama, "--reference", changed(tmp_path, change), "--json", status=CHECK_FAILED)
     got = json.loads(result.stdout)
     assert not got["passed"]
-    assert "position 6: " in got["prompts"][1]["failures"][0] and "difference 0.5" in got["prompts"][1]["failures"][0]
+    failure, = got["prompts"][1]["failures"]
+    assert "position 6: " in failure and difference(failure) == pytest.approx(0.5, abs=1e-4)
     assert got["prompts"][0]["failures"] == got["prompts"][2]["failures"] == []
 
 
