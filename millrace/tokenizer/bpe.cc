@@ -48,7 +48,12 @@ constexpr uint32_t kNowhere = std::numeric_limits<uint32_t>::max();
 class RankQueue {
  public:
   void push(uint32_t rank, uint32_t position) {
-    Bucket& bucket = buckets_[rank];
+    // Neighbours often wait for the same rank, and a map's values stay where they are.
+    if (last_ == nullptr || last_rank_ != rank) {
+      last_ = &buckets_[rank];
+      last_rank_ = rank;
+    }
+    Bucket& bucket = *last_;
     if (!bucket.queued) {
       bucket.queued = true;
       ranks_.push(rank);
@@ -77,6 +82,7 @@ class RankQueue {
       ranks_.pop();
       buckets_.erase(rank);
       current_ = nullptr;
+      if (last_rank_ == rank) last_ = nullptr;
     }
     return false;
   }
@@ -89,8 +95,9 @@ class RankQueue {
   };
   std::unordered_map<uint32_t, Bucket> buckets_;
   std::priority_queue<uint32_t, std::vector<uint32_t>, std::greater<>> ranks_;
-  Bucket* current_ = nullptr;
-  uint32_t current_rank_ = 0;
+  Bucket* current_ = nullptr;  // of the last pop
+  Bucket* last_ = nullptr;     // of the last push
+  uint32_t current_rank_ = 0, last_rank_ = 0;
 };
 
 }  // namespace
