@@ -86,6 +86,8 @@ setup_venv() {
 
 setup_build() {  # setup_build PRESET [--no-tests] [target...]
   local preset=$1; shift
+  # Checkouts at different paths share compiled objects.
+  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
   [ -n "${CMAKE_GENERATOR:-}" ] || { command -v ninja >/dev/null && export CMAKE_GENERATOR=Ninja; }
   local tests=ON
   [ "${1:-}" = --no-tests ] && { tests=OFF; shift; }
