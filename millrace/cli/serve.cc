@@ -103,7 +103,7 @@ Status run_serve(const ServeOptions& options) {
     fmt::print("  model            {} family, weights {}, KV cache {} ({}, {} tokens), resident now {}\n", model->network().family, format_bytes(model->weights().bytes()),
                format_bytes(running.executor->kv_bytes()), kv_dtype_name(running.executor->options().kv_dtype), running.engine->max_request_tokens(), format_bytes(resident_bytes()));
     if (!own_template.is_ok() && !given_template) fmt::print("  chat             refused: {}\n", own_template.status().message());
-    fmt::print("  chat page        {}/\n  try              curl {}/v1/chat/completions -H 'Content-Type: application/json' {}-d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"What is the capital of France?\"}}]}}'\n",
+    fmt::print("  chat page        {}/\n  try              curl {}/v1/chat/completions -H 'Content-Type: application/json' {}-d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Explain gravity in one sentence.\"}}]}}'\n",
                address, address, server_options.api_key.empty() ? "" : "-H \"Authorization: Bearer $MILLRACE_API_KEY\" ", name);
     std::fflush(stdout);
   });
