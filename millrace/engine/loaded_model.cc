@@ -23,6 +23,9 @@ GgufVocabulary gguf_vocabulary(const GgufFile& gguf) {
   v.scores = gguf.floats("tokenizer.ggml.scores").value_or(std::vector<float>());
   if (const auto types = gguf.integers("tokenizer.ggml.token_type")) v.token_types.assign(types->begin(), types->end());
   v.merges = strings("tokenizer.ggml.merges");
+  if (const auto bytes = gguf.integers("tokenizer.ggml.precompiled_charsmap")) {
+    for (int64_t byte : *bytes) v.precompiled_charsmap.push_back(static_cast<char>(byte));
+  }
   v.bos_token_id = id("tokenizer.ggml.bos_token_id");
   v.eos_token_id = id("tokenizer.ggml.eos_token_id");
   v.eot_token_id = id("tokenizer.ggml.eot_token_id");
