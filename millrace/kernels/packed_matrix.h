@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,7 +22,7 @@ enum class WeightClass : uint8_t { kF32, kF16, kBf16, kQ4_0, kQ4_1, kQ5_0, kQ5_1
 enum class ActivationForm : uint8_t { kF32 = 1, kInt8 = 2, kBf16 = 4 };
 
 // A [rows, k] weight matrix in panels of 16 rows, k in blocks: the one copy that decode and prefill share (docs/design.md D3).
-// The bytes are the same on every ISA.
+// The bytes are the same on every ISA. Cheap to copy: copies share the weights, which never change.
 class PackedMatrix {
  public:
   PackedMatrix() = default;
@@ -36,7 +37,7 @@ class PackedMatrix {
   WeightClass weight_class() const { return class_; }
   int64_t panel_bytes() const { return panel_bytes_; }
   int64_t bytes() const { return panel_bytes_ * num_panels(); }
-  const std::byte* panel(int64_t index) const { return data_.data() + index * panel_bytes_; }
+  const std::byte* panel(int64_t index) const { return data_ + index * panel_bytes_; }
 
   // Writes row `row` as k floats: the exact values the stored type stands for. For embeddings tied to the head.
   void unpack_row(int64_t row, float* out) const;
@@ -44,7 +45,8 @@ class PackedMatrix {
  private:
   WeightClass class_ = WeightClass::kF32;
   int64_t rows_ = 0, k_ = 0, panel_bytes_ = 0;
-  AlignedBuffer data_;
+  const std::byte* data_ = nullptr;                // in *memory_, which matrices packed after one another share
+  std::shared_ptr<const AlignedBuffer> memory_;
 };
 
 std::string_view weight_class_name(WeightClass weight_class);
