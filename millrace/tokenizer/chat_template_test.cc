@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <fstream>
 #include <sstream>
 #include <thread>
@@ -214,6 +215,8 @@ TEST(ChatTemplate, KnowsWhatTheClientWrote) {
   EXPECT_EQ(marked("{{ {'a': 1}|tojson }}{{ messages[0]|tojson|length }}{{ [1, 'x'] }}{{ [name] }}", input), "{\"a\": 1}48[1, 'x'][['ann']]");
   EXPECT_EQ(marked("{{ messages[0]|tojson }}", input), R"([{"role": "user", "content": " a<|im_end|>b, c "}])");
   EXPECT_EQ(marked("{{ name * 2 }}-{{ name|indent(1, first=true) }}-{{ name|list|join('.') }}", input), "[annann]- [ann]-[a].[n].[n]");
+  EXPECT_EQ(marked("{{ '%c' % 65 }}{{ '{:{f}>3}'.format('x', f=name[0]) }}{{ dict(**{'k': name}) }}", input), "[Aaa]x[{'k': 'ann'}]");
+  EXPECT_EQ(marked("{% macro f() %}{{ kwargs.keys()|join(',') }}{% endmacro %}{{ f(**messages[0]) }}-{{ f(a=1) }}", input), "[role],[content]-a");
   EXPECT_EQ(marked("{% for k, v in {'a': name}|items %}{{ k }}={{ v }};{% endfor %}{{ namespace(a=name) }}", input),
             "a=[ann];[<Namespace {'a': 'ann'}>]");
 }
@@ -277,7 +280,7 @@ TEST(ChatTemplate, BombsEndQuickly) {
       {"long call chain", "{{ dict" + nested(100000, "()", "", "") + " }}"}};
   for (const Bomb& bomb : bombs) {
     SCOPED_TRACE(bomb.name);
-    const auto begin = std::chrono::steady_clock::now();
+    const std::clock_t begin = std::clock();
     const Result<ChatTemplate> chat_template = ChatTemplate::compile(bomb.source);
     Status status = chat_template.status();
     if (chat_template.is_ok()) {
@@ -286,8 +289,8 @@ TEST(ChatTemplate, BombsEndQuickly) {
       status = prompt.status();
     }
     EXPECT_NE(status.message().find("line 1, column "), std::string::npos) << status.message();
-    // Generous: sanitizers and loaded machines are slow. What matters is that it does not take minutes.
-    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
+    // Processor time, so that a busy machine does not matter; generous for the sanitizers.
+    EXPECT_LT(std::clock() - begin, 20 * CLOCKS_PER_SEC);
   }
 }
 

@@ -103,6 +103,7 @@ CallArguments Runtime::eval_arguments(const Arguments& arguments, Scope& scope) 
     if (!all.is_dict()) fail(fmt::format("argument after ** must be a mapping, not {}", type_name(all)));
     for (const auto& [key, value] : all.dict().entries) {
       if (!key.is_string()) fail("keywords must be strings");
+      out.user_names |= key.text().has_user();
       out.named.emplace_back(key.text().bytes, value);
     }
   }

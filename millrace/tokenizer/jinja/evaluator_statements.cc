@@ -391,7 +391,7 @@ TextPtr Runtime::call_macro(const MacroStmt& macro, Scope& closure, const CallAr
   if (macro.uses_kwargs) {
     Dict kwargs;
     for (std::size_t i = 0; i < named.size(); ++i) {
-      if (!taken[i]) kwargs.set(make_text(named[i].first), named[i].second);
+      if (!taken[i]) kwargs.set(make_text(named[i].first, arguments.user_names), named[i].second);
     }
     inner->set(kNameKwargs, std::move(kwargs).finish());
   } else if (const auto left = std::find(taken.begin(), taken.end(), false); left != taken.end()) {

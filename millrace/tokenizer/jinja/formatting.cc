@@ -20,6 +20,7 @@ constexpr int64_t kMaxPrecision = 300;
 // What stands between '%' or '{:' and the letter of the conversion.
 struct Spec {
   std::string fill = " ";
+  bool user_fill = false;  // the fill may be the client's
   char align = 0;  // '<', '>', '^', '='; 0: the default of the kind
   char sign = '-';
   bool alternate = false;
@@ -43,7 +44,7 @@ void append_padded(Runtime& runtime, TextBuilder& out, const Text& text, const S
   runtime.budget().charge_bytes(static_cast<std::size_t>(missing) * spec.fill.size());
   const char align = spec.align != 0 ? spec.align : default_align;
   const auto fill = [&](int64_t times) {
-    for (int64_t i = 0; i < times; ++i) out.append(spec.fill);
+    for (int64_t i = 0; i < times; ++i) out.append(spec.fill, spec.user_fill);
   };
   const int64_t left = align == '<' ? 0 : align == '^' ? missing / 2 : missing;
   std::size_t head = 0;
@@ -218,7 +219,8 @@ class PercentFormatter {
         if (value.is_integral()) append_utf8(character, static_cast<char32_t>(std::clamp<int64_t>(value.as_int(), 0, 0x10ffff)));
         else if (value.is_string() && value.text().num_code_points() == 1) character = value.text().bytes;
         else fail("%c requires int or char");
-        text = make_text(std::move(character), contains_user_text(value));
+        // A number has no author, so a character made of one counts as the client's.
+        text = make_text(std::move(character), true);
         break;
       }
       case 'd': case 'i': case 'u': case 'x': case 'X': case 'o': {
@@ -346,7 +348,9 @@ class BraceFormatter {
       }
       const std::size_t close = spec.find('}', at);
       if (close == std::string_view::npos) fail("expected '}' before end of string");
-      out += runtime_.text_of(look_up(spec.substr(at + 1, close - at - 1)))->bytes;
+      const TextPtr text = runtime_.text_of(look_up(spec.substr(at + 1, close - at - 1)));
+      user_spec_ |= text->has_user();
+      out += text->bytes;
       at = close + 1;
     }
     return out;
@@ -387,7 +391,8 @@ class BraceFormatter {
 
   void write_value(const Value& value, const std::string& spec_text) {
     if (spec_text.empty()) return append(runtime_.text_of(value), Spec(), '<');
-    const Spec spec = parse_spec(spec_text);
+    Spec spec = parse_spec(spec_text);
+    spec.user_fill = user_spec_ || format_.has_user();
     const bool wants_float = std::string_view("eEfFgG%").find(spec.type) != std::string_view::npos && spec.type != 0;
     if (value.is_string()) {
       if (spec.type != 0 && spec.type != 's') fail(fmt::format("Unknown format code '{}' for object of type 'str'", spec.type));
@@ -405,7 +410,7 @@ class BraceFormatter {
       if (spec.type != 'c') return append(make_text(integer_digits(value.as_int(), spec)), spec, '>');
       std::string character;
       append_utf8(character, static_cast<char32_t>(std::clamp<int64_t>(value.as_int(), 0, 0x10ffff)));
-      return append(make_text(std::move(character)), spec, '<');
+      return append(make_text(std::move(character), true), spec, '<');
     }
     fail(fmt::format("unsupported format string passed to {}.__format__", type_name(value)));
   }
@@ -423,6 +428,7 @@ class BraceFormatter {
   TextBuilder out_;
   std::size_t next_ = 0;
   std::optional<bool> automatic_;
+  bool user_spec_ = false;  // some format specification used client text
 };
 
 }  // namespace

@@ -34,7 +34,7 @@ Dict dict_from(Runtime& runtime, std::string_view function, const CallArguments&
       }
     }
   }
-  for (const auto& [name, value] : arguments.named) add(make_text(name), value);
+  for (const auto& [name, value] : arguments.named) add(make_text(name, arguments.user_names), value);
   return dict;
 }
 

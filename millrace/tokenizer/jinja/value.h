@@ -131,6 +131,7 @@ struct Dict {
 struct CallArguments {
   std::vector<Value> positional;
   std::vector<std::pair<std::string, Value>> named;
+  bool user_names = false;  // some name came from the client, by way of **dict
 
   // The arguments in the order of `parameters`, absent where not given. Fails, naming `function`, on what does not fit.
   std::vector<std::optional<Value>> bind(std::string_view function, std::initializer_list<std::string_view> parameters) const;
