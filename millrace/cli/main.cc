@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include "millrace/cli/command.h"
 
 int main(int argc, char** argv) {
@@ -25,6 +27,10 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
+    // CLI11 would only say that a command is required.
+    if (argc > 1 && argv[1][0] != '-' && app.get_subcommand_no_throw(argv[1]) == nullptr) {
+      return fail(millrace::Status::invalid_argument(fmt::format("there is no command \"{}\"; `millrace --help` lists them", argv[1])));
+    }
     const int status = app.exit(error);
     return status == 0 ? kDone : kError;
   }

@@ -17,7 +17,8 @@ def test_a_missing_model_is_named(tmp_path):
 
 
 def test_an_empty_directory_says_what_was_looked_for(tmp_path):
-    assert "config.json" in refusal("inspect", tmp_path)
+    message = refusal("inspect", tmp_path)
+    assert "model.safetensors" in message and ".gguf" in message
 
 
 def test_a_hub_name_offline_says_so():
