@@ -533,8 +533,7 @@ awaitable<void> HttpServer::Impl::accept_loop() {
     socket.non_blocking(true, ignored);
     if (static_cast<int64_t>(connections.size()) >= limits.num_connections) {
       ++stats.num_connections_refused;
-      HttpResponse response = handler.protocol_error(503, fmt::format("{} connections are open, the most this server takes", connections.size()));
-      response.headers.emplace_back("Retry-After", "1");
+      const HttpResponse response = handler.protocol_error(503, fmt::format("{} connections are open, the most this server takes", connections.size()));
       socket.write_some(asio::buffer(response_head(response, true, false, response.body.size()) + response.body), ignored);
       socket.shutdown(tcp::socket::shutdown_send, ignored);
       continue;

@@ -9,23 +9,23 @@
 namespace millrace {
 namespace {
 
-std::string quoted(std::string_view text) {
+std::string json_string(std::string_view text) {
   std::string out;
   append_json_string(out, text);
   return out;
 }
 
 TEST(JsonString, EscapesWhatJsonCannotHold) {
-  EXPECT_EQ(quoted("a\"b\\c\n\t\r"), R"("a\"b\\c\n\t\r")");
-  EXPECT_EQ(quoted(std::string_view("\0\x01\x1f\x7f", 4)), R"("\u0000\u0001\u001f\u007f")");
-  EXPECT_EQ(quoted("é漢😀"), "\"é漢😀\"");
+  EXPECT_EQ(json_string("a\"b\\c\n\t\r"), R"("a\"b\\c\n\t\r")");
+  EXPECT_EQ(json_string(std::string_view("\0\x01\x1f\x7f", 4)), R"("\u0000\u0001\u001f\u007f")");
+  EXPECT_EQ(json_string("é漢😀"), "\"é漢😀\"");
 }
 
 TEST(JsonString, EveryByteAloneGivesTextThatParses) {
   for (int byte = 0; byte < 256; ++byte) {
     SCOPED_TRACE(byte);
     const std::string text(1, static_cast<char>(byte));
-    const Result<json::value> parsed = parse_json(quoted("a" + text + "z"));
+    const Result<json::value> parsed = parse_json(json_string("a" + text + "z"));
     ASSERT_TRUE(parsed.is_ok()) << parsed.status().message();
     EXPECT_EQ(std::string(parsed->as_string()), byte < 128 ? "a" + text + "z" : "a\xEF\xBF\xBDz");
   }
@@ -41,7 +41,7 @@ TEST(JsonString, ReplacesMalformedUtf8AndKeepsItsNeighbours) {
       {"\xF0\x9F\x98\x80!", "😀!"},
       {"\x80x", "�x"},
   };
-  for (const auto& [bytes, expected] : cases) EXPECT_EQ(quoted(bytes), "\"" + std::string(expected) + "\"");
+  for (const auto& [bytes, expected] : cases) EXPECT_EQ(json_string(bytes), "\"" + std::string(expected) + "\"");
 }
 
 TEST(JsonWriter, PutsCommasBetweenValuesOnly) {
