@@ -28,7 +28,7 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     // CLI11 would only say that a command is required.
-    if (argc > 1 && argv[1][0] != '-' && app.get_subcommand_no_throw(argv[1]) == nullptr) {
+    if (argc > 1 && argv[1][0] != '-' && app.get_subcommands().empty()) {
       return fail(millrace::Status::invalid_argument(fmt::format("there is no command \"{}\"; `millrace --help` lists them", argv[1])));
     }
     const int status = app.exit(error);
