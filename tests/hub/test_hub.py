@@ -13,7 +13,8 @@ import unittest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from stand_in import COMMIT, Hub, Model, git_sha1  # noqa: E402
 
-BINARY = None
+# From the command line, or of the build that ./test names.
+BINARY = os.path.join(os.environ["MILLRACE_BUILD"], "tests", "hub", "hub_fetch") if "MILLRACE_BUILD" in os.environ else None
 WEIGHTS = random.Random(1).randbytes(3_000_000)
 
 
