@@ -5,7 +5,7 @@
 #include <memory>
 #include <span>
 
-#include "millrace/base/check.h"
+#include "millrace/base/status.h"
 
 namespace millrace {
 
@@ -15,7 +15,8 @@ class AlignedBuffer {
   static constexpr std::size_t kAlignment = 64;
 
   AlignedBuffer() = default;
-  explicit AlignedBuffer(std::size_t num_bytes);
+  explicit AlignedBuffer(std::size_t num_bytes);  // no memory: the process ends
+  static Result<AlignedBuffer> allocate(std::size_t num_bytes);  // no memory: kResourceExhausted. For what a user's choice sizes
   AlignedBuffer(AlignedBuffer&&) = default;
   AlignedBuffer& operator=(AlignedBuffer&&) = default;
 

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 
+#include "millrace/base/system_memory.h"
 #include "millrace/formats/hub.h"
 
 namespace millrace::cli {
@@ -46,7 +47,6 @@ Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, boo
 }
 
 void add_generation_options(CLI::App& command, GenerationOptions& options) {
-  command.add_option("--max-tokens", options.max_tokens, "Most tokens to make; default: to the end of the context")->check(CLI::PositiveNumber);
   command.add_option("--temperature", options.temperature, "0: always the likeliest token")->check(CLI::Range(0.0, 100.0));
   command.add_option("--top-p", options.top_p)->check(CLI::Range(1e-6, 1.0));
   command.add_option("--top-k", options.top_k, "0: all")->check(CLI::Range(0, 1 << 24));
@@ -54,12 +54,17 @@ void add_generation_options(CLI::App& command, GenerationOptions& options) {
   command.add_option("--repetition-penalty", options.repetition_penalty)->check(CLI::Range(1e-3, 100.0));
   command.add_option("--presence-penalty", options.presence_penalty)->check(CLI::Range(-2.0, 2.0));
   command.add_option("--frequency-penalty", options.frequency_penalty)->check(CLI::Range(-2.0, 2.0));
-  command.add_option("--seed", options.seed, "The same seed gives the same text");
-  command.add_option("--stop", options.stop, "Text that ends the answer; may be repeated");
+  command.add_flag("--exact", options.exact, "The exact path: weights decoded to f32, f32 KV cache; slow");
   command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
   command.add_option("--kv-bytes", options.kv_bytes, "Memory for the KV cache, e.g. 512MB; default: chosen from the context length")->transform(CLI::AsSizeValue(false));
   command.add_option("--max-model-len", options.max_model_len, "Longest prompt + answer in tokens")->check(CLI::PositiveNumber);
   command.add_option("--generation-config", options.generation_config, "auto: the model's own sampling defaults; vllm: neutral ones")->check(CLI::IsMember({"auto", "vllm"}));
+}
+
+void add_answer_options(CLI::App& command, GenerationOptions& options) {
+  command.add_option("--max-tokens", options.max_tokens, "Most tokens to make; default: to the end of the context")->check(CLI::PositiveNumber);
+  command.add_option("--seed", options.seed, "The same seed gives the same text");
+  command.add_option("--stop", options.stop, "Text that ends the answer; may be repeated");
 }
 
 SamplingParams sampling_params(const LoadedModel& model, const GenerationOptions& options) {
@@ -94,19 +99,25 @@ std::string_view kv_dtype_name(KvDType dtype) {
 }
 
 Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& options, EngineOptions engine_options) {
-  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype));
+  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.exact ? "f32" : options.kv_cache_dtype));
   RunningEngine running;
-  MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(GemmPath::kFast, kv_dtype, static_cast<int32_t>(engine_options.step_tokens_max)));
+  MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype, static_cast<int32_t>(engine_options.step_tokens_max)));
   engine_options.eos_token_ids = model.eos_token_ids();
   engine_options.max_context = options.max_model_len;
+  const int64_t available = available_memory_bytes();
   if (options.kv_bytes > 0) {
     engine_options.kv_bytes = options.kv_bytes;
+    if (options.kv_bytes > available) {
+      return Status::resource_exhausted(fmt::format("--kv-bytes: {} are asked for, {} are available", format_bytes(options.kv_bytes), format_bytes(available)));
+    }
   } else {
-    // Room for two sequences as long as the context, at least 256 MB and at most 4 GB; pages are taken from the system when first used.
+    // Room for two sequences as long as the context, at least 256 MB and at most 4 GB or half of what is available; pages are taken from
+    // the system when first used.
     int64_t block_bytes = 0;
     for (const KvGroupSpec& group : running.executor->info().kv_groups) block_bytes += group.block_bytes;
     const int64_t context = options.max_model_len > 0 ? options.max_model_len : running.executor->info().max_positions;
     engine_options.kv_bytes = std::clamp<int64_t>(2 * (context / kKvBlockTokens + 1) * block_bytes, int64_t{256} << 20, int64_t{4} << 30);
+    engine_options.kv_bytes = std::min(engine_options.kv_bytes, available / 2);
   }
   const auto tokenizer = model.tokenizer();
   if (!tokenizer.is_ok()) return tokenizer.status();

@@ -35,12 +35,15 @@ struct GenerationOptions {
   std::optional<int64_t> max_tokens;
   std::optional<uint64_t> seed;
   std::vector<std::string> stop;
+  bool exact = false;             // the exact path, with an f32 KV cache
   std::string kv_cache_dtype = "auto";
   int64_t kv_bytes = 0;           // 0: chosen from the context length
   int64_t max_model_len = 0;      // 0: what the network was made for
   std::string generation_config = "auto";  // "auto": the model's sampling defaults; "vllm": neutral ones
 };
 void add_generation_options(CLI::App& command, GenerationOptions& options);
+// --max-tokens, --seed and --stop: of an answer made here; a served request brings its own.
+void add_answer_options(CLI::App& command, GenerationOptions& options);
 SamplingParams sampling_params(const LoadedModel& model, const GenerationOptions& options);
 
 // An engine over the model, with its executor, running. Of `engine_options` the KV budget, context and EOS ids are set here.

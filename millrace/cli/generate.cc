@@ -148,6 +148,7 @@ void register_generate(CLI::App& app, int& exit_status) {
   auto* file = command->add_option("--file", options->file, "JSON lines, each {\"prompt\": \"...\"} or {\"messages\": [...]}; answered together, printed in order")->check(CLI::ExistingFile);
   prompt->excludes(file);
   command->add_flag("--chat", options->chat, "--prompt is a user's message: apply the chat template");
+  add_answer_options(*command, *options);
   add_generation_options(*command, *options);
   command->footer(
       "Examples:\n  millrace generate model.gguf --prompt 'Once upon a time' --max-tokens 64\n"

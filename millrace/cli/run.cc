@@ -61,7 +61,14 @@ Status run_chat(const RunOptions& options) {
     }
     messages.push_back(json::object{{"role", "user"}, {"content", line}});
     GenerationRequest request;
-    MR_ASSIGN_OR_RETURN(request.prompt_tokens, conversation_tokens(*model, messages));
+    // Text that is no UTF-8, or a conversation that the template refuses: this message is dropped, the conversation goes on.
+    auto prompt_tokens = conversation_tokens(*model, messages);
+    if (!prompt_tokens.is_ok()) {
+      fmt::print(stderr, "millrace: {}\n", prompt_tokens.status().message());
+      messages.pop_back();
+      continue;
+    }
+    request.prompt_tokens = std::move(prompt_tokens).value();
     request.sampling = sampling_params(*model, options);
     request.seed = seed++;
     request.max_tokens = options.max_tokens;
@@ -102,6 +109,7 @@ void register_run(CLI::App& app, int& exit_status) {
   auto options = std::make_shared<RunOptions>();
   add_model_options(*command, *options);
   command->add_option("--system", options->system, "System message");
+  add_answer_options(*command, *options);
   add_generation_options(*command, *options);
   command->footer("Ctrl-C stops an answer, not the program. Example:\n  millrace run model.gguf --system 'Answer in one sentence.'");
   command->callback([options, &exit_status] {

@@ -182,6 +182,9 @@ TEST(Determinism, TinyModelsComputeTheSameBitsInAnyCompany) {
 TEST(Determinism, TheDemoModelComputesTheSameBitsInAnyCompany) {
   const char* model = std::getenv("MILLRACE_DEMO_MODEL");
   if (model == nullptr) GTEST_SKIP() << "MILLRACE_DEMO_MODEL names no model; ./run fetches it";
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "takes too long under a sanitizer; the tiny models take the same paths";
+#endif
   for (KvDType kv_dtype : {KvDType::kBf16, KvDType::kInt8, KvDType::kF32}) {
     SCOPED_TRACE(static_cast<int>(kv_dtype));
     // The largest company once: 42,000 tokens of strangers are most of this test's time.

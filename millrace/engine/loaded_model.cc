@@ -2,6 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
+#include "millrace/base/system_memory.h"
+
 namespace millrace {
 namespace {
 
@@ -91,6 +95,11 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::string& path, 
   MR_ASSIGN_OR_RETURN(model->network_, bind_network(family, model->checkpoint_));
   model->pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : usable_cpus());
   if (options.pack_weights) {
+    // The packed copy is at most 5 % larger than the file; the file's own pages can be dropped as it grows.
+    const int64_t needed = model->checkpoint_.tensor_bytes() + model->checkpoint_.tensor_bytes() / 20, available = available_memory_bytes();
+    if (needed > available) {
+      return Status::resource_exhausted(fmt::format("{}: its weights need about {} MB of memory, {} MB are available", path, needed >> 20, available >> 20));
+    }
     MR_ASSIGN_OR_RETURN(Weights weights, Weights::pack(model->network_, model->checkpoint_, *model->pool_));
     model->weights_ = std::make_shared<const Weights>(std::move(weights));
   }
@@ -111,18 +120,27 @@ Result<std::unique_ptr<CpuExecutor>> LoadedModel::make_executor(GemmPath path, K
   MR_CHECK(weights_ != nullptr, "the model was loaded without its weights");
   Program program = lower_network(network_, *weights_, isa_, path);
   fuse(program);
-  return CpuExecutor::create(network_, weights_, std::move(program), *pool_, {isa_, path, kv_dtype, max_rows});
+  return CpuExecutor::create(network_, weights_, std::move(program), *pool_, {isa_, path, kv_dtype, max_rows, tokenizer_ ? tokenizer_->vocab_size() : 0});
 }
 
 std::vector<int32_t> LoadedModel::eos_token_ids() const {
   std::vector<int32_t> ids;
   append_ids(checkpoint_.generation_config(), ids);
   if (ids.empty()) append_ids(checkpoint_.config(), ids);
-  if (ids.empty() && tokenizer_ && tokenizer_->eos_token_id()) ids.push_back(*tokenizer_->eos_token_id());
-  // A GGUF's end-of-turn token ends an answer as end of text does.
-  if (const GgufFile* gguf = checkpoint_.gguf()) {
-    if (const auto eot = gguf->integer("tokenizer.ggml.eot_token_id"); eot && *eot >= 0 && *eot < network_.vocab_size) ids.push_back(static_cast<int32_t>(*eot));
+  if (tokenizer_) {
+    // A chat tune often ends its turns with the tokenizer's EOS while config.json still names the base model's.
+    if (const auto eos = tokenizer_->eos_token_id()) ids.push_back(*eos);
+    if (const GgufFile* gguf = checkpoint_.gguf()) {
+      if (const auto eot = gguf->integer("tokenizer.ggml.eot_token_id"); eot && *eot >= 0 && *eot < network_.vocab_size) ids.push_back(static_cast<int32_t>(*eot));
+      // Published files often lack that key though the chat template ends turns with one of these.
+      for (const char* turn_end : {"<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endofturn|>"}) {
+        if (const auto id = tokenizer_->token_to_id(turn_end); id && tokenizer_->is_special(*id)) ids.push_back(*id);
+      }
+    }
   }
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  std::erase_if(ids, [&](int32_t id) { return id >= network_.vocab_size; });
   return ids;
 }
 

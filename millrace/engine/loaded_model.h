@@ -40,7 +40,7 @@ class LoadedModel {
   // Lowered and fused for the path, over the one packed copy of the weights.
   Result<std::unique_ptr<CpuExecutor>> make_executor(GemmPath path, KvDType kv_dtype, int32_t max_rows);
 
-  // End-of-sequence ids: generation_config.json, then config.json, then the tokenizer's.
+  // What ends an answer, ascending: generation_config.json's ids (else config.json's), the tokenizer's EOS, and a GGUF's end-of-turn tokens.
   std::vector<int32_t> eos_token_ids() const;
   // The model's own sampling defaults (generation_config.json), as in vLLM.
   SamplingParams default_sampling() const;

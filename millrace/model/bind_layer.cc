@@ -9,7 +9,7 @@ namespace millrace {
 
 namespace {
 
-constexpr int64_t kHeadsMax = 4096, kHeadDimMax = 4096, kIntermediateMax = int64_t{1} << 22, kPositionsMax = int64_t{1} << 31;
+constexpr int64_t kHeadsMax = 4096, kHeadDimMax = 512, kIntermediateMax = int64_t{1} << 22, kPositionsMax = int64_t{1} << 31;
 
 // How a layer's positions enter its attention, and how rows of q and k must be reordered for it.
 struct BoundPosition {

@@ -105,7 +105,7 @@ TEST(BindNetwork, RefusesHostileConfigurations) {
       {"num_key_value_heads", "", "k_proj.weight\" is [32, 64], expected [num_kv_heads * head_dim, hidden_size] = [64, 64]"},
       {"head_dim", "0", "head_dim"},
       {"head_dim", "1", "rotary dimension is 1"},
-      {"head_dim", "100000", "expected an integer from 1 to 4096"},
+      {"head_dim", "100000", "expected an integer from 1 to 512"},
       {"head_dim", "true", "is true, expected an integer"},
       {"intermediate_size", "161", "expected [intermediate_size, hidden_size] = [161, 64]"},
       {"intermediate_size", "9999999", "expected an integer from 1 to 4194304"},
@@ -113,7 +113,6 @@ TEST(BindNetwork, RefusesHostileConfigurations) {
       {"max_position_embeddings", "1e15", "max_positions"},
       {"rms_norm_eps", "-1", "norm.eps"},
       {"rms_norm_eps", "1e300", "norm.eps"},
-      {"rms_norm_eps", "", "the configuration has no field \"rms_norm_eps\""},
       {"rope_theta", "0", "theta"},
       {"rope_theta", "\"big\"", "is 'big', expected a number"},
       {"rope_scaling", "[]", "is a list, expected an object or none"},
@@ -257,6 +256,23 @@ TEST(BindNetwork, LlamaOfTheNewerConfigHasBiasesAndLinearRope) {
   EXPECT_EQ(layer.mlp.down.bias.size(), 64u);
   EXPECT_FLOAT_EQ(layer.attention.rope->inv_freq[0], 0.25f);
   EXPECT_EQ(bound->network.head.weight.tensor->name, "model.embed_tokens.weight");
+}
+
+// Published configurations leave out what equals the class's default in transformers.
+TEST(BindNetwork, FieldsLeftOutTakeTheDefaultsOfTransformers) {
+  const struct { const char* model; int64_t max_positions; float eps; } cases[] = {
+      {"llama-v5cfg", 2048, 1e-6f}, {"mistral", 131072, 1e-6f}, {"qwen2", 32768, 1e-6f}, {"qwen3", 32768, 1e-6f},
+      {"gemma2", 8192, 1e-6f},      {"gemma3_text", 131072, 1e-6f}, {"phi3", 4096, 1e-5f}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.model);
+    ChangedModel model(c.model);
+    model.config().erase("max_position_embeddings");
+    model.config().erase("rms_norm_eps");
+    const Result<Network> network = model.bind();
+    ASSERT_TRUE(network.is_ok()) << network.status().message();
+    EXPECT_EQ(network->max_positions, c.max_positions);
+    EXPECT_FLOAT_EQ(network->final_norm->eps, c.eps);
+  }
 }
 
 TEST(BindNetwork, DynamicRopeHasALongVariant) {

@@ -130,7 +130,11 @@ void CpuExecutor::reserve_outputs(int64_t num_outputs) {
 
 Status CpuExecutor::allocate_kv(std::span<const int64_t> num_blocks) {
   MR_CHECK(num_blocks.size() == kv_memory_.size(), "one block count per KV group");
-  for (std::size_t g = 0; g < kv_memory_.size(); ++g) kv_memory_[g] = AlignedBuffer(bytes_of(num_blocks[g] * info_.kv_groups[g].block_bytes, 1));
+  for (std::size_t g = 0; g < kv_memory_.size(); ++g) {
+    auto memory = AlignedBuffer::allocate(bytes_of(num_blocks[g] * info_.kv_groups[g].block_bytes, 1));
+    if (!memory.is_ok()) return memory.status().with_context("KV cache");
+    kv_memory_[g] = std::move(memory).value();
+  }
   return Status::ok();
 }
 

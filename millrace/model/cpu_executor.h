@@ -16,6 +16,8 @@ struct CpuExecutorOptions {
   GemmPath path = GemmPath::kFast;
   KvDType kv_dtype = KvDType::kBf16;
   int32_t max_rows = 512;  // tokens that one step may compute: activations are planned for so many
+  // Ids that sampling may draw: the tokenizer's, where the head has more rows (padding) than it. 0: every row.
+  int64_t sampled_vocab_size = 0;
 };
 
 // Interprets a program on the threads of a pool: one parallel region a step, one barrier an operation. Rows, panels and heads are

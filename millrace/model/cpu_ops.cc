@@ -348,6 +348,7 @@ void CpuExecutor::gather(const Op& op, int worker) {
 }
 
 void CpuExecutor::sample(const Op& op, int worker) {
+  const int64_t vocab_size = options_.sampled_vocab_size > 0 ? std::min(options_.sampled_vocab_size, network_.vocab_size) : network_.vocab_size;
   const auto [begin, end] = share(num_outputs_, worker);
   for (int64_t i = begin; i < end; ++i) {
     const auto index = static_cast<std::size_t>(i);
@@ -357,7 +358,7 @@ void CpuExecutor::sample(const Op& op, int worker) {
       token.id = -1;
       continue;
     }
-    const std::span<const float> logits{rows(op.in).row(i), static_cast<std::size_t>(network_.vocab_size)};
+    const std::span<const float> logits{rows(op.in).row(i), static_cast<std::size_t>(vocab_size)};
     millrace::sample(logits, *input, scratch_[static_cast<std::size_t>(worker)].sampling, token);
   }
 }

@@ -23,6 +23,9 @@ Status SequenceRunner::append(std::span<const int32_t> tokens, int64_t chunk, bo
   if (num_tokens_ + static_cast<int64_t>(tokens.size()) > max_tokens_) {
     return Status::invalid_argument(fmt::format("{} tokens do not fit: at most {}", num_tokens_ + static_cast<int64_t>(tokens.size()), max_tokens_));
   }
+  if (num_tokens_ + static_cast<int64_t>(tokens.size()) > info.max_positions) {
+    return Status::invalid_argument(fmt::format("{} tokens are more than the model's context of {}", num_tokens_ + static_cast<int64_t>(tokens.size()), info.max_positions));
+  }
   for (int32_t id : tokens) {
     if (id < 0 || id >= info.vocab_size) return Status::invalid_argument(fmt::format("token id {} is outside the vocabulary [0, {})", id, info.vocab_size));
   }

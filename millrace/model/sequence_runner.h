@@ -19,7 +19,7 @@ class SequenceRunner {
   using OnLogits = std::function<void(int64_t position, std::span<const float> logits)>;
 
   // Appends tokens in steps of at most `chunk` rows, and calls `on_logits` after every token (all_positions) or after the last one.
-  // Errors: no room (max_tokens), an id outside the vocabulary.
+  // Errors: no room (max_tokens, or the model's context), an id outside the vocabulary.
   Status append(std::span<const int32_t> tokens, int64_t chunk, bool all_positions, const OnLogits& on_logits);
 
   int64_t num_tokens() const { return num_tokens_; }

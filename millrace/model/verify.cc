@@ -65,6 +65,9 @@ Result<ReferencePrompt> read_prompt(const json::value& value, std::size_t index)
   if (const json::value* first = last->as_object().if_contains("first16")) {
     MR_ASSIGN_OR_RETURN(prompt.first, numbers(*first, "first16"));
   }
+  if (prompt.top.empty() && prompt.first.empty()) {
+    return Status::invalid_argument(fmt::format("reference: \"last_logits\" of {} has neither \"top20\" nor \"first16\": there is nothing to compare", prompt.name));
+  }
   if (const json::value* l2 = last->as_object().if_contains("l2"); l2 != nullptr && l2->is_number()) prompt.l2 = l2->to_number<double>();
   if (const json::value* list = object.if_contains("prompt_logprobs")) {
     MR_ASSIGN_OR_RETURN(prompt.logprobs, numbers(*list, "prompt_logprobs"));
