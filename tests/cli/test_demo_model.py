@@ -25,7 +25,8 @@ def test_memory_is_within_5_percent_of_the_file():
 
 
 def test_verify_passes_against_the_dequantized_reference():
-    got = answer("verify", DEMO, "--reference", REFERENCE, timeout=600)
+    # One thread: the bits are the same, and a busy machine does not make two wait for each other.
+    got = answer("verify", DEMO, "--reference", REFERENCE, "--threads", 1, timeout=900)
     assert got["passed"]
     for prompt in got["prompts"]:
         assert prompt["exact"]["logit_difference"] <= 1e-3 and prompt["exact"]["logprob_difference"] <= 1e-3
