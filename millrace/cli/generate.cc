@@ -152,7 +152,7 @@ void register_generate(CLI::App& app, int& exit_status) {
   add_generation_options(*command, *options);
   command->footer(
       "Examples:\n  millrace generate model.gguf --prompt 'Once upon a time' --max-tokens 64\n"
-      "  millrace generate model.gguf --chat --prompt 'What is the capital of France?' --temperature 0\n"
+      "  millrace generate model.gguf --chat --prompt 'Explain gravity in one sentence.' --temperature 0\n"
       "  millrace generate model.gguf --file prompts.jsonl --json > answers.jsonl");
   command->callback([options, &exit_status] {
     if (!options->prompt && options->file.empty()) {
