@@ -82,7 +82,7 @@ class Server:
     def metrics(self):
         """Every sample of /metrics, by name with its labels but without the model's name."""
         samples = {}
-        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+        for line in httpx.get(f"{self.url}/metrics", timeout=5 * PATIENCE).text.splitlines():
             if line.startswith("#"):
                 continue
             name, value = line.rsplit(" ", 1)
