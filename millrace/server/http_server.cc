@@ -105,14 +105,27 @@ struct Connection : std::enable_shared_from_this<Connection> {
   HttpServer::Impl& server;
   tcp::socket socket;
   asio::steady_timer changed, resume, write_deadline;
-  std::string input;            // received, not yet parsed
   bool end_of_input = false;
   bool discard_input = false;   // lingering: what still comes is read and dropped
   std::weak_ptr<Exchange> exchange;
 
   void notify() { changed.cancel(); }
+
+  // What was received and is not yet parsed. Taking from its front moves nothing: what a byte costs must not depend on how many wait.
+  std::string_view input() const { return std::string_view(received_).substr(num_consumed_); }
+  void receive(std::string_view bytes) {
+    if (num_consumed_ >= received_.size() - num_consumed_) {
+      received_.erase(0, num_consumed_);
+      num_consumed_ = 0;
+    }
+    received_.append(bytes);
+  }
   void consume(std::size_t num_bytes) {
-    input.erase(0, num_bytes);
+    num_consumed_ += num_bytes;
+    if (num_consumed_ == received_.size()) {
+      received_ = {};  // an idle connection holds no buffer
+      num_consumed_ = 0;
+    }
     resume.cancel();
   }
   void close() {
@@ -129,6 +142,10 @@ struct Connection : std::enable_shared_from_this<Connection> {
     co_await changed.async_wait(asio::redirect_error(asio::use_awaitable, error));
     co_return error == asio::error::operation_aborted || Clock::now() < deadline;
   }
+
+ private:
+  std::string received_;
+  std::size_t num_consumed_ = 0;
 };
 
 class Exchange final : public HttpExchange {
@@ -211,7 +228,7 @@ awaitable<void> HttpServer::Impl::read_loop(std::shared_ptr<Connection> connecti
   error_code error;
   while (c.socket.is_open()) {
     const std::size_t bound = c.exchange.expired() ? kReadBytes : kPipelinedBytes;
-    if (!c.discard_input && c.input.size() >= bound) {
+    if (!c.discard_input && c.input().size() >= bound) {
       c.resume.expires_at(Clock::time_point::max());
       co_await c.resume.async_wait(asio::redirect_error(asio::use_awaitable, error));
       continue;
@@ -221,7 +238,7 @@ awaitable<void> HttpServer::Impl::read_loop(std::shared_ptr<Connection> connecti
     const std::size_t num_bytes = c.socket.read_some(asio::buffer(scratch), error);
     if (error == asio::error::would_block || error == asio::error::interrupted) continue;
     if (error) break;
-    if (!c.discard_input) c.input.append(scratch, 0, num_bytes);
+    if (!c.discard_input) c.receive({scratch.data(), num_bytes});
     c.notify();
   }
   c.end_of_input = true;
@@ -236,10 +253,10 @@ awaitable<int> HttpServer::Impl::read_request(Connection& c, HttpRequest& reques
   // A client may send empty lines between requests (RFC 9112, 2.2); more than a few is no client.
   const Clock::time_point idle_deadline = Clock::now() + limits.idle_timeout;
   for (int num_blank_lines = 0;;) {
-    if (c.input.starts_with("\r\n") && num_blank_lines < 4) {
+    if (c.input().starts_with("\r\n") && num_blank_lines < 4) {
       c.consume(2);
       ++num_blank_lines;
-    } else if (c.input.empty() || c.input == "\r") {
+    } else if (c.input().empty() || c.input() == "\r") {
       if (c.end_of_input || stopping) co_return -1;
       if (!co_await c.wait_until(idle_deadline)) co_return -1;
     } else {
@@ -252,8 +269,8 @@ awaitable<int> HttpServer::Impl::read_request(Connection& c, HttpRequest& reques
   parser.body_limit(limits.body_bytes);
   const Clock::time_point header_deadline = Clock::now() + limits.header_timeout;
   std::size_t header_end;
-  while ((header_end = c.input.find("\r\n\r\n")) == std::string::npos) {
-    if (c.input.size() > limits.header_bytes) {
+  while ((header_end = c.input().find("\r\n\r\n")) == std::string::npos) {
+    if (c.input().size() > limits.header_bytes) {
       what = fmt::format("the request header is longer than {} bytes", limits.header_bytes);
       co_return 431;
     }
@@ -264,7 +281,7 @@ awaitable<int> HttpServer::Impl::read_request(Connection& c, HttpRequest& reques
     }
   }
   header_end += 4;
-  const std::string_view head_text(c.input.data(), header_end);
+  const std::string_view head_text = c.input().substr(0, header_end);
   if (head_text.size() > limits.header_bytes) {
     what = fmt::format("the request header has {} bytes, at most {} are accepted", head_text.size(), limits.header_bytes);
     co_return 431;
@@ -334,7 +351,7 @@ awaitable<int> HttpServer::Impl::read_request(Connection& c, HttpRequest& reques
     if (has_body) keep_alive = false;
     co_return 0;
   }
-  if (boost::beast::iequals(fields[http::field::expect], "100-continue") && has_body && c.input.empty()) {
+  if (boost::beast::iequals(fields[http::field::expect], "100-continue") && has_body && c.input().empty()) {
     if (!co_await write_all(c, "HTTP/1.1 100 Continue\r\n\r\n")) co_return -1;
   }
 
@@ -348,10 +365,10 @@ awaitable<int> HttpServer::Impl::read_request(Connection& c, HttpRequest& reques
       bytes = now;
     }
   } received{bodies_bytes};
+  parser.eager(true);  // all the chunks that are there in one call; other connections have their turn in wait_until
   while (!parser.is_done()) {
-    if (!c.input.empty()) {
-      const std::size_t num_used = parser.put(asio::buffer(c.input), error);
-      c.consume(num_used);
+    if (!c.input().empty()) {
+      c.consume(parser.put(asio::buffer(c.input()), error));
       received.set(parser.get().body().size());
       if (bodies_bytes > limits.all_bodies_bytes) {
         what = "the server is receiving too many large requests; try again later";
@@ -365,8 +382,8 @@ awaitable<int> HttpServer::Impl::read_request(Connection& c, HttpRequest& reques
         what = fmt::format("malformed request body: {}", error.message());
         co_return 400;
       }
-      if (parser.is_done() || num_used > 0) continue;
-      if (c.input.size() >= kReadBytes) {  // an endless chunk extension or trailer
+      if (parser.is_done()) break;
+      if (c.input().size() >= kReadBytes) {  // an endless chunk extension or trailer
         what = "a chunk header or trailer of the request body is too long";
         co_return 400;
       }
@@ -428,7 +445,7 @@ awaitable<void> HttpServer::Impl::linger(Connection& c) {
   error_code ignored;
   c.socket.shutdown(tcp::socket::shutdown_send, ignored);
   c.discard_input = true;
-  c.consume(c.input.size());
+  c.consume(c.input().size());
   const Clock::time_point deadline = Clock::now() + kLingerTimeout;
   while (!c.end_of_input && !stopping && co_await c.wait_until(deadline)) {
   }

@@ -1,10 +1,12 @@
 """HTTP/1.1 itself: framing, limits, slow and rude clients, on raw sockets."""
 import json
 import socket
+import threading
 import time
 
 import httpx
 import pytest
+from conftest import PATIENCE
 
 BODY = json.dumps({"prompt": "Hi", "max_tokens": 2, "temperature": 0}).encode()
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -246,3 +248,22 @@ def test_page_headers(server):
 def test_no_cors_by_default(server):
     response = httpx.get(f"{server.url}/v1/models", headers={"Origin": "http://evil.example"})
     assert not [name for name in response.headers if name.startswith("access-control-")]
+
+
+def test_a_flood_of_tiny_chunks_holds_nobody_up(server):
+    """A byte costs the same whether it comes alone in its chunk or not: what waits to be parsed is not moved for each of them."""
+    raw = POST + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + chunked(BODY + b" " * 300_000, 1)
+    statuses = []
+    flood = [threading.Thread(target=lambda: statuses.append(status_of(ask(server, raw)))) for _ in range(16)]
+    begun, latencies = time.monotonic(), []
+    for thread in flood:
+        thread.start()
+    with server.connect() as connection:
+        while any(thread.is_alive() for thread in flood):
+            asked = time.monotonic()
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert read_response(connection)[0] == 200
+            latencies.append(time.monotonic() - asked)
+    assert statuses == [200] * 16
+    assert max(latencies) < 1 * PATIENCE, f"/health took {max(latencies):.2f} s"
+    assert time.monotonic() - begun < 15 * PATIENCE
