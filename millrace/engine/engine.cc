@@ -99,6 +99,7 @@ class Engine::Impl {
   int64_t num_live_ = 0;  // added and not finished
   int64_t num_queued_requests_ = 0, num_queued_tokens_ = 0, num_rejected_ = 0;
   bool accepting_ = true, stopping_ = false;
+  bool started_ = false;  // the engine's own thread steps, or did until stop(): nobody else may
   std::thread thread_;
 
   // The rest belongs to the thread that steps.
@@ -203,7 +204,8 @@ EngineMetrics Engine::Impl::metrics() const {
 
 void Engine::Impl::start() {
   std::lock_guard lock(mutex_);
-  MR_CHECK(!thread_.joinable() && !stopping_, "an engine starts once");
+  MR_CHECK(!started_ && !stopping_, "an engine starts once");
+  started_ = true;
   thread_ = std::thread([this] { run_thread(); });
 }
 
@@ -212,7 +214,7 @@ bool Engine::Impl::drain(std::chrono::milliseconds timeout) {
   std::unique_lock lock(mutex_);
   accepting_ = false;
   const auto is_idle = [&] { return num_live_ == 0; };
-  if (thread_.joinable()) {
+  if (started_) {
     if (became_idle_.wait_until(lock, deadline, is_idle)) return true;
     inbox_.push_back({});
     inbox_filled_.notify_one();

@@ -203,6 +203,40 @@ TEST(EngineLifecycle, StoppingTellsEveryClient) {
   EXPECT_EQ(test.logs[unseen].sequences[0].reason, FinishReason::kAbort);
 }
 
+// Two signals in a row: the second stops the engine before the drain of the first has begun. The drain then only waits: what it would
+// step belongs to the thread that stops.
+TEST(EngineLifecycle, DrainDuringStopOnlyWaits) {
+  constexpr int64_t kTokensMax = 200'000;  // more than any machine makes until stop()
+  EngineOptions options;
+  options.max_running_sequences = 2;
+  FakeExecutor executor(FakeNetwork({std::nullopt}), kTokensMax);
+  auto engine = std::move(Engine::create(executor, nullptr, options)).value();
+  engine->start();
+  const std::thread::id stopper = std::this_thread::get_id();
+  std::thread drainer;
+  std::atomic<int> num_aborted = 0, num_elsewhere = 0;
+  for (int i = 0; i < 2; ++i) {
+    const auto id = engine->add(simple_request(50, kTokensMax - 50), [&](OutputDelta& delta) {
+      if (delta.finish_reason != FinishReason::kAbort) {
+        if (drainer.joinable()) ++num_elsewhere;
+        return;
+      }
+      ++num_aborted;
+      if (std::this_thread::get_id() != stopper) ++num_elsewhere;
+      if (drainer.joinable()) return;
+      drainer = std::thread([&] { (void)engine->drain(std::chrono::minutes(1)); });
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    });
+    ASSERT_TRUE(id.is_ok());
+  }
+  engine->stop();
+  ASSERT_TRUE(drainer.joinable());
+  drainer.join();
+  EXPECT_EQ(num_aborted, 2);
+  EXPECT_EQ(num_elsewhere, 0);
+  EXPECT_EQ(engine->metrics().num_live_requests, 0);
+}
+
 // Clients on threads of their own, with cancels at any time, against the engine's thread. Also the subject of the tsan build.
 TEST(EngineLifecycle, ManyThreadsMayAddAndCancel) {
   const FakeNetwork network({std::nullopt, 33});
