@@ -17,7 +17,7 @@ struct ServeOptions : ModelOptions, GenerationOptions {
   std::string host = "127.0.0.1";
   int port = 8000;
   std::vector<std::string> names;
-  std::string api_key_file, chat_template;
+  std::string api_key_file, chat_template, scheduling_policy = "fcfs";
   bool allow_open_without_key = false;
   int64_t max_num_seqs = 64, max_num_batched_tokens = 512, max_queued = 1024;
   int drain_timeout_s = 30, max_connections = 4096;
@@ -59,6 +59,7 @@ Status run_serve(const ServeOptions& options) {
   server_options.allow_open_without_key = options.allow_open_without_key;
   server_options.drain_timeout = std::chrono::seconds(options.drain_timeout_s);
   server_options.http.num_connections = options.max_connections;
+  server_options.allow_priority = options.scheduling_policy == "priority";
 
   MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
@@ -126,6 +127,7 @@ void register_serve(CLI::App& app, int& exit_status) {
   command->add_option("--max-num-seqs", options->max_num_seqs, "Most sequences computed together")->check(CLI::Range(1, 4096))->capture_default_str();
   command->add_option("--max-num-batched-tokens", options->max_num_batched_tokens, "Most tokens of one step")->check(CLI::Range(1, 65536))->capture_default_str();
   command->add_option("--max-num-queued-reqs", options->max_queued, "Most requests waiting; further ones get 429")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  command->add_option("--scheduling-policy", options->scheduling_policy, "fcfs: in order of arrival; priority: requests may name a priority")->check(CLI::IsMember({"fcfs", "priority"}))->capture_default_str();
   command->add_flag("--no-enable-prefix-caching", options->no_prefix_caching, "Compute equal prompt beginnings anew");
   command->add_option("--shutdown-timeout", options->drain_timeout_s, "Seconds that running requests get after SIGTERM")->check(CLI::Range(0, 86400))->capture_default_str();
   command->add_option("--max-connections", options->max_connections, "Most client connections")->check(CLI::Range(1, 1 << 20))->capture_default_str();

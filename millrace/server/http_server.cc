@@ -19,6 +19,7 @@
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
 #include <ctime>
+#include <map>
 #include <unordered_set>
 
 namespace millrace {
@@ -49,6 +50,16 @@ std::string http_date() {
   return {text, size};
 }
 
+// What connections are counted by: one IPv6 machine has a whole /64 network to call from.
+asio::ip::address counted_address(const asio::ip::address& peer) {
+  if (peer.is_v4()) return peer;
+  if (peer.to_v6().is_v4_mapped()) return asio::ip::make_address_v4(asio::ip::v4_mapped, peer.to_v6());
+  if (peer.is_loopback()) return peer;
+  asio::ip::address_v6::bytes_type bytes = peer.to_v6().to_bytes();
+  std::fill(bytes.begin() + 8, bytes.end(), static_cast<unsigned char>(0));
+  return asio::ip::address_v6(bytes);
+}
+
 std::string to_string(boost::beast::string_view text) { return {text.data(), text.size()}; }
 
 }  // namespace
@@ -62,6 +73,7 @@ struct HttpServer::Impl {
   HttpLimits limits;
   std::string scratch;  // every socket is read into this one buffer, so that an idle connection costs no buffer
   std::unordered_set<Connection*> connections;
+  std::map<asio::ip::address, int64_t> num_connections_of;  // by counted_address
   std::size_t bodies_bytes = 0;  // of bodies being received
   HttpServerStats stats;
   asio::io_context io{1};  // after what its coroutines use: destroying it ends them
@@ -90,19 +102,23 @@ class Exchange;
 // The reader coroutine fills `input` and notices the end of the stream; the serving coroutine parses, waits and writes.
 // `changed` is their condition variable: its expiry is the deadline of what the serving coroutine waits for.
 struct Connection : std::enable_shared_from_this<Connection> {
-  Connection(HttpServer::Impl& s, tcp::socket socket_) : server(s), socket(std::move(socket_)), changed(s.io), resume(s.io), write_deadline(s.io) {
+  Connection(HttpServer::Impl& s, tcp::socket socket_, const asio::ip::address& peer_)
+      : server(s), peer(peer_), socket(std::move(socket_)), changed(s.io), resume(s.io), write_deadline(s.io) {
     server.connections.insert(this);
+    ++server.num_connections_of[peer];
     server.stats.num_connections = static_cast<int64_t>(server.connections.size());
     ++server.stats.num_connections_total;
   }
   ~Connection() {
     server.connections.erase(this);
+    if (const auto count = server.num_connections_of.find(peer); --count->second == 0) server.num_connections_of.erase(count);
     server.stats.num_connections = static_cast<int64_t>(server.connections.size());
   }
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
   HttpServer::Impl& server;
+  const asio::ip::address peer;  // as counted_address gives it
   tcp::socket socket;
   asio::steady_timer changed, resume, write_deadline;
   bool end_of_input = false;
@@ -332,8 +348,10 @@ awaitable<int> HttpServer::Impl::read_request(Connection& c, HttpRequest& reques
     co_return 400;
   }
   std::string target = to_string(fields.target());
+  if (num_hosts > 0) request.host = to_string(fields[http::field::host]);
   if (const std::size_t scheme = target.find("://"); !target.starts_with('/') && scheme != std::string::npos) {  // absolute form, as for a proxy
     const std::size_t path = target.find('/', scheme + 3);
+    request.host = target.substr(scheme + 3, path == std::string::npos ? path : path - scheme - 3);  // it takes precedence (RFC 9112, 3.2.2)
     target = path == std::string::npos ? "/" : target.substr(path);
   }
   const std::size_t question = target.find('?');
@@ -548,14 +566,24 @@ awaitable<void> HttpServer::Impl::accept_loop() {
     error_code ignored;
     socket.set_option(tcp::no_delay(true), ignored);
     socket.non_blocking(true, ignored);
+    const tcp::endpoint remote = socket.remote_endpoint(error);
+    if (error) continue;  // it has gone already
+    const asio::ip::address peer = counted_address(remote.address());
+    const auto same = num_connections_of.find(peer);
+    std::string refusal;
     if (static_cast<int64_t>(connections.size()) >= limits.num_connections) {
+      refusal = fmt::format("{} connections are open, the most this server takes", connections.size());
+    } else if (!peer.is_loopback() && same != num_connections_of.end() && same->second >= limits.num_connections_per_address) {
+      refusal = fmt::format("{} connections are open from your address, the most this server takes", same->second);
+    }
+    if (!refusal.empty()) {
       ++stats.num_connections_refused;
-      const HttpResponse response = handler.protocol_error(503, fmt::format("{} connections are open, the most this server takes", connections.size()));
+      const HttpResponse response = handler.protocol_error(503, refusal);
       socket.write_some(asio::buffer(response_head(response, true, false, response.body.size()) + response.body), ignored);
       socket.shutdown(tcp::socket::shutdown_send, ignored);
       continue;
     }
-    auto connection = std::make_shared<Connection>(*this, std::move(socket));
+    auto connection = std::make_shared<Connection>(*this, std::move(socket), peer);
     // An exception out of a coroutine ends its connection only.
     const auto finish = [connection](const std::exception_ptr& exception) {
       if (exception) connection->close();

@@ -24,6 +24,7 @@ struct HttpLimits {
   std::chrono::milliseconds idle_timeout{60'000};   // between requests of one connection
   std::chrono::milliseconds write_timeout{60'000};  // for one write to make progress
   int64_t num_connections = 4096;
+  int64_t num_connections_per_address = 1024;  // of one other machine: an IPv4 address, or the /64 network of an IPv6 one
 };
 
 struct HttpServerStats {

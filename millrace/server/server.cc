@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <charconv>
 #include <ctime>
 #include <optional>
 #include <random>
@@ -17,6 +18,7 @@
 #include "millrace/server/generation_call.h"
 #include "millrace/server/helper_pool.h"
 #include "millrace/server/json_writer.h"
+#include "millrace/server/loopback_host.h"
 #include "millrace/server/openai_response.h"
 #include "millrace/server/output_mailbox.h"
 #include "millrace/server/prometheus_text.h"
@@ -32,7 +34,23 @@ using Exchange = std::shared_ptr<HttpExchange>;
 
 constexpr std::chrono::milliseconds kFlushGrace{2'000};  // for finished answers to reach their clients when the server ends
 
-bool is_loopback(std::string_view host) { return host == "localhost" || host == "::1" || host.starts_with("127."); }
+// "org%2Fname" is "org/name"; what is no escape stays as it is.
+std::string percent_decoded(std::string_view text) {
+  std::string decoded;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    unsigned char byte = static_cast<unsigned char>(text[i]);
+    if (text[i] == '%' && text.size() - i > 2) {
+      const char* end = text.data() + i + 3;
+      unsigned char escaped = 0;
+      if (std::from_chars(text.data() + i + 1, end, escaped, 16).ptr == end) {
+        byte = escaped;
+        i += 2;
+      }
+    }
+    decoded += static_cast<char>(byte);
+  }
+  return decoded;
+}
 
 // What browsers are told about the page: nothing from elsewhere, nothing inline, no framing.
 constexpr std::string_view kPagePolicy =
@@ -51,6 +69,7 @@ class Server::Impl final : public HttpHandler {
  public:
   Impl(ServedModel model, ServerOptions options) : model_(std::move(model)), options_(std::move(options)) {
     if (!options_.api_key.empty()) key_.emplace(options_.api_key);
+    loopback_hosts_only_ = !key_ && is_loopback(options_.host);
     options_.api_key.assign(options_.api_key.size(), '\0');
     options_.api_key.clear();
     max_model_len_ = model_.engine->max_request_tokens();
@@ -163,6 +182,7 @@ class Server::Impl final : public HttpHandler {
   ServedModel model_;
   ServerOptions options_;
   std::optional<ApiKey> key_;
+  bool loopback_hosts_only_ = false;  // nothing but the Host field keeps pages of other sites out
   int64_t max_model_len_ = 0;
   std::unique_ptr<HttpServer> http_;
   std::shared_ptr<Waker> waker_;
@@ -236,6 +256,11 @@ std::optional<HttpResponse> Server::Impl::refuse(const HttpRequest& head) {
     if (!header.empty()) response.headers.emplace_back(std::move(header), std::move(value));
     return counted(name, std::move(response));
   };
+  if (loopback_hosts_only_ && head.host && !is_loopback_host(*head.host)) {
+    return refusal(403, fmt::format("the Host field is \"{}\"; without an API key this server answers to localhost and loopback addresses only, "
+                                    "so that no page elsewhere can reach it under a name of its own (set MILLRACE_API_KEY to use other names)",
+                                    head.host->substr(0, 128)));
+  }
   if (key_ && (route == nullptr || !route->open) && !key_->authorizes(head.authorization)) {
     // A browser that opens the page is asked for the key (as password); programs send it as a bearer token.
     const bool page = route != nullptr && route->path == "/";
@@ -320,6 +345,11 @@ void Server::Impl::generate(const Exchange& exchange, Endpoint endpoint) {
         prepared.call.endpoint = endpoint;
         prepared.error = parse_request(endpoint, body, prepared.call.request);
         if (!prepared.error) prepared.error = check_model_name(prepared.call.request);
+        if (!prepared.error && !options_.allow_priority && prepared.call.request.priority != 0) {
+          prepared.error = invalid_field("priority", fmt::format("\"priority\" is {}, expected 0: this server serves in order of arrival "
+                                                                 "(--scheduling-policy priority lets requests choose)",
+                                                                 prepared.call.request.priority));
+        }
         if (!prepared.error) prepared.error = build_prompts(model_, endpoint, prepared.call.request, prepared.call.prompts);
         if (!prepared.error) prepared.error = check_against_model(model_, max_model_len_, prepared.call);
         return prepared;
@@ -420,7 +450,7 @@ void Server::Impl::models(const Exchange& exchange) {
     return;
   }
   ApiRequest request;
-  request.model = path.substr(std::string_view("/v1/models/").size());
+  request.model = percent_decoded(path.substr(std::string_view("/v1/models/").size()));
   if (auto error = check_model_name(request)) {
     exchange->respond(error_response(*error));
   } else {
@@ -548,7 +578,9 @@ Result<std::unique_ptr<Server>> Server::create(ServedModel model, ServerOptions 
   if (model.engine == nullptr || model.tokenizer == nullptr) return Status::invalid_argument("a served model needs an engine and a tokenizer");
   if (options.api_key.empty() && !is_loopback(options.host) && !options.allow_open_without_key) {
     return Status::invalid_argument(
-        fmt::format("host {} is reachable from other machines, which needs an API key (or the flag that allows serving without one)", options.host));
+        fmt::format("host {} is reachable from other machines, which needs an API key: in the variable MILLRACE_API_KEY or with --api-key-file; "
+                    "--allow-open-without-key serves everybody without one",
+                    options.host));
   }
   auto impl = std::make_unique<Impl>(std::move(model), std::move(options));
   MR_RETURN_IF_ERROR(impl->start());

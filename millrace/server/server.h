@@ -22,6 +22,7 @@ struct ServerOptions {
   std::string api_key;                              // from the environment or a file, never the command line; empty: none is asked for
   bool allow_open_without_key = false;              // binding beyond loopback needs a key unless this is set
   std::chrono::milliseconds drain_timeout{30'000};  // after SIGTERM
+  bool allow_priority = false;                      // requests may say another `priority` than 0, and so overtake everybody
   int num_helpers = 1;                              // threads that parse and tokenize
   int64_t num_preparing_max = 1024;                 // requests waiting for a helper
   int64_t preparing_bytes_max = 128 << 20;          // their bodies

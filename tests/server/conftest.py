@@ -40,15 +40,16 @@ def free_port():
 
 
 class Server:
-    def __init__(self, *args, env=None, step_ms=None):
+    def __init__(self, *args, env=None, step_ms=None, host="127.0.0.1"):
+        self.host = host
         self.port = free_port()
         if BINARY and step_ms is None:
             command = [BINARY, "serve", MODEL]
         else:
             command = [FAKE, "--tokenizer", MODEL, "--step-ms", str(step_ms or 0)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), *map(str, args)]
+        command += ["--host", host, "--port", str(self.port), *map(str, args)]
         self.process = subprocess.Popen(command, env={**os.environ, **(env or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
         self.key = (env or {}).get("MILLRACE_API_KEY")
         deadline = time.monotonic() + 60
         while True:
@@ -74,7 +75,7 @@ class Server:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key or "none", **kwargs)
 
     def connect(self):
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection((self.host, self.port), timeout=30)
 
     def models(self):
         return httpx.get(f"{self.url}/v1/models").json()["data"][0]

@@ -88,10 +88,10 @@ std::string read_file(const std::string& path) {
 
 Status run(int argc, char** argv) {
   CLI::App app("Serves random text, for tests of the HTTP side");
-  std::string tokenizer_dir, host = "127.0.0.1";
+  std::string tokenizer_dir, host = "127.0.0.1", name = "fake", scheduling_policy = "fcfs";
   uint16_t port = 0;
   int step_ms = 0;
-  int64_t context = 4096, kv_blocks = 4096, max_queued = 1024, max_running = 64, num_connections = 4096;
+  int64_t context = 4096, kv_blocks = 4096, max_queued = 1024, max_running = 64, num_connections = 4096, per_address = 1024;
   double drain_timeout = 30;
   bool endless = false;
   app.add_option("--tokenizer", tokenizer_dir, "directory with tokenizer.json and tokenizer_config.json")->required();
@@ -104,6 +104,9 @@ Status run(int argc, char** argv) {
   app.add_option("--max-num-queued-reqs", max_queued);
   app.add_option("--max-num-seqs", max_running);
   app.add_option("--max-connections", num_connections);
+  app.add_option("--max-connections-per-address", per_address);
+  app.add_option("--scheduling-policy", scheduling_policy);
+  app.add_option("--served-model-name", name);
   app.add_option("--shutdown-timeout", drain_timeout, "seconds");
   try {
     app.parse(argc, argv);
@@ -128,7 +131,7 @@ Status run(int argc, char** argv) {
   engine->start();
 
   ServedModel model;
-  model.name = "fake";
+  model.name = name;
   model.engine = engine.get();
   model.tokenizer = &tokenizer;
   model.chat_template = &chat_template;
@@ -140,6 +143,8 @@ Status run(int argc, char** argv) {
   options.port = port;
   options.drain_timeout = std::chrono::milliseconds(static_cast<int64_t>(drain_timeout * 1000));
   options.http.num_connections = num_connections;
+  options.http.num_connections_per_address = per_address;
+  options.allow_priority = scheduling_policy == "priority";
   if (const char* key = std::getenv("MILLRACE_API_KEY")) options.api_key = key;
   return serve(std::move(model), std::move(options), [](uint16_t bound) { fmt::print(stderr, "listening on {}\n", bound); });
 }

@@ -155,7 +155,7 @@ def test_template_errors_are_the_clients(server):
 ])
 def test_routing(server, method, path, status):
     with server.connect() as connection:
-        connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
+        connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
         answer = b""
         while piece := connection.recv(65536):
             answer += piece
@@ -189,3 +189,27 @@ def test_full_queue_is_429(slow_server):
     for stream in streams:
         stream.close()
     running.wait_until_idle()
+
+
+@pytest.mark.parametrize("path", ["org%2Fa%20name", "org/a%20name", "%6Frg%2fa%20name"])
+def test_a_model_is_found_under_its_escaped_name(make_server, path):
+    running = make_server("--served-model-name", "org/a name")
+    response = httpx.get(f"{running.url}/v1/models/{path}")
+    assert response.status_code == 200 and response.json()["id"] == "org/a name"
+    assert running.client().models.retrieve("org/a name").id == "org/a name"
+    for wrong in ["org%252Fa%20name", "org%2Fa+name", "org%2", "%zz", "%ff%00"]:  # decoded once; what is no escape is a name like another
+        assert httpx.get(f"{running.url}/v1/models/{wrong}").json()["error"]["code"] == "model_not_found"
+
+
+def test_priority_is_for_servers_that_allow_it(server, make_server):
+    def status(running, priority):
+        body = {"prompt": "Hi", "max_tokens": 1, "priority": priority}
+        return httpx.post(f"{running.url}/v1/completions", json=body)
+
+    assert status(server, 0).status_code == 200
+    for priority in [-1, 1]:
+        refused = status(server, priority)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "priority"
+        assert "--scheduling-policy" in refused.json()["error"]["message"]
+    allowing = make_server("--scheduling-policy", "priority")
+    assert [status(allowing, priority).status_code for priority in [-1, 0, 1]] == [200] * 3

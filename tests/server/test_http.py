@@ -6,10 +6,10 @@ import time
 
 import httpx
 import pytest
-from conftest import PATIENCE
+from conftest import FAKE, PATIENCE
 
 BODY = json.dumps({"prompt": "Hi", "max_tokens": 2, "temperature": 0}).encode()
-POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 def read_all(connection):
@@ -58,9 +58,9 @@ def chunked(body, size):
 
 def test_keep_alive_and_pipelining(server):
     with server.connect() as connection:
-        get = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
         post = POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
-        connection.sendall(get + post + get + b"GET /absent HTTP/1.1\r\nHost: x\r\n\r\n" + get)
+        connection.sendall(get + post + get + b"GET /absent HTTP/1.1\r\nHost: localhost\r\n\r\n" + get)
         rest, statuses = b"", []
         for _ in range(5):
             status, _, rest = read_response(connection, rest)
@@ -99,12 +99,12 @@ def test_http_1_0(server):
 
 
 def test_head_has_no_body(server):
-    answer = ask(server, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answer = ask(server, b"HEAD / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert status_of(answer) == 200 and answer.endswith(b"\r\n\r\n") and b"Content-Length: " in answer
 
 
 def test_absolute_form(server):
-    assert status_of(ask(server, b"GET http://x/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")) == 200
+    assert status_of(ask(server, b"GET http://localhost/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")) == 200
 
 
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
@@ -113,13 +113,13 @@ FRAMING = {
     "two hosts": (b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
     "not http": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
     "no version": (b"GET /health\r\n\r\n", 400),
-    "http 2": (b"GET /health HTTP/2.0\r\nHost: x\r\n\r\n", 505),
-    "http 1.2": (b"GET /health HTTP/1.2\r\nHost: x\r\n\r\n", 505),
+    "http 2": (b"GET /health HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
+    "http 1.2": (b"GET /health HTTP/1.2\r\nHost: localhost\r\n\r\n", 505),
     "space before colon": (b"GET /health HTTP/1.1\r\nHost : x\r\n\r\n", 400),
-    "folded line": (b"GET /health HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n", 400),
-    "no colon": (b"GET /health HTTP/1.1\r\nHost: x\r\nnonsense\r\n\r\n", 400),
-    "nul in a field": (b"GET /health HTTP/1.1\r\nHost: x\r\nA: b\x00c\r\n\r\n", 400),
-    "space in target": (b"GET /hea lth HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "folded line": (b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: b\r\n c\r\n\r\n", 400),
+    "no colon": (b"GET /health HTTP/1.1\r\nHost: localhost\r\nnonsense\r\n\r\n", 400),
+    "nul in a field": (b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: b\x00c\r\n\r\n", 400),
+    "space in target": (b"GET /hea lth HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
     "two lengths": (POST + LENGTH + b"Content-Length: 1\r\n\r\n" + BODY, 400),
     "length and chunked": (POST + LENGTH + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(BODY, 9), 400),
     "chunked and length": (POST + b"Transfer-Encoding: chunked\r\n" + LENGTH + b"\r\n" + chunked(BODY, 9), 400),
@@ -149,10 +149,10 @@ def test_wrong_framing_is_refused_and_closed(server, name):
 
 
 def test_oversized_headers(server):
-    for raw in [b"GET /health HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 20_000 + b"\r\n\r\n", b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-                b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"".join(b"A%d: b\r\n" % i for i in range(101)) + b"\r\n", b"A" * 100_000]:
+    for raw in [b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 20_000 + b"\r\n\r\n", b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"".join(b"A%d: b\r\n" % i for i in range(101)) + b"\r\n", b"A" * 100_000]:
         assert status_of(ask(server, raw)) in (400, 431)
-    assert status_of(ask(server, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\nA: " + b"a" * 15_000 + b"\r\n\r\n")) == 200
+    assert status_of(ask(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nA: " + b"a" * 15_000 + b"\r\n\r\n")) == 200
 
 
 def test_oversized_bodies(server):
@@ -230,6 +230,58 @@ def test_too_many_connections(make_server):
         connection.close()
     time.sleep(0.2)
     running.assert_alive()
+
+
+def test_connections_of_one_other_machine_are_bounded(make_server):
+    """This machine's own address stands for another machine's: it is not a loopback address, and nothing sent to it leaves."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+            address = probe.getsockname()[0]
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+    if not FAKE:
+        pytest.skip("only fake_server can be told the bound (MILLRACE_FAKE_SERVER)")
+    if address.startswith("127."):
+        pytest.skip("this machine has no address but loopback")
+    running = make_server("--max-connections-per-address", 5, step_ms=0, host=address, env={"MILLRACE_API_KEY": "key"})
+    time.sleep(0.2)
+    connections = [running.connect() for _ in range(5)]
+    time.sleep(0.2)
+    refused = ask(running, b"")
+    assert status_of(refused) == 503 and b"from your address" in refused and b"Retry-After" in refused
+    connections[0].close()
+    time.sleep(0.2)
+    assert status_of(ask(running, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")) == 200
+    for connection in connections:
+        connection.close()
+
+
+def test_loopback_connections_are_not_bounded_by_address(make_server):
+    if not FAKE:
+        pytest.skip("only fake_server can be told the bound (MILLRACE_FAKE_SERVER)")
+    running = make_server("--max-connections-per-address", 2, step_ms=0)
+    connections = [running.connect() for _ in range(6)]
+    for connection in connections:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert read_response(connection)[0] == 200
+    for connection in connections:
+        connection.close()
+
+
+@pytest.mark.parametrize("host,status", [("localhost", 200), ("app.localhost:1", 200), ("127.0.0.1:8000", 200), ("[::1]:80", 200), ("evil.example", 403),
+                                         ("127.0.0.1.evil.example:8000", 403), ("", 403), ("192.168.1.2", 403)])
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models"])
+def test_without_a_key_only_loopback_hosts_are_answered(server, path, host, status):
+    answer = ask(server, f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    assert status_of(answer) == status
+    if status == 403:
+        assert "MILLRACE_API_KEY" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+
+
+def test_the_host_of_an_absolute_target_counts(server):
+    raw = b"GET http://evil.example/v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert status_of(ask(server, raw)) == 403
 
 
 def test_page_headers(server):

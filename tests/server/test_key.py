@@ -54,4 +54,11 @@ def test_the_key_is_not_in_the_command_line(guarded):
 def test_other_machines_need_a_key():
     command = [BINARY, "serve", MODEL] if BINARY else [FAKE, "--tokenizer", MODEL]
     result = subprocess.run([*command, "--host", "0.0.0.0", "--port", str(free_port())], capture_output=True, text=True, timeout=60)
-    assert result.returncode != 0 and "key" in result.stderr
+    assert result.returncode != 0
+    for way in ["MILLRACE_API_KEY", "--api-key-file", "--allow-open-without-key"]:
+        assert way in result.stderr
+
+
+def test_with_a_key_any_host_is_answered(guarded):
+    headers = {"Authorization": f"Bearer {KEY}", "Host": "llm.example"}
+    assert httpx.get(f"{guarded.url}/v1/models", headers=headers).status_code == 200

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed (./test --full installs it)")
 CHROMIUM = os.environ.get("MILLRACE_CHROMIUM") or shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 

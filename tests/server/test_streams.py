@@ -13,7 +13,7 @@ from conftest import FAKE, PATIENCE, SOAK_SECONDS
 
 def stream_request(prompt="Hi", **fields):
     body = json.dumps({"prompt": prompt, "stream": True, "ignore_eos": True, **fields}).encode()
-    return b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    return b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
 
 def longest(server):
@@ -54,7 +54,7 @@ def test_client_leaving_before_the_answer_frees_its_blocks(slow_server):
     running = slow_server(10)
     body = json.dumps({"prompt": "Hi", "max_tokens": 3000, "ignore_eos": True}).encode()
     with running.connect() as connection:
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         deadline = time.monotonic() + 5
         while running.used_blocks() == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
