@@ -7,7 +7,6 @@ A suite is a GoogleTest executable of a build, or a pytest folder. Every single 
 tests and suites that were not run are listed with their reasons. The last line is "N passed, N failed, N skipped".
 """
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -42,11 +41,11 @@ class Suite:
 def gtest(path, timeout):
     def run():
         with tempfile.TemporaryDirectory() as scratch:
-            report = os.path.join(scratch, "report.json")
+            report = os.path.join(scratch, "report.xml")
             output = os.path.join(scratch, "output.txt")
             with open(output, "w") as log:
                 try:
-                    status = subprocess.run([path, f"--gtest_output=json:{report}", "--gtest_brief=1"], cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT,
+                    status = subprocess.run([path, f"--gtest_output=xml:{report}", "--gtest_brief=1"], cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT,
                                             timeout=timeout).returncode
                 except subprocess.TimeoutExpired:
                     status = f"no end within {timeout} s"
@@ -55,16 +54,15 @@ def gtest(path, timeout):
                 print(text[-6000:])
                 return 0, 1, [], f"{os.path.basename(path)} ended early: {status}"
             passed, failed, skipped = 0, 0, []
-            for suite in json.load(open(report))["testsuites"]:
-                for test in suite["testsuite"]:
-                    name = f"{suite['name']}.{test['name']}"
-                    if test.get("failures"):
-                        failed += 1
-                    elif test.get("result") == "SKIPPED":
-                        reasons = [s.get("message", "") for s in test.get("skipped", [])]
-                        skipped.append((name, (reasons or ["no reason given"])[0].split("\n")[-1].strip() or "no reason given"))
-                    else:
-                        passed += 1
+            for test in xml.etree.ElementTree.parse(report).iter("testcase"):
+                name = f"{test.get('classname')}.{test.get('name')}"
+                if test.find("failure") is not None:
+                    failed += 1
+                elif test.find("skipped") is not None:
+                    # The message is the place of GTEST_SKIP, a line break, and the reason.
+                    skipped.append((name, (test.find("skipped").get("message") or "").split("\n")[-1].strip() or "no reason given"))
+                else:
+                    passed += 1
             if status != 0 and failed == 0:
                 failed = 1
             if failed:
