@@ -105,7 +105,12 @@ def test_connection_serves_again_after_a_stream(server):
 
 
 def test_crowd_with_random_cancels(server):
-    """64 clients at once that leave when they like: no error, no leaked block."""
+    """64 clients at once that leave when they like: no error, no leaked block or thread."""
+    def unused_blocks():  # free, or kept only while nobody needs them
+        return sum(value for name, value in server.metrics().items() if name.startswith("millrace_kv_blocks") and 'state="used"' not in name)
+
+    server.wait_until_idle()
+    num_threads, num_unused_blocks = server.num_threads(), unused_blocks()
     stop_at = time.monotonic() + SOAK_SECONDS
     failures, finished, cancelled = [], [0], [0]
     top = longest(server)
@@ -143,6 +148,7 @@ def test_crowd_with_random_cancels(server):
     assert not failures, failures[:3]
     assert finished[0] > 20 and cancelled[0] > 20, (finished, cancelled)
     server.wait_until_idle(20)
+    assert (server.num_threads(), unused_blocks()) == (num_threads, num_unused_blocks)
     server.assert_alive()
 
 
