@@ -108,6 +108,11 @@ class Server:
     def num_threads(self):
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
+    def cpu_seconds(self):
+        with open(f"/proc/{self.pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def assert_alive(self):
         assert self.process.poll() is None, f"the server ended with {self.process.returncode}: {self.process.stderr.read()}"
         assert httpx.get(f"{self.url}/health").status_code == 200
