@@ -4,7 +4,7 @@ from conftest import PATIENCE
 
 
 def post(server, path, body):
-    response = httpx.post(f"{server.url}{path}", json=body)
+    response = httpx.post(f"{server.url}{path}", json=body, timeout=5 * PATIENCE)
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -45,5 +45,5 @@ def test_long_text_is_linear(server):
 
 
 def test_wrong_ids(server):
-    response = httpx.post(f"{server.url}/detokenize", json={"tokens": [10**9]})
+    response = httpx.post(f"{server.url}/detokenize", json={"tokens": [10**9]}, timeout=5 * PATIENCE)
     assert response.status_code == 400 and "tokens" in response.json()["error"]["message"]
