@@ -158,7 +158,13 @@ async function answer() {
   const messages = system ? [{ role: "system", content: system }, ...state.messages] : state.messages;
   const begun = performance.now();
   let firstAt = 0, lastAt = 0, tokens = 0, text = "", finish = "", frame = 0;
-  const speed = () => (tokens > 1 && lastAt > firstAt ? ((tokens - 1) * 1000) / (lastAt - firstAt) : 0);
+  // Over the time since the first token; but a busy page may read a whole short answer at once, and then only the time since the
+  // question says anything.
+  const speed = () => {
+    if (tokens < 2) return 0;
+    const burst = lastAt - firstAt < 0.2 * (lastAt - begun);
+    return burst ? (tokens * 1000) / (lastAt - begun) : ((tokens - 1) * 1000) / (lastAt - firstAt);
+  };
   const paint = () => {
     frame = 0;
     renderAnswer(message, text);
