@@ -32,75 +32,48 @@ def environment(**more):
 
 
 class Suite:
-    """name; run() -> (passed, failed, [(test, reason)]) or raises OSError when it could not start"""
+    """name; run() -> (passed, failed, [(test, reason)], why it ended early or None), or raises OSError when it could not start"""
 
     def __init__(self, name, run):
         self.name, self.run = name, run
 
 
+def counted(command, report_option, timeout, env):
+    """Runs a test program that writes a JUnit report; (passed, failed, skipped, why it ended early or None)."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report, output = os.path.join(scratch, "report.xml"), os.path.join(scratch, "output.txt")
+        with open(output, "w") as log:
+            try:
+                status = subprocess.run([*command, report_option + report], cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, timeout=timeout).returncode
+            except subprocess.TimeoutExpired:
+                status = f"no end within {timeout} s"
+        text = open(output, errors="replace").read()
+        if not os.path.exists(report):
+            print(text[-6000:])
+            return 0, 1, [], f"ended early: {status}"
+        passed, failed, skipped = 0, 0, []
+        for test in xml.etree.ElementTree.parse(report).iter("testcase"):
+            name = f"{test.get('classname')}.{test.get('name')}"
+            if test.find("failure") is not None or test.find("error") is not None:
+                failed += 1
+            elif test.find("skipped") is not None:
+                # GoogleTest's message is the place of GTEST_SKIP, a line break, and the reason.
+                skipped.append((name, (test.find("skipped").get("message") or "").split("\n")[-1].strip() or "no reason given"))
+            else:
+                passed += 1
+        if status != 0 and failed == 0:
+            failed = 1
+        if failed:
+            print(text[-12000:])
+        return passed, failed, skipped, None
+
+
 def gtest(path, timeout):
-    def run():
-        with tempfile.TemporaryDirectory() as scratch:
-            report = os.path.join(scratch, "report.xml")
-            output = os.path.join(scratch, "output.txt")
-            with open(output, "w") as log:
-                try:
-                    status = subprocess.run([path, f"--gtest_output=xml:{report}", "--gtest_brief=1"], cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT,
-                                            timeout=timeout).returncode
-                except subprocess.TimeoutExpired:
-                    status = f"no end within {timeout} s"
-            text = open(output, errors="replace").read()
-            if not os.path.exists(report):
-                print(text[-6000:])
-                return 0, 1, [], f"{os.path.basename(path)} ended early: {status}"
-            passed, failed, skipped = 0, 0, []
-            for test in xml.etree.ElementTree.parse(report).iter("testcase"):
-                name = f"{test.get('classname')}.{test.get('name')}"
-                if test.find("failure") is not None:
-                    failed += 1
-                elif test.find("skipped") is not None:
-                    # The message is the place of GTEST_SKIP, a line break, and the reason.
-                    skipped.append((name, (test.find("skipped").get("message") or "").split("\n")[-1].strip() or "no reason given"))
-                else:
-                    passed += 1
-            if status != 0 and failed == 0:
-                failed = 1
-            if failed:
-                print(text[-12000:])
-            return passed, failed, skipped, None
-    return run
+    return lambda: counted([path, "--gtest_brief=1"], "--gtest_output=xml:", timeout, environment())
 
 
 def pytest(folder, timeout, **env):
-    def run():
-        with tempfile.TemporaryDirectory() as scratch:
-            report = os.path.join(scratch, "report.xml")
-            output = os.path.join(scratch, "output.txt")
-            with open(output, "w") as log:
-                try:
-                    status = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", folder], cwd=ROOT, env=environment(**env),
-                                            stdout=log, stderr=subprocess.STDOUT, timeout=timeout).returncode
-                except subprocess.TimeoutExpired:
-                    status = f"no end within {timeout} s"
-            text = open(output, errors="replace").read()
-            if not os.path.exists(report):
-                print(text[-6000:])
-                return 0, 1, [], f"{folder} ended early: {status}"
-            passed, failed, skipped = 0, 0, []
-            for test in xml.etree.ElementTree.parse(report).iter("testcase"):
-                name = f"{test.get('classname')}.{test.get('name')}"
-                if test.find("failure") is not None or test.find("error") is not None:
-                    failed += 1
-                elif test.find("skipped") is not None:
-                    skipped.append((name, test.find("skipped").get("message") or "no reason given"))
-                else:
-                    passed += 1
-            if status != 0 and failed == 0:
-                failed = 1
-            if failed:
-                print(text[-12000:])
-            return passed, failed, skipped, None
-    return run
+    return lambda: counted([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder], "--junitxml=", timeout, environment(**env))
 
 
 def suites(full):
