@@ -100,6 +100,7 @@ Status run_generate(const GenerateOptions& options) {
       print_json(0, done);
     } else {
       fmt::print("\n");
+      std::fflush(stdout);
       const double decode_seconds = done.seconds - done.ttft_seconds;
       fmt::print(stderr, "[{} prompt tokens, {} new; first after {:.0f} ms, then {:.1f} tokens/s; ended by {}]\n", done.usage.prompt_tokens, done.usage.completion_tokens,
                  done.ttft_seconds * 1e3, decode_seconds > 0 ? static_cast<double>(done.usage.completion_tokens - 1) / decode_seconds : 0.0, finish_reason_name(done.finish_reason));

@@ -101,10 +101,10 @@ Status run_serve(const ServeOptions& options) {
     const std::string address = fmt::format("http://{}:{}", options.host.find(':') == std::string::npos ? options.host : "[" + options.host + "]", port);
     fmt::print("millrace {} serves {} on {}\n", MILLRACE_VERSION, name, address);
     fmt::print("  instruction set  {}, {} threads\n", isa_name(model->isa()), model->pool().num_threads());
-    fmt::print("  model            {} family, weights {}, KV cache {} ({}, {} tokens), resident now {}\n", model->network().family, format_bytes(model->weights().bytes()),
+    fmt::print("  model            {} family, weights {}, KV cache up to {} ({}), context {} tokens, resident now {}\n", model->network().family, format_bytes(model->weights().bytes()),
                format_bytes(running.executor->kv_bytes()), kv_dtype_name(running.executor->options().kv_dtype), running.engine->max_request_tokens(), format_bytes(resident_bytes()));
     if (!own_template.is_ok() && !given_template) fmt::print("  chat             refused: {}\n", own_template.status().message());
-    fmt::print("  chat page        {}/\n  try              curl {}/v1/chat/completions -H 'Content-Type: application/json' {}-d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Explain gravity in one sentence.\"}}]}}'\n",
+    fmt::print("  chat page        {}/\n  try              curl {}/v1/chat/completions -H 'Content-Type: application/json' {}-d '{{\"model\": \"{}\", \"temperature\": 0, \"messages\": [{{\"role\": \"user\", \"content\": \"Explain gravity in one sentence.\"}}]}}'\n",
                address, address, server_options.api_key.empty() ? "" : "-H \"Authorization: Bearer $MILLRACE_API_KEY\" ", name);
     std::fflush(stdout);
   });

@@ -32,13 +32,17 @@ json::object to_json(const VerifyPrompt& prompt) {
 }
 
 void print_text(const VerifyReport& report, const VerifyTolerance& tolerance) {
-  fmt::print("{:<24} {:>6}  {:>11} {:>11} {:>7}   {:>9} {:>10} {:>6} {:>7}\n", "prompt", "tokens", "max dlogit", "max dlogp", "greedy", "fast L2", "fast KL", "top-1", "greedy");
+  fmt::print("{:<24} {:>6}  {:>11} {:>11} {:>7}   {:>9} {:>10} {:>6} {:>7}\n", "prompt", "tokens", "max dlogit", "max dlogp", "exact", "fast L2", "fast KL", "top-1", "fast");
   for (const VerifyPrompt& prompt : report.prompts) {
     fmt::print("{:<24} {:>6}  {:>11.2e} {:>11.2e} {:>3}/{:<3}   {:>9.5f} {:>10.6f} {:>6.3f} {:>3}/{:<3}\n", prompt.name.substr(0, 24), prompt.num_tokens, prompt.logit_difference,
                prompt.logprob_difference, prompt.greedy_equal, prompt.greedy_total, prompt.fast_relative_l2, prompt.fast_kl, prompt.fast_top1, prompt.fast_greedy_equal,
                prompt.greedy_total);
   }
+  fmt::print("(exact, fast: leading greedy tokens equal to the reference's)\n");
   for (const VerifyPrompt& prompt : report.prompts) {
+    if (prompt.fast_greedy_equal < prompt.greedy_total && prompt.fast_greedy_excused) {
+      fmt::print("{}: the fast path's first differing token is a near tie, allowed: the reference's margin there is {:.3f}\n", prompt.name, prompt.fast_first_margin);
+    }
     for (const std::string& failure : prompt.failures) fmt::print("FAILED {}: {}\n", prompt.name, failure);
   }
   fmt::print("{}: exact path within {} of the reference, fast path within L2 {} and KL {} of the exact path\n", report.passed() ? "passed" : "FAILED", tolerance.exact_logit,
