@@ -195,6 +195,24 @@ class FixedLengthPreTokenizer final : public PreTokenizer {
   std::size_t num_characters_;
 };
 
+// Cuts where the script changes. Characters of no script join the piece before them; those before the first piece are dropped.
+class UnicodeScriptsPreTokenizer final : public PreTokenizer {
+ public:
+  Status apply(std::string_view piece, bool at_start, OnPiece on_piece) const override {
+    uint8_t script = 0;
+    std::size_t piece_begin = 0;
+    for (std::size_t at = 0; at < piece.size();) {
+      const std::size_t begin = at;
+      const uint8_t here = unicode::script(unicode::decode(piece, at));
+      if (here == 0 || here == script) continue;
+      if (script != 0) MR_RETURN_IF_ERROR(on_piece(piece.substr(piece_begin, begin - piece_begin), at_start && piece_begin == 0));
+      script = here;
+      piece_begin = begin;
+    }
+    return script != 0 ? on_piece(piece.substr(piece_begin), at_start && piece_begin == 0) : Status::ok();
+  }
+};
+
 class SequencePreTokenizer final : public PreTokenizer {
  public:
   explicit SequencePreTokenizer(std::vector<std::unique_ptr<PreTokenizer>> stages) : stages_(std::move(stages)) {}
@@ -295,6 +313,7 @@ Result<std::unique_ptr<PreTokenizer>> make_pre_tokenizer(const json::value& desc
   if (type == "Metaspace") return make_metaspace(fields);
   if (type == "BertPreTokenizer") return make<BertPreTokenizer>();
   if (type == "Whitespace") return make<WhitespacePreTokenizer>();
+  if (type == "UnicodeScripts") return make<UnicodeScriptsPreTokenizer>();
   if (type == "WhitespaceSplit") return make<CharacterPreTokenizer>(is_white_space, U'\0', SplitBehavior::kRemoved);
   if (type == "Punctuation") {
     MR_ASSIGN_OR_RETURN(const SplitBehavior behavior, read_split_behavior(fields, "Isolated"));

@@ -49,6 +49,16 @@ TEST(Tokenizer, SaysWhatItIs) {
   EXPECT_EQ(load("tiny-gpt2").description(), "BPE, byte level, 600 tokens, 1 added");
 }
 
+// Without a cut each of these would be one token.
+TEST(Tokenizer, UnicodeScriptsCutsWhereTheScriptChanges) {
+  const std::string json = R"({"pre_tokenizer": {"type": "UnicodeScripts"},
+      "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"?": 0, "Apples are ": 1, "りんご 林檎ー": 2, "!": 3, "Да ": 4, "1": 5}}})";
+  const Tokenizer tokenizer = Tokenizer::from_json(json, "{}").value();
+  EXPECT_EQ(tokenizer.encode("Apples are りんご 林檎ー!Да 1").value(), (Ids{1, 2, 3, 4, 5}));
+  EXPECT_EQ(tokenizer.encode("  !").value(), Ids{3}) << "spaces before the first piece are dropped";
+  EXPECT_EQ(tokenizer.encode("   ").value(), Ids{});
+}
+
 TEST(Tokenizer, InvalidUtf8IsAnErrorWithItsPlace) {
   const Tokenizer tokenizer = load("tiny-bpe");
   for (const std::string bad : {"abc\xff", "abc\xc3", "abc\xed\xa0\x80", "abc\xf5\x80\x80\x80", "abc\xc0\x80"}) {

@@ -17,6 +17,12 @@ struct CharComposition {
   char32_t first, second, composed;
 };
 
+struct ScriptRange {
+  char32_t first;  // up to the first of the next range
+  uint8_t script;
+};
+
+#include "millrace/tokenizer/unicode_scripts.inc"
 #include "millrace/tokenizer/unicode_tables.inc"
 
 const CharRecord& record(char32_t c) {
@@ -71,6 +77,11 @@ bool is_plain_word(char32_t c) {
 }
 GraphemeBreak grapheme_break(char32_t c) { return static_cast<GraphemeBreak>(record(c).grapheme_break); }
 uint8_t combining_class(char32_t c) { return record(c).combining_class; }
+
+uint8_t script(char32_t c) {
+  const auto* after = std::upper_bound(std::begin(kScripts), std::end(kScripts), c, [](char32_t x, const ScriptRange& r) { return x < r.first; });
+  return std::prev(after)->script;
+}
 
 std::u32string_view canonical_decomposition(char32_t c) { return c < 0xC0 ? std::u32string_view{} : find_mapping(kCanonical, kCanonicalPool, c); }
 std::u32string_view compatible_decomposition(char32_t c) { return c < 0xA0 ? std::u32string_view{} : find_mapping(kCompatible, kCompatiblePool, c); }

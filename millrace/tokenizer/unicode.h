@@ -44,6 +44,9 @@ GraphemeBreak grapheme_break(char32_t c);
 // The end of the extended grapheme cluster that begins at `begin`.
 std::size_t grapheme_end(std::string_view text, std::size_t begin);
 
+// The class of a character that UnicodeScripts knows: its script, but one for all of Japanese, and 0 for what never begins a piece.
+uint8_t script(char32_t c);
+
 uint8_t combining_class(char32_t c);
 // Full mappings of one character; empty when it maps to itself. Hangul syllables are composed and decomposed by arithmetic elsewhere.
 std::u32string_view canonical_decomposition(char32_t c);

@@ -91,3 +91,45 @@ def test_zero_bytes_on_standard_input(model_with):
     text = "a\x00b\x00\x00 c"
     got = json.loads(millrace("tokenize", model_with(file), "--json", input=text).stdout)
     assert got["ids"] == tokenizers.Tokenizer.from_file(str(file)).encode(text).ids
+
+
+# Parts that no published file above has in every form. A vocabulary trained on uncut text shows every cut that is missing or too much.
+PRE_TOKENIZERS = {
+    "unicode-scripts": {"type": "UnicodeScripts"},
+    "scripts-then-spaces": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, {"type": "UnicodeScripts"}]},
+    "whitespace": {"type": "Whitespace"},
+    "whitespace-split": {"type": "WhitespaceSplit"},
+    "bert": {"type": "BertPreTokenizer"},
+    "delimiter": {"type": "CharDelimiterSplit", "delimiter": "e"},
+    "digits-each": {"type": "Digits", "individual_digits": True},
+    "digits-together": {"type": "Digits", "individual_digits": False},
+    "fixed-length": {"type": "FixedLength", "length": 3},
+    **{f"punctuation-{b}": {"type": "Punctuation", "behavior": b}
+       for b in ("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")},
+    **{f"metaspace-{scheme}-{split}": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
+       for scheme in ("always", "first", "never") for split in (True, False)},
+    **{f"split-{b}-{invert}": {"type": "Split", "pattern": {"Regex": r"\d+|\s*\p{L}+"}, "behavior": b, "invert": invert}
+       for b in ("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous") for invert in (False, True)},
+}
+
+
+@pytest.fixture(scope="module")
+def uncut_bpe():
+    choose = random.Random("uncut")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=3000, special_tokens=["<unk>"], show_progress=False)
+    tokenizer.train_from_iterator([random_text(choose).replace("\x00", "\x01") for _ in range(400)], trainer)
+    return json.loads(tokenizer.to_str())
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_every_pre_tokenizer(name, uncut_bpe, model_with, tmp_path):
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps({**uncut_bpe, "pre_tokenizer": PRE_TOKENIZERS[name]}))
+    oracle = tokenizers.Tokenizer.from_file(str(file))
+    model = model_with(file)
+    choose = random.Random(f"pre-tokenizer {name}")
+    for _ in range(NUM_TEXTS):
+        text = random_text(choose).replace("\x00", "\x01")
+        got = json.loads(millrace("tokenize", model, "--json", "--text", text).stdout)
+        assert got["ids"] == oracle.encode(text).ids, f"{text!r}"
