@@ -32,6 +32,9 @@ constexpr StandardField kStandardFields[] = {
     {"rope_scaling.factor", "rope.scaling.factor"},
     {"rope_scaling.original_max_position_embeddings", "rope.scaling.original_context_length"},
     {"rope_scaling.attention_factor", "rope.scaling.attn_factor"},
+    // The multiplier is what YaRN calls mscale_all_dim; a file that has it takes mscale as 1.
+    {"rope_scaling.mscale", "rope.scaling.yarn_log_multiplier != 0 ? 1 : none"},
+    {"rope_scaling.mscale_all_dim", "rope.scaling.yarn_log_multiplier != 0 ? rope.scaling.yarn_log_multiplier : none"},
     {"rope_scaling.beta_fast", "rope.scaling.yarn_beta_fast"},
     {"rope_scaling.beta_slow", "rope.scaling.yarn_beta_slow"},
     {"tie_word_embeddings", "not has_tensor('output.weight')"},

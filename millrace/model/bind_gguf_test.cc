@@ -26,12 +26,18 @@ struct Plain {
   std::vector<float> data;
 };
 
-// A minimal GGUF v3 writer: f32 tensors, and metadata of three kinds.
+// A minimal GGUF v3 writer: f32 tensors, and metadata of a few kinds.
 class GgufBuilder {
  public:
   void text(std::string_view key, std::string_view value) { entry(key, 8); string(metadata_, value); }
   void integer(std::string_view key, uint32_t value) { entry(key, 4); raw(metadata_, value); }
   void real(std::string_view key, float value) { entry(key, 6); raw(metadata_, value); }
+  void booleans(std::string_view key, const std::vector<bool>& values) {
+    entry(key, 9);
+    raw(metadata_, uint32_t{7});
+    raw(metadata_, static_cast<uint64_t>(values.size()));
+    for (const bool value : values) metadata_ += value ? '\1' : '\0';
+  }
   void tensor(std::string_view name, const Plain& tensor) {
     string(infos_, name);
     raw(infos_, static_cast<uint32_t>(tensor.shape.size()));
@@ -273,6 +279,27 @@ void expect_same(const DecoderLayer& a, const DecoderLayer& b, std::string_view 
   expect_same(a.mlp.post_norm, b.mlp.post_norm);
 }
 
+// The golden model `directory` as `conversion` has it, with `more` metadata. The file must outlive the network.
+Checkpoint converted(const Conversion& conversion, const Checkpoint& directory, const Network& network, const std::filesystem::path& path,
+                     const std::function<void(GgufBuilder&, const std::string& prefix)>& more = {}) {
+  GgufBuilder builder;
+  const std::string prefix = fmt::format("{}.", conversion.architecture);
+  builder.text("general.architecture", conversion.architecture);
+  builder.integer(prefix + "block_count", static_cast<uint32_t>(network.layers.size()));
+  builder.integer(prefix + "context_length", static_cast<uint32_t>(network.max_positions));
+  builder.integer(prefix + "embedding_length", 64);
+  builder.integer(prefix + "feed_forward_length", static_cast<uint32_t>(network.layers[0].mlp.up.weight.rows()));
+  builder.integer(prefix + "attention.head_count", 4);
+  conversion.metadata(builder, prefix);
+  if (more) more(builder, prefix);
+  for (const SourceTensor& tensor : directory.tensors()) {
+    const std::string name = gguf_name(conversion, tensor.name);
+    builder.tensor(name, conversion.change(name, numbers_of(tensor)));
+  }
+  builder.write(path);
+  return Checkpoint::open(path.string()).value();
+}
+
 class BindConvertedGguf : public testing::TestWithParam<Conversion> {};
 
 TEST_P(BindConvertedGguf, IsTheNetworkOfTheDirectory) {
@@ -282,24 +309,9 @@ TEST_P(BindConvertedGguf, IsTheNetworkOfTheDirectory) {
   const Result<Network> want = bind_network(choose_family(*directory, std::nullopt).value(), *directory);
   ASSERT_TRUE(want.is_ok()) << want.status().message();
 
-  GgufBuilder builder;
-  const std::string prefix = fmt::format("{}.", conversion.architecture);
-  builder.text("general.architecture", conversion.architecture);
-  builder.integer(prefix + "block_count", static_cast<uint32_t>(want->layers.size()));
-  builder.integer(prefix + "context_length", static_cast<uint32_t>(want->max_positions));
-  builder.integer(prefix + "embedding_length", 64);
-  builder.integer(prefix + "feed_forward_length", static_cast<uint32_t>(want->layers[0].mlp.up.weight.rows()));
-  builder.integer(prefix + "attention.head_count", 4);
-  conversion.metadata(builder, prefix);
-  for (const SourceTensor& tensor : directory->tensors()) {
-    const std::string name = gguf_name(conversion, tensor.name);
-    builder.tensor(name, conversion.change(name, numbers_of(tensor)));
-  }
   const std::filesystem::path path = std::filesystem::path(testing::TempDir()) / fmt::format("millrace_{}.gguf", conversion.golden);
-  builder.write(path);
-  const Result<Checkpoint> file = Checkpoint::open(path.string());
-  ASSERT_TRUE(file.is_ok()) << file.status().message();
-  const Result<Network> got = bind_network(choose_family(*file, std::nullopt).value(), *file);
+  const Checkpoint file = converted(conversion, *directory, *want, path);
+  const Result<Network> got = bind_network(choose_family(file, std::nullopt).value(), file);
   ASSERT_TRUE(got.is_ok()) << got.status().message();
 
   EXPECT_EQ(got->family, want->family);
@@ -323,6 +335,43 @@ TEST_P(BindConvertedGguf, IsTheNetworkOfTheDirectory) {
 
 INSTANTIATE_TEST_SUITE_P(Families, BindConvertedGguf, testing::ValuesIn(kConversions),
                          [](const auto& conversion) { return std::string(conversion.param.golden); });
+
+// Which layers slide, and how far YaRN reaches, as newer files say it.
+TEST(BindGguf, PatternsAndMultipliersOfTheFileCount) {
+  const auto network_of = [](std::string_view golden, const std::function<void(GgufBuilder&, const std::string&)>& more) {
+    const Conversion& conversion = *std::find_if(std::begin(kConversions), std::end(kConversions), [&](const auto& c) { return c.golden == golden; });
+    const Checkpoint directory = Checkpoint::open((source_dir() / "tests/golden/models" / golden).string()).value();
+    const Network network = bind_network(choose_family(directory, std::nullopt).value(), directory).value();
+    const std::filesystem::path path = std::filesystem::path(testing::TempDir()) / fmt::format("millrace_{}_more.gguf", golden);
+    const Checkpoint file = converted(conversion, directory, network, path, more);
+    Network got = bind_network(choose_family(file, std::nullopt).value(), file).value();
+    std::filesystem::remove(path);
+    return got;
+  };
+  const auto slides = [](const Network& network) {
+    std::vector<bool> layers;
+    for (const DecoderLayer& layer : network.layers) layers.push_back(layer.attention.window.has_value());
+    return layers;
+  };
+  const std::vector<bool> usual = slides(network_of("gemma2", {})), other = {false, false, true, true};
+  ASSERT_EQ(usual, (std::vector<bool>{true, false, true, false}));
+  EXPECT_EQ(slides(network_of("gemma2", [&](auto& gguf, const auto& prefix) { gguf.booleans(prefix + "attention.sliding_window_pattern", other); })), other);
+  EXPECT_EQ(slides(network_of("gemma2", [](auto& gguf, const auto& prefix) { gguf.integer(prefix + "attention.sliding_window_pattern", 3); })),
+            (std::vector<bool>{true, true, false, true}));
+
+  const auto attention_factor = [&](float log_multiplier) {
+    return network_of("qwen2", [&](auto& gguf, const auto& prefix) {
+      gguf.text(prefix + "rope.scaling.type", "yarn");
+      gguf.real(prefix + "rope.scaling.factor", 4);
+      gguf.integer(prefix + "rope.scaling.original_context_length", 64);
+      if (log_multiplier != 0) gguf.real(prefix + "rope.scaling.yarn_log_multiplier", log_multiplier);
+    }).layers[0].attention.rope->attention_factor;
+  };
+  const float plain = 0.1f * std::log(4.0f) + 1;
+  EXPECT_FLOAT_EQ(attention_factor(0), plain);
+  EXPECT_FLOAT_EQ(attention_factor(1), 1.0f);
+  EXPECT_FLOAT_EQ(attention_factor(0.5f), plain / (0.05f * std::log(4.0f) + 1));
+}
 
 TEST(BindGguf, FamilyWithoutGgufSaysSo) {
   GgufBuilder builder;

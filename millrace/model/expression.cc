@@ -114,6 +114,11 @@ Result<ExpressionValue> Expression::evaluate(int index_of_node, const Expression
       MR_ASSIGN_OR_RETURN(const ExpressionValue value, evaluate(operand(0), scope));
       return ExpressionValue(!std::holds_alternative<AbsentValue>(value) && !std::holds_alternative<NoneValue>(value));
     }
+    case Op::kIsList: {
+      MR_ASSIGN_OR_RETURN(const ExpressionValue value, evaluate(operand(0), scope));
+      const auto* found = std::get_if<const json::value*>(&value);
+      return ExpressionValue(found != nullptr && (*found)->is_array());
+    }
     case Op::kHasTensor: {
       MR_ASSIGN_OR_RETURN(const ExpressionValue value, evaluate_present(operand(0), scope));
       const std::string* name = std::get_if<std::string>(&value);

@@ -206,8 +206,8 @@ class Expression::Parser {
       std::string_view name;
       Op op;
       std::size_t arguments;
-    } kFunctions[] = {{"exists", Op::kExists, 1}, {"has_tensor", Op::kHasTensor, 1}, {"sqrt", Op::kSqrt, 1},
-                      {"floor", Op::kFloor, 1},   {"min", Op::kMin, 2},              {"max", Op::kMax, 2}};
+    } kFunctions[] = {{"exists", Op::kExists, 1}, {"is_list", Op::kIsList, 1}, {"has_tensor", Op::kHasTensor, 1}, {"sqrt", Op::kSqrt, 1},
+                      {"floor", Op::kFloor, 1},   {"min", Op::kMin, 2},        {"max", Op::kMax, 2}};
     std::vector<int> arguments;
     do {
       MR_ASSIGN_OR_RETURN(const int argument, choice());

@@ -46,6 +46,7 @@ INSTANTIATE_TEST_SUITE_P(Table, ExpressionValues, testing::Values(
     ValueCase{"min(3, 2)", "2"}, ValueCase{"max(3, 2.5)", "3"}, ValueCase{"missing ?? 5", "5"}, ValueCase{"nothing ?? 5", "5"},
     ValueCase{"missing ?? nothing ?? 7", "7"}, ValueCase{"missing ?? 2 + 3", "5"}, ValueCase{"missing ?? 0 > 0", "false"},
     ValueCase{"exists(tied) and not exists(nothing)", "true"}, ValueCase{"exists(missing.deeper)", "false"},
+    ValueCase{"is_list(layer_types) and not is_list(rope)", "true"}, ValueCase{"is_list(missing) or is_list(5)", "false"},
     ValueCase{"act == 'silu' ? 'yes' : 'no'", "'yes'"}, ValueCase{"tied ? i > 5 ? 1 : 2 : 3", "2"},
     ValueCase{"layer_types[i]", "'sliding'"}, ValueCase{"layer_types[0] == 'sliding'", "false"},
     ValueCase{"rope[layer_types[i]].theta", "10000"}, ValueCase{"rope[layer_types[0]].theta", "1000000"},
