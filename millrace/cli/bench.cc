@@ -1,18 +1,18 @@
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
-#include <numeric>
+#include <cstdio>
 
 #include "millrace/cli/command.h"
-#include "millrace/model/sequence_runner.h"
+#include "millrace/measure/probe_cache.h"
+#include "millrace/measure/step_timing.h"
 
 namespace millrace::cli {
 namespace {
 
 struct BenchOptions : ModelOptions {
-  int64_t prompt_tokens = 512, new_tokens = 128, depth = 0, chunk = 512;
-  int repeat = 5;
+  StepTimingOptions steps;
   std::string kv_cache_dtype = "auto";
 };
 
@@ -20,83 +20,120 @@ struct Rate {
   double median = 0, best = 0, worst = 0;  // tokens per second
 };
 
-Rate rate_of(std::vector<double> seconds, int64_t tokens) {
-  if (seconds.empty()) return {};
-  std::sort(seconds.begin(), seconds.end());
-  const auto per_second = [&](double time) { return static_cast<double>(tokens) / time; };
-  return {per_second(seconds[seconds.size() / 2]), per_second(seconds.front()), per_second(seconds.back())};
+Rate rate_of(const std::optional<PhaseResult>& phase) {
+  if (!phase) return {};
+  const auto tokens = static_cast<double>(phase->tokens);
+  return {tokens / phase->median_seconds(), tokens / phase->seconds.front(), tokens / phase->seconds.back()};
 }
 
 json::object to_json(const Rate& rate) { return {{"median", rate.median}, {"best", rate.best}, {"worst", rate.worst}}; }
 
-// As llama-bench's pp and tg: prefill of P tokens at the given depth, then N single-token steps, without sampling. Each repeat starts
-// from an empty cache; one more before them warms up and is not counted.
+json::object operations_json(const std::array<double, kNumArithmetics>& values) {
+  json::object object;
+  for (std::size_t a = 0; a < kNumArithmetics; ++a) object[arithmetic_name(static_cast<Arithmetic>(a))] = values[a];
+  return object;
+}
+
+json::object phase_json(const PhaseResult& phase, const MachineBound& bound) {
+  return {{"tokens", phase.tokens},
+          {"seconds_median", phase.median_seconds()},
+          {"weight_bytes", phase.cost.weight_bytes},
+          {"kv_bytes", phase.cost.kv_bytes},
+          {"operations", operations_json(phase.cost.operations)},
+          {"bound_seconds", phase.bound_seconds},
+          {"mbu", mbu(phase, bound)},
+          {"mfu", mfu(phase, bound)},
+          {"share_of_bound", phase.bound_seconds / phase.median_seconds()}};
+}
+
+void print_phase(const char* name, int64_t tokens_each, const PhaseResult& phase, const MachineBound& bound) {
+  const Rate rate = rate_of(phase);
+  fmt::print("  {:<8}{:>5}  {:>9.1f}  {:<20}  MBU {:>5.1f} %  MFU {:>5.1f} %  of its bound {:>5.1f} %\n", name, tokens_each, rate.median,
+             fmt::format("({:.1f} - {:.1f})", rate.worst, rate.best), 100 * mbu(phase, bound), 100 * mfu(phase, bound),
+             100 * phase.bound_seconds / phase.median_seconds());
+}
+
 Status run_bench(const BenchOptions& options) {
   MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype));
-  MR_ASSIGN_OR_RETURN(auto executor, model->make_executor(GemmPath::kFast, kv_dtype, static_cast<int32_t>(options.chunk)));
-  const int64_t longest = options.depth + std::max(options.prompt_tokens, options.new_tokens);
-  if (longest > model->network().max_positions) {
-    return Status::invalid_argument(fmt::format("depth and tokens come to {}, the model's context is {}", longest, model->network().max_positions));
-  }
-  MR_ASSIGN_OR_RETURN(auto runner, SequenceRunner::create(*executor, longest));
-  std::vector<int32_t> tokens(static_cast<std::size_t>(longest));
-  // Arbitrary ids, the same in every run: what is computed does not depend on them.
-  for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>((i * 7919 + 13) % static_cast<std::size_t>(model->network().vocab_size));
-  const auto ignore = [](int64_t, std::span<const float>) {};
-  const auto timed = [&](auto&& body) -> Result<double> {
-    const auto start = std::chrono::steady_clock::now();
-    MR_RETURN_IF_ERROR(body());
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  };
-  std::vector<double> prefill, decode;
-  for (int i = 0; i <= options.repeat; ++i) {
-    for (const bool is_decode : {false, true}) {
-      const int64_t count = is_decode ? options.new_tokens : options.prompt_tokens;
-      if (count == 0) continue;
-      runner.reset(longest);
-      if (options.depth > 0) MR_RETURN_IF_ERROR(runner.append({tokens.data(), static_cast<std::size_t>(options.depth)}, options.chunk, false, ignore));
-      const std::span<const int32_t> work{tokens.data() + options.depth, static_cast<std::size_t>(count)};
-      MR_ASSIGN_OR_RETURN(const double seconds, timed([&] { return runner.append(work, is_decode ? 1 : options.chunk, is_decode, ignore); }));
-      if (i > 0) (is_decode ? decode : prefill).push_back(seconds);
-    }
-  }
-  const Rate prefill_rate = rate_of(prefill, options.prompt_tokens), decode_rate = rate_of(decode, options.new_tokens);
+  const StepTimingOptions& steps = options.steps;
+  MR_ASSIGN_OR_RETURN(auto executor, model->make_executor(GemmPath::kFast, kv_dtype, static_cast<int32_t>(std::max(steps.chunk, steps.batch))));
+  // More threads than CPUs have no peaks of their own.
+  const int threads = model->pool().num_threads(), probed_threads = std::min(threads, usable_cpus());
+  const std::string folder = probe_cache_folder();
+  if (isatty(STDERR_FILENO) && !read_probe_cache(folder, this_machine())) fmt::print(stderr, "measuring what this machine can do (once; see `millrace probe`)\n");
+  MR_ASSIGN_OR_RETURN(const ProbedMachine machine, probe_machine_cached(std::span(&probed_threads, 1), folder, false));
+  MR_ASSIGN_OR_RETURN(const StepTimingResult result, time_steps(*executor, model->pool(), *machine.profile.of_threads(probed_threads), steps));
+  const MachineBound& bound = result.bound;
   if (options.json) {
-    fmt::print("{}\n", json::serialize(json::object{{"model", options.model},
-                                                    {"isa", isa_name(model->isa())},
-                                                    {"threads", model->pool().num_threads()},
-                                                    {"kv_cache_dtype", kv_dtype_name(kv_dtype)},
-                                                    {"depth", options.depth},
-                                                    {"prompt_tokens", options.prompt_tokens},
-                                                    {"new_tokens", options.new_tokens},
-                                                    {"repeat", options.repeat},
-                                                    {"prefill_tokens_per_second", to_json(prefill_rate)},
-                                                    {"decode_tokens_per_second", to_json(decode_rate)}}));
+    json::object object{{"model", options.model},
+                        {"isa", isa_name(model->isa())},
+                        {"threads", threads},
+                        {"kv_cache_dtype", kv_dtype_name(kv_dtype)},
+                        {"depth", steps.depth},
+                        {"batch", steps.batch},
+                        {"chunk", steps.chunk},
+                        {"prompt_tokens", steps.prompt_tokens},
+                        {"new_tokens", steps.new_tokens},
+                        {"repeat", steps.repeat},
+                        {"prefill_tokens_per_second", to_json(rate_of(result.prefill))},
+                        {"decode_tokens_per_second", to_json(rate_of(result.decode))}};
+    if (result.prefill) object["prefill"] = phase_json(*result.prefill, bound);
+    if (result.decode) object["decode"] = phase_json(*result.decode, bound);
+    object["machine"] = json::object{{"cpu", machine.profile.cpu},
+                                     {"probed_threads", probed_threads},
+                                     {"bytes_per_second", bound.bytes_per_second},
+                                     {"bandwidth_source", result.bandwidth_source},
+                                     {"memory_bytes_per_second", result.memory_bytes_per_second},
+                                     {"step_bytes_per_second", result.step_bytes_per_second},
+                                     {"step_bytes", result.step_bytes},
+                                     {"operations_per_second", operations_json(bound.operations_per_second)}};
+    fmt::print("{}\n", json::serialize(object));
     return Status::ok();
   }
-  fmt::print("{}, {} threads, KV {}, depth {}, {} repeats: median (worst - best) tokens/s\n", isa_name(model->isa()), model->pool().num_threads(), kv_dtype_name(kv_dtype), options.depth,
-             options.repeat);
-  if (options.prompt_tokens > 0) fmt::print("  prefill {:>5}  {:>9.1f}  ({:.1f} - {:.1f})\n", options.prompt_tokens, prefill_rate.median, prefill_rate.worst, prefill_rate.best);
-  if (options.new_tokens > 0) fmt::print("  decode  {:>5}  {:>9.1f}  ({:.1f} - {:.1f})\n", options.new_tokens, decode_rate.median, decode_rate.worst, decode_rate.best);
+  fmt::print("{}, {} threads, KV {}, depth {}, {}{} repeats: median (worst - best) tokens/s\n", isa_name(model->isa()), threads, kv_dtype_name(kv_dtype), steps.depth,
+             steps.batch > 1 ? fmt::format("{} sequences, ", steps.batch) : "", steps.repeat);
+  if (result.prefill) print_phase("prefill", steps.prompt_tokens, *result.prefill, bound);
+  if (result.decode) print_phase("decode", steps.new_tokens, *result.decode, bound);
+  fmt::print("  of {:.1f} GB/s ({}) and {:.0f} int8, {:.0f} bf16, {:.0f} f32 Gop/s\n", bound.bytes_per_second * 1e-9,
+             result.bandwidth_source == "memory" ? "the probe's stream through memory"
+             : result.bandwidth_source == "step" ? fmt::format("a stream through {}, as a step reads; through memory {:.1f}", format_bytes(result.step_bytes), result.memory_bytes_per_second * 1e-9)
+                                                 : fmt::format("the fastest decode itself; a stream through {} {:.1f}, through memory {:.1f}", format_bytes(result.step_bytes),
+                                                               result.step_bytes_per_second * 1e-9, result.memory_bytes_per_second * 1e-9),
+             bound.operations_per_second[0] * 1e-9, bound.operations_per_second[1] * 1e-9, bound.operations_per_second[2] * 1e-9);
   return Status::ok();
+}
+
+void add_bench_options(CLI::App& command, BenchOptions& options) {
+  add_model_options(command, options);
+  StepTimingOptions& steps = options.steps;
+  command.add_option("--prompt-tokens", steps.prompt_tokens, "Tokens to prefill in each sequence; 0: none")->check(CLI::Range(0, 1 << 24))->capture_default_str();
+  command.add_option("--new-tokens", steps.new_tokens, "Tokens to decode one by one; 0: none")->check(CLI::Range(0, 1 << 24))->capture_default_str();
+  command.add_option("--batch", steps.batch, "Sequences, which decode in one step")->check(CLI::Range(1, 4096))->capture_default_str();
+  command.add_option("--depth", steps.depth, "Tokens of each sequence already in the KV cache")->check(CLI::Range(0, 1 << 24))->capture_default_str();
+  command.add_option("--chunk", steps.chunk, "Most tokens of one prefill step")->check(CLI::Range(1, 65536))->capture_default_str();
+  command.add_option("--repeat", steps.repeat)->check(CLI::Range(1, 10000))->capture_default_str();
+  command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  command.footer("Example:\n  millrace bench step model.gguf --prompt-tokens 512 --new-tokens 128 --repeat 10\n"
+                 "`millrace bench MODEL` is the same as `millrace bench step MODEL`.");
 }
 
 }  // namespace
 
 void register_bench(CLI::App& app, int& exit_status) {
-  auto* command = app.add_subcommand("bench", "Prefill and decode rates, as llama-bench's pp and tg");
+  auto* command = app.add_subcommand("bench", "Prefill and decode rates, as llama-bench's pp and tg, and how far they are from this machine's limits");
   auto options = std::make_shared<BenchOptions>();
-  add_model_options(*command, *options);
-  command->add_option("--prompt-tokens", options->prompt_tokens, "Tokens to prefill; 0: none")->check(CLI::Range(0, 1 << 24))->capture_default_str();
-  command->add_option("--new-tokens", options->new_tokens, "Tokens to decode one by one; 0: none")->check(CLI::Range(0, 1 << 24))->capture_default_str();
-  command->add_option("--depth", options->depth, "Tokens already in the KV cache")->check(CLI::Range(0, 1 << 24))->capture_default_str();
-  command->add_option("--chunk", options->chunk, "Most tokens of one step")->check(CLI::Range(1, 65536))->capture_default_str();
-  command->add_option("--repeat", options->repeat)->check(CLI::Range(1, 10000))->capture_default_str();
-  command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
-  command->footer("Example:\n  millrace bench model.gguf --prompt-tokens 512 --new-tokens 128 --repeat 10");
-  command->callback([options, &exit_status] {
-    if (const Status status = run_bench(*options); !status.is_ok()) exit_status = fail(status);
+  add_bench_options(*command, *options);
+  auto* step = command->add_subcommand("step", "The same");
+  add_bench_options(*step, *options);
+  command->get_option("MODEL")->required(false);
+  const auto run = [options, &exit_status] {
+    const Status status = options->model.empty() ? Status::invalid_argument("MODEL is required") : run_bench(*options);
+    if (!status.is_ok()) exit_status = fail(status);
+  };
+  step->callback(run);
+  command->callback([command, run] {
+    if (command->get_subcommands().empty()) run();
   });
 }
 

@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   register_logits(app, exit_status);
   register_verify(app, exit_status);
   register_bench(app, exit_status);
+  register_probe(app, exit_status);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -86,6 +86,7 @@ class Weights {
 
   const PackedMatrix& operator[](WeightId id) const { return matrices_[static_cast<std::size_t>(id)]; }
   WeightId id_of(const Linear& linear) const;
+  const Linear& linear(WeightId id) const { return *linears_[static_cast<std::size_t>(id)]; }
   WeightId embedding_id() const { return embedding_id_; }  // the packed head, where the embedding is tied to it; else -1
   int64_t bytes() const;
   std::size_t size() const { return matrices_.size(); }

@@ -1,0 +1,117 @@
+#include "millrace/measure/step_cost.h"
+
+namespace millrace {
+namespace {
+
+double& operations(OpCost& cost, Arithmetic arithmetic) { return cost.operations[static_cast<std::size_t>(arithmetic)]; }
+
+Arithmetic arithmetic_of(ActivationForm form) {
+  switch (form) {
+    case ActivationForm::kInt8: return Arithmetic::kInt8;
+    case ActivationForm::kBf16: return Arithmetic::kBf16;
+    case ActivationForm::kF32: return Arithmetic::kF32;
+  }
+  return Arithmetic::kF32;
+}
+
+Arithmetic arithmetic_of(KvDType dtype) {
+  switch (dtype) {
+    case KvDType::kInt8: return Arithmetic::kInt8;
+    case KvDType::kBf16: return Arithmetic::kBf16;
+    case KvDType::kF32: return Arithmetic::kF32;
+  }
+  return Arithmetic::kF32;
+}
+
+int64_t published_bytes(const MatrixSource& matrix, int64_t num_rows) { return num_rows * row_bytes(matrix.tensor->dtype, matrix.k).value_or(0); }
+
+int64_t norm_bytes(const Norm& norm) { return static_cast<int64_t>((norm.weight.size() + norm.bias.size()) * sizeof(float)); }
+
+OpCost linear_cost(const CpuExecutor& executor, const Op& op, int64_t num_rows) {
+  OpCost cost;
+  for (const LinearSegment& segment : op.segments) {
+    const PackedMatrix& weight = executor.weights()[segment.weight];
+    const ActivationForm form = activation_form(weight.weight_class(), executor.options().isa, executor.options().path);
+    cost.weight_bytes += published_bytes(executor.weights().linear(segment.weight).weight, weight.rows());
+    cost.weight_bytes += static_cast<int64_t>(segment.bias.size() * sizeof(float));
+    operations(cost, arithmetic_of(form)) += 2.0 * static_cast<double>(weight.rows()) * static_cast<double>(weight.k()) * static_cast<double>(num_rows);
+  }
+  return cost;
+}
+
+// Of one token in one layer of the group, keys and values.
+int64_t kv_token_bytes(const KvGroupSpec& group) { return group.block_bytes / group.num_layers / kKvBlockTokens; }
+
+OpCost attention_cost(const CpuExecutor& executor, const Op& op, const StepPlan& plan) {
+  const AttentionLayer& layer = *op.attention;
+  OpCost cost;
+  for (const auto& sequence : plan.sequences) {
+    const int64_t first = sequence.first_position, end = first + sequence.row_end - sequence.row_begin, window = layer.window.value_or(end);
+    cost.kv_bytes += (end - std::max<int64_t>(0, first + 1 - window)) * kv_token_bytes(executor.info().kv_groups[static_cast<std::size_t>(op.kv_group)]);
+    int64_t keys = 0;
+    for (int64_t position = first; position < end; ++position) keys += std::min(position + 1, window);
+    operations(cost, arithmetic_of(executor.options().kv_dtype)) += 4.0 * static_cast<double>(layer.head_dim * layer.num_heads) * static_cast<double>(keys);
+  }
+  return cost;
+}
+
+}  // namespace
+
+OpCost& OpCost::operator+=(const OpCost& other) {
+  weight_bytes += other.weight_bytes;
+  kv_bytes += other.kv_bytes;
+  for (std::size_t a = 0; a < kNumArithmetics; ++a) operations[a] += other.operations[a];
+  return *this;
+}
+
+std::vector<OpCost> step_cost(const CpuExecutor& executor, const StepPlan& plan) {
+  const Program& program = executor.program();
+  const Network& network = *program.network;
+  const auto num_rows = static_cast<int64_t>(plan.tokens.size()), num_outputs = static_cast<int64_t>(plan.outputs.size());
+  std::vector<OpCost> costs(program.ops.size());
+  for (std::size_t i = 0; i < costs.size(); ++i) {
+    const Op& op = program.ops[i];
+    OpCost& cost = costs[i];
+    switch (op.kind) {
+      case OpKind::kEmbed:
+        cost.weight_bytes = published_bytes(network.embedding, num_rows) + (network.positions ? published_bytes(*network.positions, num_rows) : 0);
+        if (op.norm != nullptr) cost.weight_bytes += norm_bytes(*op.norm);
+        break;
+      case OpKind::kNorm: cost.weight_bytes = norm_bytes(*op.norm); break;
+      case OpKind::kLinear:
+        cost = linear_cost(executor, op, program.buffers[static_cast<std::size_t>(op.in)].output_rows ? num_outputs : num_rows);
+        break;
+      case OpKind::kPosition:
+        if (op.qk_norm && op.attention->q_norm) cost.weight_bytes += norm_bytes(*op.attention->q_norm);
+        if (op.qk_norm && op.attention->k_norm) cost.weight_bytes += norm_bytes(*op.attention->k_norm);
+        if (op.kv_write) cost.kv_bytes = num_rows * kv_token_bytes(executor.info().kv_groups[static_cast<std::size_t>(op.kv_group)]);
+        break;
+      case OpKind::kAttention: cost = attention_cost(executor, op, plan); break;
+      case OpKind::kGather:
+        // Without a wanted row the executor stops here.
+        if (num_outputs == 0) return costs;
+        break;
+      case OpKind::kConvert:
+      case OpKind::kActivate:
+      case OpKind::kAdd:
+      case OpKind::kSample: break;
+    }
+  }
+  return costs;
+}
+
+double MachineBound::compute_seconds(const OpCost& cost) const {
+  double seconds = 0;
+  for (std::size_t a = 0; a < kNumArithmetics; ++a) {
+    if (cost.operations[a] > 0) seconds += cost.operations[a] / operations_per_second[a];
+  }
+  return seconds;
+}
+
+MachineBound machine_bound(const ThreadProfile& profile, Isa isa) {
+  MachineBound bound{.bytes_per_second = profile.read_bandwidth()};
+  for (std::size_t a = 0; a < kNumArithmetics; ++a) bound.operations_per_second[a] = profile.peak(isa, static_cast<Arithmetic>(a));
+  return bound;
+}
+
+}  // namespace millrace
