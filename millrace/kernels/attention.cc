@@ -23,8 +23,8 @@ int64_t KvGeometry::head_bytes() const { return KvHeadLayout(*this).size; }
 
 int64_t attention_scratch_floats(const KvGeometry& geometry, int64_t) {
   MR_CHECK(geometry.head_dim >= 1 && geometry.head_dim <= 512, "head_dim must be 1 to 512");
-  // Of every query of a tile: itself, its scores in a segment, its accumulator, maximum and sum.
-  return kTileQueries * (3 * kQueryStride + 2);
+  // Of every query of a tile: itself, its scores in a segment and its accumulator.
+  return kTileQueries * 3 * kQueryStride;
 }
 
 int64_t attention_num_segments(const AttentionArgs& args, int64_t row) { return (args.first_position + row) / kSegmentTokens + 1; }

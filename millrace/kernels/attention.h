@@ -59,7 +59,7 @@ int64_t attention_scratch_floats(const KvGeometry& geometry, int64_t num_heads);
 void attention(Isa isa, const KvView& kv, const AttentionArgs& args, int64_t row_begin, int64_t row_end, int64_t kv_head, float* scratch);
 
 // The same split over segments, for a few rows over long contexts: attention_partial computes segment `segment` of one row and one kv
-// head's group into partial[group_size][head_dim + 2] (accumulator, maximum, sum); attention_merge merges partials 0..num_segments-1
+// head's group into partial[group_size][head_dim + 2] (accumulator, maximum in units of log2, sum); attention_merge merges partials 0..num_segments-1
 // in ascending order into out. attention() computes exactly this.
 int64_t attention_num_segments(const AttentionArgs& args, int64_t row);
 void attention_partial(Isa isa, const KvView& kv, const AttentionArgs& args, int64_t row, int64_t kv_head, int64_t segment, float* partial,

@@ -23,8 +23,8 @@ namespace avx512 {
 extern const AttentionVariant kAttention;
 }
 
-// Query rows (row, head) that are computed together, so that a loaded key serves all of them.
-inline constexpr int64_t kTileQueries = 32;
+// Most queries (row, head) that a variant computes together, so that a loaded key serves all of them.
+inline constexpr int64_t kTileQueries = 16;
 // Floats from one query of a tile to the next, and from its scores to the next's. A constant, so that one register addresses all queries; a
 // cache line more than a segment, since at a power of two all of them would share few cache sets. Bounds head_dim to 512.
 inline constexpr int64_t kQueryStride = kSegmentTokens + 16;
