@@ -1,10 +1,16 @@
 #include "millrace/base/thread_pool.h"
 
 #include <fmt/format.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <bit>
 #include <chrono>
+#include <climits>
 #include <string>
 
 #include "millrace/base/check.h"
@@ -14,10 +20,20 @@ namespace millrace {
 namespace {
 
 // A wake-up through the kernel takes tens of microseconds, an operation of a small model not much more: waiting this long for one is
-// cheaper than sleeping. Where threads outnumber CPUs the awaited thread may need ours, so that only the shortest waits are worth it.
-constexpr int64_t kSpinNs = 50'000;
-constexpr int64_t kSpinNsOutnumbered = 1'000;
+// cheaper than sleeping. At a barrier of more threads than CPUs the awaited thread may need ours: only the shortest waits are worth it.
+constexpr int64_t kSpinNs = 50'000, kSpinNsOutnumbered = 1'000;
 constexpr int kPausesPerClockRead = 16;
+
+// The low half of the offer. A worker that finds nothing to claim has subtracted one all the same; each kind has room below it for more of
+// those than there can be threads.
+constexpr uint32_t kRoom = 1u << 20;
+constexpr uint32_t kEnded = 1 * kRoom;   // the region is over
+constexpr uint32_t kStage = 2 * kRoom;   // + chunks left to claim
+constexpr uint32_t kEach = 8 * kRoom;    // run()
+constexpr uint32_t kStop = 10 * kRoom;
+constexpr int64_t kChunksMax = kRoom;    // a stage's offer stays well below kEach
+
+constexpr uint32_t kWakeCaller = 1, kWakeWorkers = 2;
 
 inline void pause() { __builtin_ia32_pause(); }
 
@@ -25,11 +41,32 @@ int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+uint32_t epoch_of(uint64_t offer) { return static_cast<uint32_t>(offer >> 32); }
+
+// The half of the offer that sleepers wait on.
+uint32_t* epoch_word(std::atomic<uint64_t>& offer) {
+  static_assert(sizeof offer == sizeof(uint64_t) && std::endian::native == std::endian::little);
+  return reinterpret_cast<uint32_t*>(&offer) + 1;
+}
+
+// Spins until `changed()`, at most `spin_ns`. Returns whether it has.
+template <class Changed>
+bool spin_until(int64_t spin_ns, const Changed& changed) {
+  if (changed()) return true;
+  const int64_t deadline_ns = now_ns() + spin_ns;
+  do {
+    for (int i = 0; i < kPausesPerClockRead; ++i) {
+      pause();
+      if (changed()) return true;
+    }
+  } while (now_ns() < deadline_ns);
+  return false;
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads)
-    : num_threads_(num_threads), spin_ns_(num_threads > usable_cpus() ? kSpinNsOutnumbered : kSpinNs) {
-  MR_CHECK(num_threads >= 1, "a pool needs at least the calling thread");
+ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), num_standby_(std::max(0, num_threads - usable_cpus())), offer_(kEnded) {
+  MR_CHECK(num_threads >= 1 && num_threads <= static_cast<int>(kRoom / 4), "a pool needs at least the calling thread");
   // Signals are for the threads that know what to do with them: workers are born with all of them blocked.
   sigset_t all, before;
   sigfillset(&all);
@@ -43,22 +80,109 @@ ThreadPool::ThreadPool(int num_threads)
 }
 
 ThreadPool::~ThreadPool() {
-  stopping_ = true;
-  region_.fetch_add(1);
-  region_.notify_all();
+  publish(kStop);
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ThreadPool::wait_while(const std::atomic<uint32_t>& flag, uint32_t old) const {
-  if (flag.load(std::memory_order_acquire) != old) return;
-  const int64_t deadline_ns = now_ns() + spin_ns_;
-  do {
-    for (int i = 0; i < kPausesPerClockRead; ++i) {
-      pause();
-      if (flag.load(std::memory_order_acquire) != old) return;
+void ThreadPool::wake(uint32_t who, int count) { ::syscall(SYS_futex, epoch_word(offer_), FUTEX_WAKE_BITSET_PRIVATE, count, nullptr, nullptr, who); }
+
+// The release makes all that was written before visible to those who take the offer. It is sequentially consistent with the counts of
+// sleepers: either the sleeper sees the new epoch, or we see the sleeper.
+void ThreadPool::publish(uint32_t offer) {
+  const uint64_t epoch = epoch_of(offer_.load(std::memory_order_relaxed)) + uint64_t{1};
+  offer_.store(epoch << 32 | offer);
+  if (offer == kEnded) {
+    if (caller_sleeps_.load()) wake(kWakeCaller, 1);
+    return;
+  }
+  if (num_threads_ == 1) return;
+  const bool is_stage = offer < kEach;
+  const int sleeping = num_sleeping_.load();
+  // Workers that no CPU is left for would only take one from the others. A single chunk wakes nobody: it is done before they are up.
+  const int useful = is_stage ? std::min<int>(sleeping - num_standby_, static_cast<int>(offer - kStage) - 1) : sleeping;
+  if (useful > 0) wake(kWakeWorkers, is_stage ? useful : INT_MAX);
+  if (is_stage && useful > 0 && caller_sleeps_.load()) wake(kWakeCaller, 1);
+}
+
+void ThreadPool::wait_for_change(uint32_t epoch, bool is_caller) {
+  const auto changed = [&] { return epoch_of(offer_.load(std::memory_order_acquire)) != epoch; };
+  if (spin_until(kSpinNs, changed)) return;
+  if (is_caller) {
+    caller_sleeps_.store(true);
+  } else {
+    num_sleeping_.fetch_add(1);
+  }
+  while (epoch_of(offer_.load()) == epoch) {
+    ::syscall(SYS_futex, epoch_word(offer_), FUTEX_WAIT_BITSET_PRIVATE, epoch, nullptr, nullptr, is_caller ? kWakeCaller : kWakeWorkers);
+  }
+  if (is_caller) {
+    caller_sleeps_.store(false);
+  } else {
+    num_sleeping_.fetch_sub(1);
+  }
+}
+
+// Claims chunks until none is left. A chunk that was claimed keeps its stage, and what describes it, in place until it is done.
+ThreadPool::Turn ThreadPool::take_part(int worker) {
+  for (;;) {
+    const uint64_t claimed = offer_.fetch_sub(1, std::memory_order_acq_rel);
+    const auto offer = static_cast<uint32_t>(claimed);
+    // run() or the end, begun since this worker looked: not taken yet.
+    if (offer > kEach - kRoom) return {epoch_of(claimed) - 1, false};
+    if (offer <= kStage) return {epoch_of(claimed), offer <= kEnded};
+    const int64_t num_chunks = num_chunks_;
+    stages_.chunk(stages_.chunk_context, stage_, num_chunks - (offer - kStage), worker);
+    if (num_done_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_chunks) advance();
+  }
+}
+
+// To the next stage that has chunks. On one thread at a time: the caller's, or the one that finished a stage.
+void ThreadPool::advance() {
+  int64_t count = 0;
+  while (++stage_ < stages_.count) {
+    count = stages_.num_chunks(stages_.num_chunks_context, stage_);
+    if (count > 0) break;
+  }
+  MR_CHECK(count <= kChunksMax, "a stage has too many chunks");
+  num_chunks_ = count;
+  num_done_.store(0, std::memory_order_relaxed);
+  publish(stage_ < stages_.count ? kStage + static_cast<uint32_t>(count) : kEnded);
+}
+
+void ThreadPool::run_stages_erased(const Stages& stages) {
+  stages_ = stages;
+  stage_ = -1;
+  advance();
+  for (;;) {
+    const Turn turn = take_part(0);
+    if (turn.ended) return;
+    wait_for_change(turn.epoch, true);
+  }
+}
+
+void ThreadPool::run_erased(Body body, void* context) {
+  body_ = body;
+  context_ = context;
+  publish(kEach);
+  body(context, 0);
+  barrier(0);
+}
+
+void ThreadPool::work(int worker) {
+  for (uint32_t epoch = 0;;) {
+    wait_for_change(epoch, false);
+    // run() and the end wait for this worker: once seen, they stay.
+    const auto offer = static_cast<uint32_t>(offer_.load(std::memory_order_acquire));
+    if (offer > kStop - kRoom) return;
+    if (offer > kEach - kRoom) {
+      epoch = epoch_of(offer_.load(std::memory_order_relaxed));
+      body_(context_, worker);
+      // Past this barrier the caller may start the next region, which rewrites body_: nobody reads it any more.
+      barrier(worker);
+    } else {
+      epoch = take_part(worker).epoch;
     }
-  } while (now_ns() < deadline_ns);
-  flag.wait(old, std::memory_order_acquire);
+  }
 }
 
 void ThreadPool::barrier(int) {
@@ -72,28 +196,8 @@ void ThreadPool::barrier(int) {
     phase_.notify_all();
     return;
   }
-  wait_while(phase_, phase);
-}
-
-void ThreadPool::run_erased(Body body, void* context) {
-  if (num_threads_ > 1) {
-    body_ = body;
-    context_ = context;
-    region_.fetch_add(1);
-    region_.notify_all();
-  }
-  body(context, 0);
-  barrier(0);
-}
-
-void ThreadPool::work(int worker) {
-  for (uint32_t region = 0;; ++region) {
-    wait_while(region_, region);
-    if (stopping_) return;
-    body_(context_, worker);
-    // Past this barrier the caller may start the next region, which rewrites body_: nobody reads it any more.
-    barrier(worker);
-  }
+  const int64_t spin_ns = num_standby_ > 0 ? kSpinNsOutnumbered : kSpinNs;
+  if (!spin_until(spin_ns, [&] { return phase_.load(std::memory_order_acquire) != phase; })) phase_.wait(phase, std::memory_order_acquire);
 }
 
 }  // namespace millrace

@@ -10,8 +10,11 @@
 namespace millrace {
 
 // A fixed set of threads that compute one parallel region at a time (docs/design.md D8): the calling thread is worker 0, the others wait
-// between regions. Waiting spins at most 50 us and then sleeps in the kernel, so that idle or outnumbered workers cost nothing: with more
-// threads than CPUs a spinning waiter would hold the CPU which the awaited thread needs.
+// between regions. Waiting spins at most 50 us and then sleeps in the kernel.
+//
+// The region for work is run_stages(): nobody in it waits for a thread, only for work. A worker that the system has put aside for another
+// program holds up at most the chunk it had begun; the others go on through all later stages without it, and it joins them where they
+// are. With a barrier instead, every stage would wait for the slowest scheduler slice.
 class ThreadPool {
  public:
   // num_threads counts the calling thread. The others have all signals blocked and are named "millrace-w1", "millrace-w2" ...
@@ -22,13 +25,31 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
 
-  // Runs body(worker) on every worker, 0 .. num_threads - 1, and returns when all are done; what they wrote is then visible to the
-  // caller. One caller at a time, never from inside a region. `body` must not throw. No allocation.
+  // Runs stages 0 .. num_stages - 1, one after the other, and returns when all are done; what they wrote is then visible to the caller.
+  //   int64_t num_chunks(int64_t stage)                    how many parts the stage has, at most 2^20; called once, when all earlier stages
+  //                                                        are done, on any worker
+  //   void chunk(int64_t stage, int64_t index, int worker) one part, on any worker; each runs once, in no particular order
+  // What a stage's chunks wrote is visible to the next stage. One caller at a time, never from inside a region. Neither may throw. No allocation.
+  template <class NumChunks, class Chunk>
+  void run_stages(int64_t num_stages, NumChunks&& num_chunks, Chunk&& chunk) {
+    run_stages_erased({num_stages, erase(num_chunks), erase(chunk),
+                       [](void* context, int64_t stage) -> int64_t { return (*static_cast<std::remove_reference_t<NumChunks>*>(context))(stage); },
+                       [](void* context, int64_t stage, int64_t index, int worker) {
+                         (*static_cast<std::remove_reference_t<Chunk>*>(context))(stage, index, worker);
+                       }});
+  }
+
+  // One stage: body(index, worker) for every index in [0, count).
+  template <class F>
+  void run_chunks(int64_t count, F&& body) {
+    run_stages(1, [count](int64_t) { return count; }, [&body](int64_t, int64_t index, int worker) { body(index, worker); });
+  }
+
+  // Runs body(worker) once on every worker, 0 .. num_threads - 1: for measuring the threads themselves. Returns when all are done.
   template <class F>
   void run(F&& body) {
     using Callable = std::remove_reference_t<F>;
-    run_erased([](void* context, int worker) { (*static_cast<Callable*>(context))(worker); },
-               const_cast<void*>(static_cast<const void*>(std::addressof(body))));
+    run_erased([](void* context, int worker) { (*static_cast<Callable*>(context))(worker); }, erase(body));
   }
 
   // Inside run(): returns when every worker has come here; what each wrote before is visible to all afterwards. Every worker of a region
@@ -37,34 +58,45 @@ class ThreadPool {
 
  private:
   using Body = void (*)(void* context, int worker);
+  struct Stages {
+    int64_t count = 0;
+    void *num_chunks_context = nullptr, *chunk_context = nullptr;
+    int64_t (*num_chunks)(void* context, int64_t stage) = nullptr;
+    void (*chunk)(void* context, int64_t stage, int64_t index, int worker) = nullptr;
+  };
+  struct Turn {
+    uint32_t epoch;  // nothing is left to do in it
+    bool ended;      // the region is over
+  };
 
+  template <class F>
+  static void* erase(F& callable) { return const_cast<void*>(static_cast<const void*>(std::addressof(callable))); }
+
+  void run_stages_erased(const Stages& stages);
   void run_erased(Body body, void* context);
   void work(int worker);
-  // Returns when `flag` differs from `old`.
-  void wait_while(const std::atomic<uint32_t>& flag, uint32_t old) const;
+  Turn take_part(int worker);
+  void advance();
+  void publish(uint32_t offer);
+  void wait_for_change(uint32_t epoch, bool is_caller);
+  void wake(uint32_t who, int count);
 
   const int num_threads_;
-  const int64_t spin_ns_;
-  // Each on a cache line of its own: arrivals write one while waiters poll the other.
-  alignas(64) std::atomic<uint32_t> num_arrived_{0};
-  alignas(64) std::atomic<uint32_t> phase_{0};   // counts completed barriers
-  alignas(64) std::atomic<uint32_t> region_{0};  // counts regions started; publishes body_, context_ and stopping_
+  const int num_standby_;  // workers beyond the CPUs: they may sleep while the others work
+  // The offer to all workers: the epoch, which counts offers, in the high half; in the low half what there is to do and how many chunks
+  // of it are left to claim. One subtraction claims a chunk of whatever is on offer at that moment.
+  alignas(64) std::atomic<uint64_t> offer_;
+  alignas(64) std::atomic<int64_t> num_done_{0};  // chunks of the current stage
+  // Written by whoever finished a stage, before the next offer; read by those who hold a chunk of it.
+  alignas(64) Stages stages_;
+  int64_t stage_ = 0, num_chunks_ = 0;
   Body body_ = nullptr;
   void* context_ = nullptr;
-  bool stopping_ = false;
+  alignas(64) std::atomic<int> num_sleeping_{0};  // of workers 1 ..
+  std::atomic<bool> caller_sleeps_{false};
+  alignas(64) std::atomic<uint32_t> num_arrived_{0};  // at the barrier
+  alignas(64) std::atomic<uint32_t> phase_{0};        // counts completed barriers
   std::vector<std::thread> threads_;
-};
-
-// Hands out the numbers 0, 1, 2 ... to workers that claim tiles of work as they become free. reset() belongs between two barriers, by
-// one worker.
-class WorkCounter {
- public:
-  // The first of `count` consecutive numbers that are now the caller's.
-  int64_t claim(int64_t count = 1) { return next_.fetch_add(count, std::memory_order_relaxed); }
-  void reset() { next_.store(0, std::memory_order_relaxed); }
-
- private:
-  alignas(64) std::atomic<int64_t> next_{0};
 };
 
 }  // namespace millrace

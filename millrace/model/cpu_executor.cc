@@ -51,7 +51,11 @@ CpuExecutor::CpuExecutor(const Network& network, std::shared_ptr<const Weights> 
   kv_memory_.resize(info_.kv_groups.size());
   attention_items_.resize(info_.kv_groups.size());
   num_segments_.resize(info_.kv_groups.size());
-  counters_ = std::make_unique<WorkCounter[]>(2 * program_.ops.size());
+  attention_merges_.resize(info_.kv_groups.size());
+  for (const Op& op : program_.ops) {
+    stages_.push_back({&op, false});
+    if (op.kind == OpKind::kAttention) stages_.push_back({&op, true});
+  }
   plan_buffers();
 }
 
@@ -145,6 +149,7 @@ int64_t CpuExecutor::kv_bytes() const {
 }
 
 void CpuExecutor::enqueue(const StepPlan& plan) {
+  if (times_ != nullptr) times_->begin_ns = StepTimes::now_ns();
   plan_ = &plan;
   num_rows_ = static_cast<int64_t>(plan.tokens.size());
   num_outputs_ = static_cast<int64_t>(plan.outputs.size());
@@ -167,43 +172,72 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
   reserve_outputs(num_outputs_);
   output_.tokens.resize(plan.outputs.size());
   plan_attention();
-  for (std::size_t i = 0; i < 2 * program_.ops.size(); ++i) counters_[i].reset();
-
-  pool_.run([this](int worker) {
-    for (std::size_t i = 0; i < program_.ops.size(); ++i) {
-      const Op& op = program_.ops[i];
-      if (num_outputs_ == 0 && op.kind == OpKind::kGather) break;  // nothing is wanted of these rows: a prefill chunk
-      if (op.kind == OpKind::kAttention) {
-        attention(op, counters_[2 * i], counters_[2 * i + 1], worker);
-      } else {
-        run_op(op, counters_[2 * i], worker);
-      }
-      if (i + 1 < program_.ops.size()) pool_.barrier(worker);
-    }
-  });
+  std::size_t num_stages = stages_.size();
+  if (num_outputs_ == 0) {  // a prefill chunk of which nothing is wanted but its keys and values
+    const auto gather = std::find_if(stages_.begin(), stages_.end(), [](const Stage& stage) { return stage.op->kind == OpKind::kGather; });
+    num_stages = static_cast<std::size_t>(gather - stages_.begin());
+  }
+  if (times_ != nullptr) times_->resize(op_index(stages_[num_stages - 1]) + 1, pool_.num_threads());
+  pool_.run_stages(
+      static_cast<int64_t>(num_stages),
+      [this](int64_t index) {
+        const Stage& stage = stages_[static_cast<std::size_t>(index)];
+        if (times_ != nullptr) times_->begin_op(op_index(stage));
+        return num_chunks(stage);
+      },
+      [this](int64_t index, int64_t chunk, int worker) {
+        const Stage& stage = stages_[static_cast<std::size_t>(index)];
+        const int64_t begin = chunk * chunk_units_, begin_ns = times_ == nullptr ? 0 : StepTimes::now_ns();
+        run_stage(stage, begin, std::min(begin + chunk_units_, stage_units(stage)), scratch_[static_cast<std::size_t>(worker)]);
+        if (times_ != nullptr) times_->add_busy(op_index(stage), worker, StepTimes::now_ns() - begin_ns);
+      });
   const Rows& logits = rows(program_.logits);
   output_.logits_stride = logits.f32_stride;
   output_.logits = {logits.f32.as<float>(), static_cast<std::size_t>(num_outputs_ * logits.f32_stride)};
+  if (times_ != nullptr) times_->end_ns = StepTimes::now_ns();
 }
 
-void CpuExecutor::run_op(const Op& op, WorkCounter& counter, int worker) {
+// Some chunks a thread, so that a slower one computes fewer of them.
+int64_t CpuExecutor::num_chunks(const Stage& stage) {
+  constexpr int64_t kChunksPerThread = 4, kHeadsPerChunk = 8;
+  const int64_t units = stage_units(stage), units_min = stage.op->kind == OpKind::kPosition ? kHeadsPerChunk : 1;
+  // An item of attention is large enough to be claimed by itself, and they differ.
+  chunk_units_ = stage.op->kind == OpKind::kAttention ? 1 : std::max(units_min, units / (kChunksPerThread * pool_.num_threads()));
+  return (units + chunk_units_ - 1) / chunk_units_;
+}
+
+int64_t CpuExecutor::stage_units(const Stage& stage) const {
+  const Op& op = *stage.op;
+  const auto group = static_cast<std::size_t>(op.kv_group);
   switch (op.kind) {
-    case OpKind::kEmbed: return embed(op, worker);
-    case OpKind::kNorm: return norm(op, worker);
-    case OpKind::kConvert: return convert(op, worker);
-    case OpKind::kLinear: return linear(op, counter, worker);
-    case OpKind::kPosition: return position(op, worker);
-    case OpKind::kAttention: return;  // enqueue calls it with its two counters
-    case OpKind::kActivate: return activate(op, worker);
-    case OpKind::kAdd: return add(op, worker);
-    case OpKind::kGather: return gather(op, worker);
-    case OpKind::kSample: return sample(op, worker);
+    case OpKind::kEmbed: return num_rows_;
+    case OpKind::kNorm:
+    case OpKind::kConvert:
+    case OpKind::kActivate:
+    case OpKind::kAdd: return num_rows(buffers_[static_cast<std::size_t>(op.in)]);
+    case OpKind::kLinear: return linear_units(op);
+    case OpKind::kPosition: return num_rows_ * (op.attention->num_heads + op.attention->num_kv_heads);
+    case OpKind::kAttention: return static_cast<int64_t>(stage.merges ? attention_merges_[group].size() : attention_items_[group].size());
+    case OpKind::kGather:
+    case OpKind::kSample: return num_outputs_;
   }
+  return 0;
 }
 
-std::pair<int64_t, int64_t> CpuExecutor::share(int64_t count, int worker) const {
-  const int64_t threads = pool_.num_threads();
-  return {count * worker / threads, count * (worker + 1) / threads};
+void CpuExecutor::run_stage(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch) {
+  const Op& op = *stage.op;
+  switch (op.kind) {
+    case OpKind::kEmbed: return embed(op, begin, end);
+    case OpKind::kNorm: return norm(op, begin, end, scratch);
+    case OpKind::kConvert: return convert(op, begin, end);
+    case OpKind::kLinear: return linear(op, begin, end, scratch);
+    case OpKind::kPosition: return position(op, begin, end);
+    case OpKind::kAttention: return stage.merges ? merge(op, begin, end) : attention(op, begin, end, scratch);
+    case OpKind::kActivate: return activate(op, begin, end);
+    case OpKind::kAdd: return add(op, begin, end, scratch);
+    case OpKind::kGather: return gather(op, begin, end);
+    case OpKind::kSample: return sample(op, begin, end, scratch);
+  }
 }
 
 void CpuExecutor::store_forms(Rows& buffer, int64_t r, int64_t column, const float* values, int64_t count) {

@@ -8,6 +8,7 @@
 #include "millrace/kernels/attention.h"
 #include "millrace/kernels/gemm.h"
 #include "millrace/model/program.h"
+#include "millrace/model/step_times.h"
 
 namespace millrace {
 
@@ -20,8 +21,8 @@ struct CpuExecutorOptions {
   int64_t sampled_vocab_size = 0;
 };
 
-// Interprets a program on the threads of a pool: one parallel region a step, one barrier an operation. Rows, panels and heads are
-// partitioned over workers, never sums, so the number of threads changes no bit of the result (docs/design.md D5).
+// Interprets a program on the threads of a pool: one parallel region a step, one stage an operation. Rows, panels and heads are
+// partitioned into chunks, never sums, so the number of threads changes no bit of the result (docs/design.md D5).
 class CpuExecutor final : public Executor {
  public:
   // The weights may serve several executors; network, checkpoint and pool must outlive the executor.
@@ -38,6 +39,9 @@ class CpuExecutor final : public Executor {
   const Weights& weights() const { return weights_; }
   int64_t activation_bytes() const { return activation_bytes_; }
   int64_t kv_bytes() const;
+
+  // Every following step notes its times there; null: none. For profiles; a step that notes nothing pays one comparison a chunk.
+  void set_times(StepTimes* times) { times_ = times; }
 
  private:
   // A worker visits two panels at a time, 32 columns: one block of the int8 form, so that an epilogue can quantize its own output. It
@@ -74,23 +78,35 @@ class CpuExecutor final : public Executor {
   void reserve_outputs(int64_t num_outputs);
   void plan_attention();
 
-  void run_op(const Op& op, WorkCounter& counter, int worker);
-  void embed(const Op& op, int worker);
-  void norm(const Op& op, int worker);
-  void convert(const Op& op, int worker);
-  void linear(const Op& op, WorkCounter& counter, int worker);
+  // A stage of the parallel region: one operation, or the merge after an attention that was split over segments.
+  struct Stage {
+    const Op* op;
+    bool merges;
+  };
+  int64_t num_chunks(const Stage& stage);
+  int64_t stage_units(const Stage& stage) const;
+  void run_stage(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch);
+  std::size_t op_index(const Stage& stage) const { return static_cast<std::size_t>(stage.op - program_.ops.data()); }
+  void embed(const Op& op, int64_t begin, int64_t end);
+  void norm(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
+  void convert(const Op& op, int64_t begin, int64_t end);
+  int64_t linear_units(const Op& op) const;
+  void linear(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
   void linear_panels(const Op& op, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch);
   void activated_unit(const Op& op, int64_t unit, WorkerScratch& scratch);
-  void position(const Op& op, int worker);
-  void attention(const Op& op, WorkCounter& counter, WorkCounter& merge_counter, int worker);
-  void activate(const Op& op, int worker);
-  void add(const Op& op, int worker);
-  void gather(const Op& op, int worker);
-  void sample(const Op& op, int worker);
+  void position(const Op& op, int64_t begin, int64_t end);
+  void attention(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
+  void merge(const Op& op, int64_t begin, int64_t end);
+  int64_t partial_floats(const Op& op) const;
+  float* partials_of(const Op& op, const AttentionItem& item);
+  void finish_rows(const Op& op, const AttentionItem& item);
+  void activate(const Op& op, int64_t begin, int64_t end);
+  void add(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
+  void gather(const Op& op, int64_t begin, int64_t end);
+  void sample(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
 
   Rows& rows(BufferId id) { return buffers_[static_cast<std::size_t>(id)]; }
   int64_t num_rows(const Rows& buffer) const { return buffer.output_rows ? num_outputs_ : num_rows_; }
-  std::pair<int64_t, int64_t> share(int64_t count, int worker) const;
   // Puts columns [column, column + count) of row r, given as f32, into every form of `buffer`; column is a multiple of 32.
   void store_forms(Rows& buffer, int64_t r, int64_t column, const float* values, int64_t count);
   KvView kv_view(const Op& op);
@@ -110,7 +126,8 @@ class CpuExecutor final : public Executor {
   std::vector<Rows> buffers_;
   std::vector<AlignedBuffer> rope_cos_, rope_sin_;  // [ropes] of [max_rows, rotary_dim / 2]
   std::vector<WorkerScratch> scratch_;              // [workers]
-  std::unique_ptr<WorkCounter[]> counters_;         // [2 * ops], reset before the step
+  std::vector<Stage> stages_;                       // of program_.ops, in order
+  int64_t chunk_units_ = 1;                         // of the stage being computed
   int64_t activation_bytes_ = 0;
 
   // Of the step being computed.
@@ -118,9 +135,11 @@ class CpuExecutor final : public Executor {
   int64_t num_rows_ = 0, num_outputs_ = 0;
   std::vector<int32_t> positions_, sequence_of_row_, tokens_;  // [num_rows]
   std::vector<std::vector<AttentionItem>> attention_items_;    // [groups]
+  std::vector<std::vector<int32_t>> attention_merges_;         // [groups] items that are the first segment of a split row
   std::vector<int64_t> num_segments_;                          // [groups] partials per (row, head): the stride
   AlignedBuffer partials_;
   StepOutput output_;
+  StepTimes* times_ = nullptr;
 };
 
 }  // namespace millrace

@@ -1,4 +1,4 @@
-// The operations of a program on the CPU. Each runs on every worker at once and takes its share of rows, panels or heads.
+// The operations of a program on the CPU. Each call computes units [begin, end) of one: rows, pairs of panels or heads.
 #include <algorithm>
 #include <cmath>
 
@@ -32,9 +32,8 @@ int64_t num_units(int64_t num_panels, int64_t unit_panels) { return (num_panels 
 
 }  // namespace
 
-void CpuExecutor::embed(const Op& op, int worker) {
+void CpuExecutor::embed(const Op& op, int64_t begin, int64_t end) {
   const Isa isa = options_.isa;
-  const auto [begin, end] = share(num_rows_, worker);
   for (int64_t r = begin; r < end; ++r) {
     const auto index = static_cast<std::size_t>(r);
     float* x = rows(op.out).row(r);
@@ -59,10 +58,9 @@ void CpuExecutor::embed(const Op& op, int worker) {
   }
 }
 
-void CpuExecutor::norm(const Op& op, int worker) {
+void CpuExecutor::norm(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch) {
   Rows& in = rows(op.in);
-  float* temporary = scratch_[static_cast<std::size_t>(worker)].row.as<float>();
-  const auto [begin, end] = share(num_rows(in), worker);
+  float* temporary = scratch.row.as<float>();
   for (int64_t r = begin; r < end; ++r) {
     if (op.residual >= 0) {
       apply_norm(options_.isa, *op.norm, in.row(r), in.width, temporary);
@@ -77,35 +75,30 @@ void CpuExecutor::norm(const Op& op, int worker) {
   }
 }
 
-void CpuExecutor::convert(const Op& op, int worker) {
+void CpuExecutor::convert(const Op& op, int64_t begin, int64_t end) {
   Rows& in = rows(op.in);
-  const auto [begin, end] = share(num_rows(in), worker);
   for (int64_t r = begin; r < end; ++r) store_forms(rows(op.out), r, 0, in.row(r), in.width);
 }
 
-void CpuExecutor::linear(const Op& op, WorkCounter& counter, int worker) {
-  WorkerScratch& scratch = scratch_[static_cast<std::size_t>(worker)];
-  // With an activation the gate's and the up projection's panels are walked together, otherwise the segments one after the other.
+// With an activation the gate's and the up projection's panels are walked together, otherwise the segments one after the other.
+int64_t CpuExecutor::linear_units(const Op& op) const {
+  if (op.activation) return num_units(weights_[op.segments.back().weight].num_panels(), kTilePanels);
   int64_t units = 0;
+  for (const LinearSegment& segment : op.segments) units += num_units(weights_[segment.weight].num_panels(), kTilePanels);
+  return units;
+}
+
+void CpuExecutor::linear(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch) {
   if (op.activation) {
-    units = num_units(weights_[op.segments.back().weight].num_panels(), kTilePanels);
-  } else {
-    for (const LinearSegment& segment : op.segments) units += num_units(weights_[segment.weight].num_panels(), kTilePanels);
+    for (int64_t unit = begin; unit < end; ++unit) activated_unit(op, unit, scratch);
+    return;
   }
-  const int64_t claim = std::max<int64_t>(1, units / (4 * pool_.num_threads()));
-  for (int64_t begin; (begin = counter.claim(claim)) < units;) {
-    const int64_t end = std::min(units, begin + claim);
-    if (op.activation) {
-      for (int64_t unit = begin; unit < end; ++unit) activated_unit(op, unit, scratch);
-      continue;
-    }
-    int64_t first = 0;  // unit number of the segment's first panel
-    for (const LinearSegment& segment : op.segments) {
-      const int64_t panels = weights_[segment.weight].num_panels(), count = num_units(panels, kTilePanels);
-      const int64_t from = std::max(begin, first) - first, to = std::min(end, first + count) - first;
-      if (from < to) linear_panels(op, segment, from * kTilePanels, std::min(panels, to * kTilePanels), scratch);
-      first += count;
-    }
+  int64_t first = 0;  // unit number of the segment's first panel
+  for (const LinearSegment& segment : op.segments) {
+    const int64_t panels = weights_[segment.weight].num_panels(), count = num_units(panels, kTilePanels);
+    const int64_t from = std::max(begin, first) - first, to = std::min(end, first + count) - first;
+    if (from < to) linear_panels(op, segment, from * kTilePanels, std::min(panels, to * kTilePanels), scratch);
+    first += count;
   }
 }
 
@@ -174,12 +167,11 @@ void CpuExecutor::activated_unit(const Op& op, int64_t unit, WorkerScratch& scra
   }
 }
 
-void CpuExecutor::position(const Op& op, int worker) {
+void CpuExecutor::position(const Op& op, int64_t begin, int64_t end) {
   const AttentionLayer& layer = *op.attention;
   const int64_t heads = layer.num_heads + layer.num_kv_heads, size = layer.head_dim;
   const Isa isa = options_.isa;
   const KvView kv = kv_view(op);
-  const auto [begin, end] = share(num_rows_ * heads, worker);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t r = item / heads, head = item % heads;
     const bool is_query = head < layer.num_heads;
@@ -222,7 +214,9 @@ std::span<const int32_t> CpuExecutor::block_table(int32_t group, int32_t sequenc
 void CpuExecutor::plan_attention() {
   for (std::size_t g = 0; g < attention_items_.size(); ++g) {
     auto& items = attention_items_[g];
+    auto& merges = attention_merges_[g];
     items.clear();
+    merges.clear();
     const int64_t num_kv_heads = info_.kv_groups[g].num_kv_heads;
     int64_t num_tiles = 0, segments_max = 0;
     for (const auto& sequence : plan_->sequences) num_tiles += num_kv_heads * num_units(sequence.row_end - sequence.row_begin, kAttentionRows);
@@ -234,6 +228,7 @@ void CpuExecutor::plan_attention() {
       const int64_t segments = count == 1 && split ? attention_num_segments(args, 0) : 1;
       for (int32_t kv_head = 0; kv_head < num_kv_heads; ++kv_head) {
         if (segments > 1) {
+          merges.push_back(static_cast<int32_t>(items.size()));
           for (int32_t segment = 0; segment < segments; ++segment) items.push_back({static_cast<int32_t>(s), 0, 1, kv_head, segment});
           segments_max = std::max(segments_max, segments);
           continue;
@@ -271,50 +266,52 @@ AttentionArgs CpuExecutor::attention_args(const Op& op, int32_t index) {
   return args;
 }
 
-void CpuExecutor::attention(const Op& op, WorkCounter& counter, WorkCounter& merge_counter, int worker) {
-  const auto g = static_cast<std::size_t>(op.kv_group);
-  const auto& items = attention_items_[g];
-  const AttentionLayer& layer = *op.attention;
-  const KvView kv = kv_view(op);
-  const int64_t group_columns = layer.num_heads / layer.num_kv_heads * layer.head_dim;
-  float* scratch = scratch_[static_cast<std::size_t>(worker)].attention.as<float>();
-  const auto partials_of = [&](const AttentionItem& item) {
-    return partials_.as<float>() + (item.sequence * layer.num_kv_heads + item.kv_head) * num_segments_[g] * partial_floats_[g];
-  };
+int64_t CpuExecutor::partial_floats(const Op& op) const {
   // partial_floats_ is the group's largest; a layer with fewer heads packs its partials more tightly.
-  const int64_t partial_floats = group_columns + 2 * (layer.num_heads / layer.num_kv_heads);
-  const auto finish_rows = [&](const AttentionItem& item) {
-    Rows& out = rows(op.out);
-    if (out.forms == static_cast<uint8_t>(ActivationForm::kF32)) return;
-    const int64_t first = plan_->sequences[static_cast<std::size_t>(item.sequence)].row_begin, column = item.kv_head * group_columns;
-    for (int64_t r = first + item.row_begin; r < first + item.row_end; ++r) store_forms(out, r, column, out.row(r) + column, group_columns);
-  };
-  const auto num_items = static_cast<int64_t>(items.size());
-  for (int64_t i; (i = counter.claim()) < num_items;) {
-    const AttentionItem& item = items[static_cast<std::size_t>(i)];
+  return op.attention->num_heads / op.attention->num_kv_heads * (op.attention->head_dim + 2);
+}
+
+float* CpuExecutor::partials_of(const Op& op, const AttentionItem& item) {
+  const auto g = static_cast<std::size_t>(op.kv_group);
+  return partials_.as<float>() + (item.sequence * op.attention->num_kv_heads + item.kv_head) * num_segments_[g] * partial_floats_[g];
+}
+
+void CpuExecutor::finish_rows(const Op& op, const AttentionItem& item) {
+  Rows& out = rows(op.out);
+  if (out.forms == static_cast<uint8_t>(ActivationForm::kF32)) return;
+  const int64_t group_columns = op.attention->num_heads / op.attention->num_kv_heads * op.attention->head_dim;
+  const int64_t first = plan_->sequences[static_cast<std::size_t>(item.sequence)].row_begin, column = item.kv_head * group_columns;
+  for (int64_t r = first + item.row_begin; r < first + item.row_end; ++r) store_forms(out, r, column, out.row(r) + column, group_columns);
+}
+
+void CpuExecutor::attention(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch) {
+  const KvView kv = kv_view(op);
+  for (int64_t i = begin; i < end; ++i) {
+    const AttentionItem& item = attention_items_[static_cast<std::size_t>(op.kv_group)][static_cast<std::size_t>(i)];
     const AttentionArgs args = attention_args(op, item.sequence);
     if (item.segment >= 0) {
-      millrace::attention_partial(options_.isa, kv, args, item.row_begin, item.kv_head, item.segment, partials_of(item) + item.segment * partial_floats, scratch);
+      float* partial = partials_of(op, item) + item.segment * partial_floats(op);
+      millrace::attention_partial(options_.isa, kv, args, item.row_begin, item.kv_head, item.segment, partial, scratch.attention.as<float>());
     } else {
-      millrace::attention(options_.isa, kv, args, item.row_begin, item.row_end, item.kv_head, scratch);
-      finish_rows(item);
+      millrace::attention(options_.isa, kv, args, item.row_begin, item.row_end, item.kv_head, scratch.attention.as<float>());
+      finish_rows(op, item);
     }
-  }
-  if (num_segments_[g] == 0) return;
-  pool_.barrier(worker);
-  for (int64_t i; (i = merge_counter.claim()) < num_items;) {
-    const AttentionItem& item = items[static_cast<std::size_t>(i)];
-    if (item.segment != 0) continue;
-    const AttentionArgs args = attention_args(op, item.sequence);
-    attention_merge(options_.isa, kv, args, item.row_begin, item.kv_head, partials_of(item), attention_num_segments(args, item.row_begin));
-    finish_rows(item);
   }
 }
 
-void CpuExecutor::activate(const Op& op, int worker) {
+void CpuExecutor::merge(const Op& op, int64_t begin, int64_t end) {
+  const auto g = static_cast<std::size_t>(op.kv_group);
+  for (int64_t i = begin; i < end; ++i) {
+    const AttentionItem& item = attention_items_[g][static_cast<std::size_t>(attention_merges_[g][static_cast<std::size_t>(i)])];
+    const AttentionArgs args = attention_args(op, item.sequence);
+    attention_merge(options_.isa, kv_view(op), args, item.row_begin, item.kv_head, partials_of(op, item), attention_num_segments(args, item.row_begin));
+    finish_rows(op, item);
+  }
+}
+
+void CpuExecutor::activate(const Op& op, int64_t begin, int64_t end) {
   Rows &in = rows(op.in), &out = rows(op.out);
   const int64_t up_column = op.gated ? in.width / 2 : 0;
-  const auto [begin, end] = share(num_rows(in), worker);
   for (int64_t r = begin; r < end; ++r) {
     if (op.gated) {
       activate_mul_row(options_.isa, kind_of(*op.activation), in.row(r), in.row(r) + up_column, out.width, out.row(r));
@@ -324,10 +321,9 @@ void CpuExecutor::activate(const Op& op, int worker) {
   }
 }
 
-void CpuExecutor::add(const Op& op, int worker) {
+void CpuExecutor::add(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch) {
   Rows& in = rows(op.in);
-  float* temporary = scratch_[static_cast<std::size_t>(worker)].row.as<float>();
-  const auto [begin, end] = share(num_rows(in), worker);
+  float* temporary = scratch.row.as<float>();
   for (int64_t r = begin; r < end; ++r) {
     const float* x = in.row(r);
     if (op.multiplier != 1.0f) {
@@ -338,18 +334,16 @@ void CpuExecutor::add(const Op& op, int worker) {
   }
 }
 
-void CpuExecutor::gather(const Op& op, int worker) {
+void CpuExecutor::gather(const Op& op, int64_t begin, int64_t end) {
   Rows& out = rows(op.out);
-  const auto [begin, end] = share(num_outputs_, worker);
   for (int64_t i = begin; i < end; ++i) {
     const float* x = rows(op.in).row(plan_->outputs[static_cast<std::size_t>(i)].row);
     std::copy(x, x + out.width, out.row(i));
   }
 }
 
-void CpuExecutor::sample(const Op& op, int worker) {
+void CpuExecutor::sample(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch) {
   const int64_t vocab_size = options_.sampled_vocab_size > 0 ? std::min(options_.sampled_vocab_size, network_.vocab_size) : network_.vocab_size;
-  const auto [begin, end] = share(num_outputs_, worker);
   for (int64_t i = begin; i < end; ++i) {
     const auto index = static_cast<std::size_t>(i);
     SampledToken& token = output_.tokens[index];
@@ -359,7 +353,7 @@ void CpuExecutor::sample(const Op& op, int worker) {
       continue;
     }
     const std::span<const float> logits{rows(op.in).row(i), static_cast<std::size_t>(vocab_size)};
-    millrace::sample(logits, *input, scratch_[static_cast<std::size_t>(worker)].sampling, token);
+    millrace::sample(logits, *input, scratch.sampling, token);
   }
 }
 

@@ -1,6 +1,5 @@
 #include <fmt/format.h>
 
-#include <atomic>
 #include <cstring>
 #include <mutex>
 
@@ -56,21 +55,19 @@ Result<Weights> Weights::pack(const Network& network, const Checkpoint& checkpoi
   weights.matrices_.resize(weights.linears_.size());
   if (network.tied_head) weights.embedding_id_ = weights.id_of(network.head);
 
-  std::atomic<std::size_t> next{0};
   std::mutex mutex;
   Status error;
-  pool.run([&](int) {
-    for (std::size_t i; (i = next.fetch_add(1)) < weights.linears_.size();) {
-      const MatrixSource& source = weights.linears_[i]->weight;
-      auto packed = pack_matrix(source);
-      if (packed.is_ok()) {
-        weights.matrices_[i] = std::move(packed).value();
-        // The file's pages have served; what is needed again (a fused tensor's other parts) is read again.
-        if (!source.transposed) checkpoint.drop_pages(*source.tensor);
-      } else {
-        const std::lock_guard lock(mutex);
-        if (error.is_ok()) error = packed.status();
-      }
+  pool.run_chunks(static_cast<int64_t>(weights.linears_.size()), [&](int64_t index, int) {
+    const auto i = static_cast<std::size_t>(index);
+    const MatrixSource& source = weights.linears_[i]->weight;
+    auto packed = pack_matrix(source);
+    if (packed.is_ok()) {
+      weights.matrices_[i] = std::move(packed).value();
+      // The file's pages have served; what is needed again (a fused tensor's other parts) is read again.
+      if (!source.transposed) checkpoint.drop_pages(*source.tensor);
+    } else {
+      const std::lock_guard lock(mutex);
+      if (error.is_ok()) error = packed.status();
     }
   });
   MR_RETURN_IF_ERROR(error);
