@@ -1,0 +1,5 @@
+"""Other engines, installed, checked and run beside millrace by bench/compare."""
+import os
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BUILD = os.path.join(ROOT, "build", "peers")
