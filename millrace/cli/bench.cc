@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <fstream>
 
 #include "millrace/cli/command.h"
 #include "millrace/measure/probe_cache.h"
+#include "millrace/measure/profile_svg.h"
 #include "millrace/measure/step_timing.h"
 
 namespace millrace::cli {
@@ -13,7 +15,7 @@ namespace {
 
 struct BenchOptions : ModelOptions {
   StepTimingOptions steps;
-  std::string kv_cache_dtype = "auto";
+  std::string kv_cache_dtype = "auto", profile_svg;
 };
 
 struct Rate {
@@ -35,7 +37,8 @@ json::object operations_json(const std::array<double, kNumArithmetics>& values) 
 }
 
 json::object phase_json(const PhaseResult& phase, const MachineBound& bound) {
-  return {{"tokens", phase.tokens},
+  json::object object{
+          {"tokens", phase.tokens},
           {"seconds_median", phase.median_seconds()},
           {"weight_bytes", phase.cost.weight_bytes},
           {"kv_bytes", phase.cost.kv_bytes},
@@ -44,6 +47,8 @@ json::object phase_json(const PhaseResult& phase, const MachineBound& bound) {
           {"mbu", mbu(phase, bound)},
           {"mfu", mfu(phase, bound)},
           {"share_of_bound", phase.bound_seconds / phase.median_seconds()}};
+  if (phase.profile) object["profile"] = profile_json(*phase.profile);
+  return object;
 }
 
 void print_phase(const char* name, int64_t tokens_each, const PhaseResult& phase, const MachineBound& bound) {
@@ -53,10 +58,23 @@ void print_phase(const char* name, int64_t tokens_each, const PhaseResult& phase
              100 * phase.bound_seconds / phase.median_seconds());
 }
 
+Status write_svg(const std::string& path, const std::string& heading, const StepTimingResult& result) {
+  std::vector<StepProfile> profiles;
+  for (const auto* phase : {&result.prefill, &result.decode}) {
+    if (*phase && (*phase)->profile) profiles.push_back(*(*phase)->profile);
+  }
+  std::ofstream file(path, std::ios::binary);
+  file << profile_svg(heading, profiles);
+  file.close();
+  if (!file) return Status::unavailable(fmt::format("cannot write {}", path));
+  return Status::ok();
+}
+
 Status run_bench(const BenchOptions& options) {
   MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype));
-  const StepTimingOptions& steps = options.steps;
+  StepTimingOptions steps = options.steps;
+  steps.profile = steps.profile || steps.profile_layers || !options.profile_svg.empty();
   MR_ASSIGN_OR_RETURN(auto executor, model->make_executor(GemmPath::kFast, kv_dtype, static_cast<int32_t>(std::max(steps.chunk, steps.batch))));
   // More threads than CPUs have no peaks of their own.
   const int threads = model->pool().num_threads(), probed_threads = std::min(threads, usable_cpus());
@@ -65,6 +83,9 @@ Status run_bench(const BenchOptions& options) {
   MR_ASSIGN_OR_RETURN(const ProbedMachine machine, probe_machine_cached(std::span(&probed_threads, 1), folder, false));
   MR_ASSIGN_OR_RETURN(const StepTimingResult result, time_steps(*executor, model->pool(), *machine.profile.of_threads(probed_threads), steps));
   const MachineBound& bound = result.bound;
+  if (!options.profile_svg.empty()) {
+    MR_RETURN_IF_ERROR(write_svg(options.profile_svg, fmt::format("{}, {}, {} threads, {}", options.model, isa_name(model->isa()), threads, machine.profile.cpu), result));
+  }
   if (options.json) {
     json::object object{{"model", options.model},
                         {"isa", isa_name(model->isa())},
@@ -101,6 +122,9 @@ Status run_bench(const BenchOptions& options) {
                                                  : fmt::format("the fastest decode itself; a stream through {} {:.1f}, through memory {:.1f}", format_bytes(result.step_bytes),
                                                                result.step_bytes_per_second * 1e-9, result.memory_bytes_per_second * 1e-9),
              bound.operations_per_second[0] * 1e-9, bound.operations_per_second[1] * 1e-9, bound.operations_per_second[2] * 1e-9);
+  for (const auto* phase : {&result.prefill, &result.decode}) {
+    if (*phase && (*phase)->profile) fmt::print("\n{}", profile_table(*(*phase)->profile));
+  }
   return Status::ok();
 }
 
@@ -114,6 +138,9 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
   command.add_option("--chunk", steps.chunk, "Most tokens of one prefill step")->check(CLI::Range(1, 65536))->capture_default_str();
   command.add_option("--repeat", steps.repeat)->check(CLI::Range(1, 10000))->capture_default_str();
   command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  command.add_flag("--profile", steps.profile, "Where the time of a step goes, by operation: after the repeats, as many again are timed in parts");
+  command.add_flag("--profile-layers", steps.profile_layers, "The same for each layer apart");
+  command.add_option("--profile-svg", options.profile_svg, "File for a picture of the profile");
   command.footer("Example:\n  millrace bench step model.gguf --prompt-tokens 512 --new-tokens 128 --repeat 10\n"
                  "`millrace bench MODEL` is the same as `millrace bench step MODEL`.");
 }

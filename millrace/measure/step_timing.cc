@@ -1,5 +1,7 @@
 #include "millrace/measure/step_timing.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 
@@ -15,7 +17,15 @@ struct Phase {
   bool decodes;
   PhaseResult result;
   std::vector<std::vector<OpCost>> steps;  // costs of each operation
+  std::optional<ProfileSampler> sampler;
 };
+
+std::string title(const StepTimingOptions& options, bool decodes) {
+  const std::string each = options.batch > 1 ? fmt::format(" of {} sequences", options.batch) : "";
+  const std::string depth = options.depth > 0 ? fmt::format(" after {}", options.depth) : "";
+  if (!decodes) return fmt::format("prefill of {} tokens{}{}", options.prompt_tokens, each, depth);
+  return fmt::format("decode step{}, {} tokens{}", each, options.new_tokens, depth);
+}
 
 }  // namespace
 
@@ -28,8 +38,8 @@ Result<StepTimingResult> time_steps(CpuExecutor& executor, ThreadPool& pool, con
   const auto ignore = [](const StepPlan&) {};
   if (options.depth > 0) batch.append(options.depth, options.chunk, ignore);
   std::vector<Phase> phases;
-  if (options.prompt_tokens > 0) phases.push_back({false, {.tokens = options.batch * options.prompt_tokens}, {}});
-  if (options.new_tokens > 0) phases.push_back({true, {.tokens = options.batch * options.new_tokens}, {}});
+  if (options.prompt_tokens > 0) phases.push_back({false, {.tokens = options.batch * options.prompt_tokens}, {}, {}});
+  if (options.new_tokens > 0) phases.push_back({true, {.tokens = options.batch * options.new_tokens}, {}, {}});
   const auto run = [&](const Phase& phase, const SequenceBatch::OnStep& on_step) {
     batch.rewind(options.depth);
     if (!phase.decodes) return batch.append(options.prompt_tokens, options.chunk, on_step);
@@ -60,6 +70,19 @@ Result<StepTimingResult> time_steps(CpuExecutor& executor, ThreadPool& pool, con
       phase.result.seconds.push_back(now() - start);
     }
   }
+  StepTimes times;
+  if (options.profile) executor.set_times(&times);
+  for (int repeat = 0; options.profile && repeat < options.repeat; ++repeat) {
+    for (Phase& phase : phases) {
+      if (!phase.sampler) phase.sampler.emplace(executor);
+      run(phase, [&](const StepPlan& plan) {
+        phase.sampler->add(plan, times);
+        if (phase.decodes) phase.sampler->close_sample();
+      });
+      if (!phase.decodes) phase.sampler->close_sample();
+    }
+  }
+  executor.set_times(nullptr);
   const auto consider = [&](double bytes_per_second, const char* source) {
     if (bytes_per_second <= result.bound.bytes_per_second) return;
     result.bound.bytes_per_second = bytes_per_second;
@@ -74,6 +97,7 @@ Result<StepTimingResult> time_steps(CpuExecutor& executor, ThreadPool& pool, con
     for (const auto& step : phase.steps) {
       for (const OpCost& cost : step) phase.result.bound_seconds += result.bound.seconds(cost);
     }
+    if (phase.sampler) phase.result.profile = phase.sampler->profile(title(options, phase.decodes), result.bound, options.profile_layers);
     (phase.decodes ? result.decode : result.prefill) = std::move(phase.result);
   }
   return result;

@@ -5,7 +5,7 @@
 
 #include "millrace/base/thread_pool.h"
 #include "millrace/measure/sequence_batch.h"
-#include "millrace/measure/step_cost.h"
+#include "millrace/measure/step_profile.h"
 
 // How fast steps of one model are, and how far from what this machine could do.
 namespace millrace {
@@ -16,6 +16,8 @@ struct StepTimingOptions {
   int64_t depth = 0;      // tokens of each sequence that are in the KV cache before
   int64_t chunk = 512;    // most tokens of a prefill step
   int repeat = 5;
+  bool profile = false;         // runs as many repeats again, noting the times of operations
+  bool profile_layers = false;  // a row for each layer, not for each kind of operation
 };
 
 // One phase: prefill of `tokens` tokens, or decoding them.
@@ -24,6 +26,7 @@ struct PhaseResult {
   std::vector<double> seconds;  // [repeat], ascending
   OpCost cost;                  // of the whole phase
   double bound_seconds = 0;     // sum of each operation's bound
+  std::optional<StepProfile> profile;  // of the whole prefill, or of one step of decoding
 
   double median_seconds() const { return seconds[seconds.size() / 2]; }
 };

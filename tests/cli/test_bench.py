@@ -1,6 +1,7 @@
 """probe and bench: that they measure, and what they say about it. No test depends on how fast anything was."""
 import json
 import os
+import xml.etree.ElementTree
 
 import pytest
 
@@ -142,3 +143,43 @@ def test_bench_refuses(llama, cache):
     assert "MODEL" in refusal("bench")
     assert "context" in refusal("bench", "step", llama, "--depth", 200, "--prompt-tokens", 100, XDG_CACHE_HOME=cache)
     assert "--batch" in refusal("bench", "step", llama, "--batch", 0)
+
+
+def test_profile_adds_up(llama, probed, cache, tmp_path):
+    picture = tmp_path / "profile.svg"
+    got = answer("bench", "step", llama, "--prompt-tokens", 16, "--new-tokens", 4, "--repeat", 2, "--profile-svg", picture, XDG_CACHE_HOME=cache)
+    for phase in ("prefill", "decode"):
+        profile = got[phase]["profile"]
+        rows = profile["rows"]
+        assert profile["seconds"] == pytest.approx(profile["start_seconds"] + sum(row["busy_seconds"] + row["wait_seconds"] for row in rows))
+        assert profile["busy_seconds"] == pytest.approx(sum(row["busy_seconds"] for row in rows))
+        assert profile["bound_seconds"] == pytest.approx(sum(row["bound_seconds"] for row in rows))
+        assert {"attention", "mlp", "head", "embedding"} <= {row["group"] for row in rows}
+        logits, = [row for row in rows if row["name"] == "logits"]
+        assert logits["count"] == 1 and logits["weight_bytes"] == 2 * HEAD_WEIGHTS and sum(logits["operations"].values()) == 2 * HEAD_WEIGHTS
+    # One chunk of prefill: the whole of it is one step.
+    assert sum(row["weight_bytes"] for row in got["prefill"]["profile"]["rows"]) == got["prefill"]["weight_bytes"]
+    root = xml.etree.ElementTree.parse(picture).getroot()
+    assert root.tag.endswith("svg")
+    tips = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
+    for words in ("prefill of 16 tokens", "decode step", "attention, q k v, bound", "head, logits", "waiting", "start of the step"):
+        assert any(words in tip for tip in tips), words
+
+
+def test_profile_as_text(llama, probed, cache):
+    options = ("--prompt-tokens", 8, "--new-tokens", 2, "--repeat", 1)
+    text = millrace("bench", "step", llama, *options, "--profile", XDG_CACHE_HOME=cache).stdout
+    for word in ("prefill of 8 tokens", "decode step", "q k v", "gate and up", "waiting for one another", "start of the step", "of bound"):
+        assert word in text, word
+    layers = millrace("bench", "step", llama, *options, "--profile-layers", XDG_CACHE_HOME=cache).stdout
+    assert "layer 0" in layers and "layer 2" in layers and "layer 0" not in text
+    assert "waiting" not in millrace("bench", "step", llama, *options, XDG_CACHE_HOME=cache).stdout
+
+
+def test_a_picture_escapes_the_models_name(copied_llama, probed, cache, tmp_path):
+    strange = copied_llama.with_name("a <b> & \"c\"")
+    copied_llama.rename(strange)
+    picture = tmp_path / "p.svg"
+    millrace("bench", strange, "--prompt-tokens", 4, "--new-tokens", 1, "--repeat", 1, "--profile-svg", picture, XDG_CACHE_HOME=cache)
+    assert any("a <b> & \"c\"" in (element.text or "") for element in xml.etree.ElementTree.parse(picture).getroot().iter())
+    assert "no/such" in refusal("bench", strange, "--prompt-tokens", 4, "--new-tokens", 1, "--repeat", 1, "--profile-svg", "/no/such/folder.svg", XDG_CACHE_HOME=cache)
