@@ -1,7 +1,7 @@
 // gemm() over the classes, token counts and shapes that matter: time, GB/s of weights and their share of the read bandwidth measured
 // here, operations per second and per cycle. The clock is taken from a chain of dependent additions, since a VM has no counters.
 //
-//   gemm_bench [--isa avx2] [--class Q4_1] [--shape 576x576] [--tokens 1,512] [--threads 1] [--cold]
+//   gemm_bench [--isa avx2] [--class Q4_1] [--shape ROWSxK] [--tokens 1,512] [--threads 1] [--cold]
 // --cold cycles through copies of the weights that exceed the caches, as decoding a model does (always so for one token).
 
 #include <fmt/format.h>
@@ -177,11 +177,11 @@ int run(int argc, char** argv) {
   memory = AlignedBuffer();
   constexpr DType kOrder[] = {DType::kQ4_1, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K,
                               DType::kQ5_0, DType::kQ5_1, DType::kBf16, DType::kF16,  DType::kF32};
-  constexpr Shape kShapes[] = {{576, 576}, {1536, 576}, {576, 1536}, {49152, 576}, {4096, 4096}};
+  std::vector<Shape> shapes = {{576, 576}, {1536, 576}, {576, 1536}, {896, 4864}, {49152, 576}, {4096, 4096}};
+  if (!options.shape.empty()) shapes = {{std::atoll(options.shape.c_str()), std::atoll(options.shape.c_str() + options.shape.find('x') + 1)}};
   for (DType dtype : kOrder) {
     if (!options.weight_class.empty() && options.weight_class != dtype_name(dtype)) continue;
-    for (Shape shape : kShapes) {
-      if (!options.shape.empty() && options.shape != fmt::format("{}x{}", shape.rows, shape.k)) continue;
+    for (Shape shape : shapes) {
       if (shape.k % dtype_info(dtype).block_elements != 0) continue;
       for (int threads : {1, 2}) {
         if (options.threads == 0 || options.threads == threads) bench_shape(options, dtype, shape, threads, hz, bandwidth[threads - 1]);

@@ -12,7 +12,10 @@ namespace {
 
 constexpr bool kSigned8 = true;
 constexpr bool kDotsAreChained = false;
+constexpr int kFewTokens = 8;
 constexpr int kTogether = 1;
+template <int kBits>
+constexpr int kTileTokens = kBits == 6 ? 3 : 4;
 
 inline void bf16_pairs(I pairs, F (&w)[2]) {
   w[0] = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
@@ -28,45 +31,69 @@ inline void f16_pairs(I pairs, F (&w)[2]) {
 // g++ 12 and clang 19 reorder the sums so that they no longer fit in registers; an empty asm keeps each where it is.
 inline void pin(I& v) { __asm__("" : "+x"(v)); }
 
-template <int kBits, int kQuads, class Weights, int kT>
-inline void add_dots(const Weights (&w)[1], int first, const int8_t* codes, int64_t token_stride, I (&totals)[kT][1]) {
-  constexpr int kRun = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
+template <int kBits, int kFirst, int kQuads, int kN, int kU, int kT>
+[[gnu::always_inline]] inline void add_dots(const I (&codes)[kN][kU], const int8_t* x, int64_t token_stride, I (&totals)[kT][kU]) {
+  if constexpr (kBits == 8) {
+#pragma GCC unroll 16
+    for (int i = 2 * kFirst; i < 2 * (kFirst + kQuads); ++i) {
+#pragma GCC unroll 8
+      for (int t = 0; t < kT; ++t) {
+        const I activations = broadcast_quad(x + t * token_stride + i % 2 * 32 + i / 2 * 4);
+#pragma GCC unroll 2
+        for (int u = 0; u < kU; ++u) {
+          totals[t][u] = _mm256_add_epi32(totals[t][u], _mm256_madd_epi16(codes[i][u], activations));
+          pin(totals[t][u]);
+        }
+      }
+    }
+    return;
+  }
+  if constexpr (kBits == 6) {  // pairs of quads, so that their 16-bit sums are needed only for a moment
+#pragma GCC unroll 4
+    for (int q = kFirst; q < kFirst + kQuads; q += 2) {
+#pragma GCC unroll 8
+      for (int t = 0; t < kT; ++t) {
+        const I first = broadcast_quad(x + t * token_stride + 4 * q), second = broadcast_quad(x + t * token_stride + 4 * q + 4);
+#pragma GCC unroll 2
+        for (int u = 0; u < kU; ++u) {
+          const I sum = _mm256_add_epi16(_mm256_maddubs_epi16(codes[q][u], first), _mm256_maddubs_epi16(codes[q + 1][u], second));
+          totals[t][u] = _mm256_add_epi32(totals[t][u], _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+          pin(totals[t][u]);
+        }
+      }
+    }
+    return;
+  }
+  constexpr int kRun = kBits == 4 ? 8 : 4;
   static_assert(kQuads % kRun == 0);
 #pragma GCC unroll 8
-  for (int t = 0; t < kT; ++t, codes += token_stride) {
+  for (int run = kFirst; run < kFirst + kQuads; run += kRun) {
+    I sums[kT][kU];
 #pragma GCC unroll 8
-    for (int run = first; run < first + kQuads; run += kRun) {
-      I sum = _mm256_maddubs_epi16(w[0].codes[run], broadcast_quad(codes + 4 * run));
+    for (int q = run; q < run + kRun; ++q) {
 #pragma GCC unroll 8
-      for (int q = run + 1; q < run + kRun; ++q) {
-        pin(sum);
-        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[0].codes[q], broadcast_quad(codes + 4 * q)));
+      for (int t = 0; t < kT; ++t) {
+        const I activations = broadcast_quad(x + t * token_stride + 4 * q);
+#pragma GCC unroll 2
+        for (int u = 0; u < kU; ++u) {
+          const I products = _mm256_maddubs_epi16(codes[q][u], activations);
+          sums[t][u] = q == run ? products : _mm256_add_epi16(sums[t][u], products);
+          pin(sums[t][u]);
+        }
       }
-      totals[t][0] = _mm256_add_epi32(totals[t][0], _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < kT; ++t) {
+#pragma GCC unroll 2
+      for (int u = 0; u < kU; ++u) totals[t][u] = _mm256_add_epi32(totals[t][u], _mm256_madd_epi16(sums[t][u], _mm256_set1_epi16(1)));
     }
   }
 }
 
 // The 8-bit plane: bytes 0 and 2, and 1 and 3, of a quad as 16-bit words, for vpmaddwd, which neither saturates nor minds signs.
-// Half a block (4 quads) at a time: 8 vectors.
-template <WeightClass>
-inline void load_words(const std::byte* block, int half, int unit, I (&words)[8]) {
-#pragma GCC unroll 4
-  for (int q = 0; q < 4; ++q) {
-    const I bytes = load_i(block + (4 * half + q) * 64 + unit * 32);
-    words[2 * q] = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
-    words[2 * q + 1] = _mm256_srai_epi16(bytes, 8);
-  }
-}
-// `codes` as make_tile() wrote them: 32 bytes of even ones, then 32 of odd ones.
-template <WeightClass>
-inline I dot_words(const I (&words)[8], const int8_t* codes, I total) {
-#pragma GCC unroll 4
-  for (int q = 0; q < 4; ++q) {
-    total = _mm256_add_epi32(total, _mm256_madd_epi16(words[2 * q], broadcast_quad(codes + 4 * q)));
-    total = _mm256_add_epi32(total, _mm256_madd_epi16(words[2 * q + 1], broadcast_quad(codes + 32 + 4 * q)));
-  }
-  return total;
+inline void widen_codes(I bytes, I& even, I& odd) {
+  even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+  odd = _mm256_srai_epi16(bytes, 8);
 }
 
 #include "millrace/kernels/cpu/gemm_simd.inc"

@@ -13,10 +13,12 @@ namespace {
 using F = __m512;
 using I = __m512i;
 constexpr int kLanes = 16;       // one whole panel
-constexpr int kUnits = 2;        // 16 vectors of codes, and each activation is loaded once for two panels
 constexpr bool kSigned8 = false;
 constexpr bool kDotsAreChained = true;
-constexpr int kTogether = 2;  // measured: 3 % over 1 from 32 tokens on
+constexpr int kFewTokens = 8;
+constexpr int kTogether = 8;
+template <int kBits>
+constexpr int kTileTokens = 6;
 constexpr int kPlainUnits = 2;
 constexpr int kPlainTokens = 8;
 
@@ -57,15 +59,15 @@ inline void f16_pairs(I pairs, F (&w)[2]) {
   w[1] = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16)));
 }
 
-template <int kBits, int kQuads, class Weights, int kU, int kT>
-inline void add_dots(const Weights (&w)[kU], int first, const int8_t* codes, int64_t token_stride, I (&totals)[kT][kU]) {
+template <int kBits, int kFirst, int kQuads, int kN, int kU, int kT>
+[[gnu::always_inline]] inline void add_dots(const I (&codes)[kN][kU], const int8_t* x, int64_t token_stride, I (&totals)[kT][kU]) {
 #pragma GCC unroll 8
-  for (int q = first; q < first + kQuads; ++q) {
+  for (int q = kFirst; q < kFirst + kQuads; ++q) {
 #pragma GCC unroll 8
     for (int t = 0; t < kT; ++t) {
-      const I activations = broadcast_quad(codes + t * token_stride + 4 * q);
+      const I activations = broadcast_quad(x + t * token_stride + 4 * q);
 #pragma GCC unroll 2
-      for (int u = 0; u < kU; ++u) totals[t][u] = _mm512_dpbusd_epi32(totals[t][u], w[u].codes[q], activations);
+      for (int u = 0; u < kU; ++u) totals[t][u] = _mm512_dpbusd_epi32(totals[t][u], codes[q][u], activations);
     }
   }
 }
