@@ -31,6 +31,7 @@ void print_threads(const ThreadProfile& t) {
     fmt::print("  Gop/s\n");
   }
   if (t.num_threads > 1) fmt::print("  {:<36}{:>9.2f} us\n", "barrier", t.barrier_seconds * 1e6);
+  fmt::print("  {:<36}{:>9.2f} us\n", "a step's stage with nothing in it", t.stage_seconds * 1e6);
 }
 
 Status run_probe(const ProbeCommandOptions& options) {

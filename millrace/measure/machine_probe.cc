@@ -148,6 +148,19 @@ double barrier_seconds(ThreadPool& pool, double seconds) {
   return 1 / rate.median;
 }
 
+// What an operation of a step costs beyond its work.
+double stage_seconds(ThreadPool& pool, double seconds) {
+  constexpr int64_t kStages = 1000;
+  std::vector<double> times;
+  for (const double end = now() + seconds; times.size() < 3 || now() < end;) {
+    const double start = now();
+    pool.run_stages(kStages, [&](int64_t) { return static_cast<int64_t>(pool.num_threads()); }, [](int64_t, int64_t, int) {});
+    times.push_back((now() - start) / static_cast<double>(kStages));
+  }
+  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
+  return times[times.size() / 2];
+}
+
 std::vector<ThreadProfile::Compute> compute_rates(ThreadPool& pool, double seconds) {
   std::vector<ThreadProfile::Compute> levels;
   std::vector<std::pair<ComputeLoop, MeasuredRate>> known;  // levels share loops
@@ -259,6 +272,7 @@ Result<MachineProfile> probe_machine(std::span<const int> thread_counts, const P
     for (auto& cache : t.caches) cache.read = cache_rate(*pools[i], cache.buffer_bytes, options.seconds_each);
     t.compute = compute_rates(*pools[i], options.seconds_each);
     t.barrier_seconds = barrier_seconds(*pools[i], options.seconds_each);
+    t.stage_seconds = stage_seconds(*pools[i], options.seconds_each);
   }
   return profile;
 }

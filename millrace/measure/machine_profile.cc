@@ -172,7 +172,8 @@ json::object to_json(const MachineProfile& profile) {
                                    {"read_bytes_per_second", json::object{{"small_pages", rate_json(t.read_small_pages)}, {"huge_pages", rate_json(t.read_huge_pages)}}},
                                    {"caches", std::move(caches)},
                                    {"compute", std::move(compute)},
-                                   {"barrier_seconds", t.barrier_seconds}});
+                                   {"barrier_seconds", t.barrier_seconds},
+                                   {"stage_seconds", t.stage_seconds}});
   }
   return {{"cpu", profile.cpu},
           {"isa", profile.isa},
@@ -217,6 +218,7 @@ Result<MachineProfile> machine_profile_from_json(const json::value& value) {
       thread.compute.push_back(level);
     });
     thread.barrier_seconds = t.number("barrier_seconds");
+    thread.stage_seconds = t.number("stage_seconds");
     if (thread.num_threads < 1 || thread.num_threads > 4096 || thread.read_bandwidth() <= 0 || thread.compute.empty()) t.fail("is no measurement");
     profile.threads.push_back(std::move(thread));
   });

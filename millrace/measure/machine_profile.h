@@ -39,7 +39,8 @@ struct ThreadProfile {
   MeasuredRate read_small_pages, read_huge_pages;  // a read-only stream through MachineProfile::memory_buffer_bytes
   std::vector<Cache> caches;                       // from the nearest
   std::vector<Compute> compute;                    // every level that runs here, narrowest first
-  double barrier_seconds = 0;                      // one ThreadPool::barrier, median
+  double barrier_seconds = 0;                      // one ThreadPool::barrier, median; 0 with one thread
+  double stage_seconds = 0;                        // one stage of ThreadPool::run_stages with a chunk for each thread and nothing in it, median
 
   double read_bandwidth() const { return std::max(read_small_pages.best, read_huge_pages.best); }
   // Operations a second at most, on a level. bf16 may always be computed in f32 instead: where that is faster, or there is no instruction

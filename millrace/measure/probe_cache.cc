@@ -13,7 +13,7 @@ namespace millrace {
 namespace {
 
 // Of what the file says and means; a file of another format is not found.
-constexpr int kFormat = 1;
+constexpr int kFormat = 2;
 
 uint64_t fnv1a(std::string_view text) {
   uint64_t hash = 0xcbf29ce484222325;

@@ -115,6 +115,7 @@ TEST(MachineProbe, MeasuresEverythingThatRunsHere) {
     EXPECT_GE(t.read_small_pages.best, t.read_small_pages.median);
     EXPECT_GT(t.read_huge_pages.best, 0);
     EXPECT_EQ(t.barrier_seconds > 0, t.num_threads > 1);
+    EXPECT_GT(t.stage_seconds, 0);
     std::size_t levels = 0;
     for (Isa isa : kAllIsas) {
       if (!isa_runnable(isa)) {

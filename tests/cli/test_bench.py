@@ -48,7 +48,7 @@ def test_probe_measures_every_part(probed):
         for level in levels.values():
             check_rate(level["f32_operations_per_second"])
             check_rate(level["int8_operations_per_second"])
-        assert (profile["barrier_seconds"] > 0) == (profile["threads"] > 1)
+        assert (profile["barrier_seconds"] > 0) == (profile["threads"] > 1) and profile["stage_seconds"] > 0
 
 
 def test_probe_keeps_what_it_measured(probed, cache):
