@@ -52,11 +52,9 @@ CpuExecutor::CpuExecutor(const Network& network, std::shared_ptr<const Weights> 
   attention_items_.resize(info_.kv_groups.size());
   num_segments_.resize(info_.kv_groups.size());
   attention_merges_.resize(info_.kv_groups.size());
-  for (const Op& op : program_.ops) {
-    stages_.push_back({&op, false});
-    if (op.kind == OpKind::kAttention) stages_.push_back({&op, true});
-  }
+  heads_have_one_item_.resize(info_.kv_groups.size());
   plan_buffers();
+  plan_stages();
 }
 
 void CpuExecutor::plan_buffers() {
@@ -111,6 +109,38 @@ void CpuExecutor::plan_buffers() {
   }
 }
 
+void CpuExecutor::plan_stages() {
+  // Whether nobody reads what `reader` read before it is written again.
+  const auto is_last_reader = [this](const Op& reader) {
+    for (const Op* op = &reader + 1; op != program_.ops.data() + program_.ops.size(); ++op) {
+      if (op->in == reader.in) return false;
+      if (op->out == reader.in) return true;
+    }
+    return true;
+  };
+  const Rows* normed = nullptr;  // what a worker's copy of a norm looks like
+  for (const Op& op : program_.ops) {
+    Stage* before = stages_.empty() ? nullptr : &stages_.back();
+    Stage stage{.op = &op};
+    if (before != nullptr && op.kind == OpKind::kLinear && before->op->kind == OpKind::kNorm && before->op->residual < 0 && before->op->out == op.in &&
+        is_last_reader(op)) {
+      const Rows& out = rows(op.in);
+      if (normed == nullptr) normed = &out;
+      before->absorbable = out.width == normed->width && out.forms == normed->forms;
+    }
+    if (before != nullptr && op.kind == OpKind::kAttention && before->op->kind == OpKind::kPosition && before->op->kv_write) before->absorbable = true;
+    if (before != nullptr && before->absorbable) stage.absorbs = before->op;
+    stages_.push_back(stage);
+    if (op.kind == OpKind::kAttention) stages_.push_back({.op = &op, .merges = true});
+  }
+  if (normed == nullptr) return;
+  for (WorkerScratch& scratch : scratch_) {
+    Rows& copy = scratch.absorbed;
+    copy.width = normed->width, copy.f32_stride = normed->f32_stride, copy.k_padded = normed->k_padded, copy.forms = normed->forms;
+    activation_bytes_ += allocate(copy, kAbsorbedRows);
+  }
+}
+
 int64_t CpuExecutor::allocate(Rows& buffer, int64_t capacity) {
   buffer.capacity = capacity;
   if (buffer.has(ActivationForm::kF32)) buffer.f32 = AlignedBuffer(bytes_of(capacity * buffer.f32_stride, sizeof(float)));
@@ -151,6 +181,8 @@ int64_t CpuExecutor::kv_bytes() const {
 void CpuExecutor::enqueue(const StepPlan& plan) {
   if (times_ != nullptr) times_->begin_ns = StepTimes::now_ns();
   plan_ = &plan;
+  ++step_;
+  num_stages_ = 0;
   num_rows_ = static_cast<int64_t>(plan.tokens.size());
   num_outputs_ = static_cast<int64_t>(plan.outputs.size());
   MR_CHECK(num_rows_ > 0 && num_rows_ <= options_.max_rows, "a step has between 1 and max_rows rows");
@@ -197,16 +229,25 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
   if (times_ != nullptr) times_->end_ns = StepTimes::now_ns();
 }
 
+// Whether the next stage does this one's work along with its own in the step being computed.
+bool CpuExecutor::is_absorbed(const Stage& stage) const {
+  if (!stage.absorbable) return false;
+  if (stage.op->kind == OpKind::kPosition) return heads_have_one_item_[static_cast<std::size_t>(stage.op->kv_group)];
+  return num_rows(buffers_[static_cast<std::size_t>(stage.op->in)]) <= kAbsorbedRows;
+}
+
 // Some chunks a thread, so that a slower one computes fewer of them.
 int64_t CpuExecutor::num_chunks(const Stage& stage) {
   constexpr int64_t kChunksPerThread = 4, kHeadsPerChunk = 8;
   const int64_t units = stage_units(stage), units_min = stage.op->kind == OpKind::kPosition ? kHeadsPerChunk : 1;
   // An item of attention is large enough to be claimed by itself, and they differ.
+  if (units > 0) ++num_stages_;
   chunk_units_ = stage.op->kind == OpKind::kAttention ? 1 : std::max(units_min, units / (kChunksPerThread * pool_.num_threads()));
   return (units + chunk_units_ - 1) / chunk_units_;
 }
 
 int64_t CpuExecutor::stage_units(const Stage& stage) const {
+  if (is_absorbed(stage)) return 0;
   const Op& op = *stage.op;
   const auto group = static_cast<std::size_t>(op.kv_group);
   switch (op.kind) {
@@ -228,11 +269,11 @@ void CpuExecutor::run_stage(const Stage& stage, int64_t begin, int64_t end, Work
   const Op& op = *stage.op;
   switch (op.kind) {
     case OpKind::kEmbed: return embed(op, begin, end);
-    case OpKind::kNorm: return norm(op, begin, end, scratch);
+    case OpKind::kNorm: return norm(op, begin, end, op.residual < 0 ? rows(op.out) : rows(op.residual), scratch);
     case OpKind::kConvert: return convert(op, begin, end);
-    case OpKind::kLinear: return linear(op, begin, end, scratch);
+    case OpKind::kLinear: return linear(stage, begin, end, scratch);
     case OpKind::kPosition: return position(op, begin, end);
-    case OpKind::kAttention: return stage.merges ? merge(op, begin, end) : attention(op, begin, end, scratch);
+    case OpKind::kAttention: return stage.merges ? merge(op, begin, end) : attention(stage, begin, end, scratch);
     case OpKind::kActivate: return activate(op, begin, end);
     case OpKind::kAdd: return add(op, begin, end, scratch);
     case OpKind::kGather: return gather(op, begin, end);

@@ -39,6 +39,8 @@ class CpuExecutor final : public Executor {
   const Weights& weights() const { return weights_; }
   int64_t activation_bytes() const { return activation_bytes_; }
   int64_t kv_bytes() const;
+  // Stages of the last step that had work: how often its threads waited for each other.
+  int64_t num_stages() const { return num_stages_; }
 
   // Every following step notes its times there; null: none. For profiles; a step that notes nothing pays one comparison a chunk.
   void set_times(StepTimes* times) { times_ = times; }
@@ -51,6 +53,8 @@ class CpuExecutor final : public Executor {
   static constexpr int64_t kTileColumns = kTilePanels * kPanelRows;
   // Query rows that share each visit to a KV block.
   static constexpr int64_t kAttentionRows = 16;
+  // A norm of at most this many rows is computed by every worker.
+  static constexpr int64_t kAbsorbedRows = 4;
 
   // The memory of one Buffer: max_rows rows of every form it has.
   struct Rows {
@@ -64,6 +68,9 @@ class CpuExecutor final : public Executor {
   };
   // What one worker computes in without asking anyone.
   struct WorkerScratch {
+    Rows absorbed;                      // the norm before absorbed_op, of step absorbed_step
+    int64_t absorbed_step = -1;
+    const Op* absorbed_op = nullptr;
     AlignedBuffer gemm, tile_a, tile_b, attention, row;
     SamplingScratch sampling;
   };
@@ -74,28 +81,38 @@ class CpuExecutor final : public Executor {
 
   CpuExecutor(const Network& network, std::shared_ptr<const Weights> weights, Program program, ThreadPool& pool, const CpuExecutorOptions& options);
   void plan_buffers();
+  void plan_stages();
   int64_t allocate(Rows& buffer, int64_t capacity);
   void reserve_outputs(int64_t num_outputs);
   void plan_attention();
 
   // A stage of the parallel region: one operation, or the merge after an attention that was split over segments.
+  //
+  // In a step of few rows handing over to the next stage takes as long as a small operation. So a stage can do a small one before it
+  // along with its own (`absorbs`), and that one's stage is then empty: every worker computes the norm of a linear operation for itself,
+  // and an item of attention rotates and stores the heads that it reads. The arithmetic is the same, and so are the bits.
   struct Stage {
     const Op* op;
-    bool merges;
+    bool merges = false;
+    const Op* absorbs = nullptr;
+    bool absorbable = false;  // the next stage absorbs this one where the step allows it
   };
+  bool is_absorbed(const Stage& stage) const;
   int64_t num_chunks(const Stage& stage);
   int64_t stage_units(const Stage& stage) const;
   void run_stage(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch);
   std::size_t op_index(const Stage& stage) const { return static_cast<std::size_t>(stage.op - program_.ops.data()); }
   void embed(const Op& op, int64_t begin, int64_t end);
-  void norm(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
+  void norm(const Op& op, int64_t begin, int64_t end, Rows& out, WorkerScratch& scratch);
   void convert(const Op& op, int64_t begin, int64_t end);
   int64_t linear_units(const Op& op) const;
-  void linear(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
-  void linear_panels(const Op& op, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch);
-  void activated_unit(const Op& op, int64_t unit, WorkerScratch& scratch);
+  Activations linear_input(const Stage& stage, WorkerScratch& scratch);
+  void linear(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch);
+  void linear_panels(const Op& op, const Activations& x, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch);
+  void activated_unit(const Op& op, const Activations& x, int64_t unit, WorkerScratch& scratch);
   void position(const Op& op, int64_t begin, int64_t end);
-  void attention(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
+  void position_head(const Op& op, int64_t row, int64_t head);
+  void attention(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch);
   void merge(const Op& op, int64_t begin, int64_t end);
   int64_t partial_floats(const Op& op) const;
   float* partials_of(const Op& op, const AttentionItem& item);
@@ -128,6 +145,7 @@ class CpuExecutor final : public Executor {
   std::vector<WorkerScratch> scratch_;              // [workers]
   std::vector<Stage> stages_;                       // of program_.ops, in order
   int64_t chunk_units_ = 1;                         // of the stage being computed
+  int64_t step_ = 0, num_stages_ = 0;
   int64_t activation_bytes_ = 0;
 
   // Of the step being computed.
@@ -136,6 +154,7 @@ class CpuExecutor final : public Executor {
   std::vector<int32_t> positions_, sequence_of_row_, tokens_;  // [num_rows]
   std::vector<std::vector<AttentionItem>> attention_items_;    // [groups]
   std::vector<std::vector<int32_t>> attention_merges_;         // [groups] items that are the first segment of a split row
+  std::vector<bool> heads_have_one_item_;                      // [groups] each kv head of each sequence has one item for all its rows
   std::vector<int64_t> num_segments_;                          // [groups] partials per (row, head): the stride
   AlignedBuffer partials_;
   StepOutput output_;

@@ -58,17 +58,16 @@ void CpuExecutor::embed(const Op& op, int64_t begin, int64_t end) {
   }
 }
 
-void CpuExecutor::norm(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch) {
+void CpuExecutor::norm(const Op& op, int64_t begin, int64_t end, Rows& out, WorkerScratch& scratch) {
   Rows& in = rows(op.in);
   float* temporary = scratch.row.as<float>();
   for (int64_t r = begin; r < end; ++r) {
     if (op.residual >= 0) {
       apply_norm(options_.isa, *op.norm, in.row(r), in.width, temporary);
       if (op.multiplier != 1.0f) scale_row(options_.isa, temporary, op.multiplier, in.width, temporary);
-      add_row(options_.isa, temporary, in.width, rows(op.residual).row(r));
+      add_row(options_.isa, temporary, in.width, out.row(r));
       continue;
     }
-    Rows& out = rows(op.out);
     float* y = out.has(ActivationForm::kF32) ? out.row(r) : temporary;
     apply_norm(options_.isa, *op.norm, in.row(r), in.width, y);
     store_forms(out, r, 0, y, in.width);
@@ -88,25 +87,39 @@ int64_t CpuExecutor::linear_units(const Op& op) const {
   return units;
 }
 
-void CpuExecutor::linear(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch) {
+// The rows that a linear operation reads: of its buffer, or this worker's own, computed on its first visit to the stage.
+Activations CpuExecutor::linear_input(const Stage& stage, WorkerScratch& scratch) {
+  Rows& in = rows(stage.op->in);
+  const int64_t count = num_rows(in);
+  if (stage.absorbs == nullptr || count > kAbsorbedRows) return in.view(count);
+  if (scratch.absorbed_step != step_ || scratch.absorbed_op != stage.op) {
+    norm(*stage.absorbs, 0, count, scratch.absorbed, scratch);
+    scratch.absorbed_step = step_;
+    scratch.absorbed_op = stage.op;
+  }
+  return scratch.absorbed.view(count);
+}
+
+void CpuExecutor::linear(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch) {
+  const Op& op = *stage.op;
+  const Activations x = linear_input(stage, scratch);
   if (op.activation) {
-    for (int64_t unit = begin; unit < end; ++unit) activated_unit(op, unit, scratch);
+    for (int64_t unit = begin; unit < end; ++unit) activated_unit(op, x, unit, scratch);
     return;
   }
   int64_t first = 0;  // unit number of the segment's first panel
   for (const LinearSegment& segment : op.segments) {
     const int64_t panels = weights_[segment.weight].num_panels(), count = num_units(panels, kTilePanels);
     const int64_t from = std::max(begin, first) - first, to = std::min(end, first + count) - first;
-    if (from < to) linear_panels(op, segment, from * kTilePanels, std::min(panels, to * kTilePanels), scratch);
+    if (from < to) linear_panels(op, x, segment, from * kTilePanels, std::min(panels, to * kTilePanels), scratch);
     first += count;
   }
 }
 
-void CpuExecutor::linear_panels(const Op& op, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch) {
+void CpuExecutor::linear_panels(const Op& op, const Activations& x, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end,
+                                WorkerScratch& scratch) {
   const PackedMatrix& weight = weights_[segment.weight];
-  Rows& in = rows(op.in);
-  const int64_t count = num_rows(in);
-  const Activations x = in.view(count);
+  const int64_t count = x.num_rows;
   const Isa isa = options_.isa;
   const auto columns_of = [&](int64_t begin, int64_t end) { return std::min(end * kPanelRows, weight.rows()) - begin * kPanelRows; };
   const float* bias = segment.bias.empty() ? nullptr : segment.bias.data() + panel_begin * kPanelRows;
@@ -139,13 +152,12 @@ void CpuExecutor::linear_panels(const Op& op, const LinearSegment& segment, int6
   }
 }
 
-void CpuExecutor::activated_unit(const Op& op, int64_t unit, WorkerScratch& scratch) {
-  Rows &in = rows(op.in), &out = rows(op.out);
+void CpuExecutor::activated_unit(const Op& op, const Activations& x, int64_t unit, WorkerScratch& scratch) {
+  Rows& out = rows(op.out);
   const LinearSegment& up = op.segments.back();
   const PackedMatrix& up_weight = weights_[up.weight];
-  const int64_t count = num_rows(in), begin = unit * kTilePanels, end = std::min(up_weight.num_panels(), begin + kTilePanels);
+  const int64_t count = x.num_rows, begin = unit * kTilePanels, end = std::min(up_weight.num_panels(), begin + kTilePanels);
   const int64_t column = begin * kPanelRows, columns = std::min(end * kPanelRows, up_weight.rows()) - column;
-  const Activations x = in.view(count);
   const Isa isa = options_.isa;
   const ActivationKind kind = kind_of(*op.activation);
   float *a = scratch.tile_a.as<float>(), *b = scratch.tile_b.as<float>();
@@ -168,33 +180,34 @@ void CpuExecutor::activated_unit(const Op& op, int64_t unit, WorkerScratch& scra
 }
 
 void CpuExecutor::position(const Op& op, int64_t begin, int64_t end) {
+  const int64_t heads = op.attention->num_heads + op.attention->num_kv_heads;
+  for (int64_t unit = begin; unit < end; ++unit) position_head(op, unit / heads, unit % heads);
+}
+
+// Head `head` of row `r`: the query heads, then the keys'. A value is stored with its key.
+void CpuExecutor::position_head(const Op& op, int64_t r, int64_t head) {
   const AttentionLayer& layer = *op.attention;
-  const int64_t heads = layer.num_heads + layer.num_kv_heads, size = layer.head_dim;
+  const int64_t size = layer.head_dim, kv_head = head - layer.num_heads;
+  const bool is_query = kv_head < 0;
   const Isa isa = options_.isa;
-  const KvView kv = kv_view(op);
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t r = item / heads, head = item % heads;
-    const bool is_query = head < layer.num_heads;
-    const int64_t kv_head = head - layer.num_heads;
-    float* row = rows(op.out).row(r);
-    float* vector = is_query ? row + head * size : row + op.k_column + kv_head * size;
-    if (op.qk_norm) {
-      const auto& norm = is_query ? layer.q_norm : layer.k_norm;
-      if (norm) apply_norm(isa, *norm, vector, size, vector);
-    }
-    if (op.rope) {
-      const auto t = static_cast<std::size_t>(op.rope_table);
-      const Rope& rope = *program_.ropes[t];
-      const int64_t half = rope.rotary_dim / 2;
-      rope_head(isa, vector, rope_cos_[t].as<float>() + r * half, rope_sin_[t].as<float>() + r * half, rope.rotary_dim,
-                layer.rope->pairing == Rope::Pairing::kInterleaved);
-    }
-    if (op.kv_write && !is_query) {
-      const int32_t position = positions_[static_cast<std::size_t>(r)];
-      const auto blocks = block_table(op.kv_group, sequence_of_row_[static_cast<std::size_t>(r)]);
-      kv_write(isa, kv, blocks[static_cast<std::size_t>(position / kKvBlockTokens)], position % kKvBlockTokens, kv_head, vector,
-               row + op.v_column + kv_head * size);
-    }
+  float* row = rows(op.out).row(r);
+  float* vector = is_query ? row + head * size : row + op.k_column + kv_head * size;
+  if (op.qk_norm) {
+    const auto& norm = is_query ? layer.q_norm : layer.k_norm;
+    if (norm) apply_norm(isa, *norm, vector, size, vector);
+  }
+  if (op.rope) {
+    const auto t = static_cast<std::size_t>(op.rope_table);
+    const Rope& rope = *program_.ropes[t];
+    const int64_t half = rope.rotary_dim / 2;
+    rope_head(isa, vector, rope_cos_[t].as<float>() + r * half, rope_sin_[t].as<float>() + r * half, rope.rotary_dim,
+              layer.rope->pairing == Rope::Pairing::kInterleaved);
+  }
+  if (op.kv_write && !is_query) {
+    const int32_t position = positions_[static_cast<std::size_t>(r)];
+    const auto blocks = block_table(op.kv_group, sequence_of_row_[static_cast<std::size_t>(r)]);
+    kv_write(isa, kv_view(op), blocks[static_cast<std::size_t>(position / kKvBlockTokens)], position % kKvBlockTokens, kv_head, vector,
+             row + op.v_column + kv_head * size);
   }
 }
 
@@ -221,11 +234,13 @@ void CpuExecutor::plan_attention() {
     int64_t num_tiles = 0, segments_max = 0;
     for (const auto& sequence : plan_->sequences) num_tiles += num_kv_heads * num_units(sequence.row_end - sequence.row_begin, kAttentionRows);
     const bool split = num_tiles < 4 * pool_.num_threads();
+    bool one_item = true;
     for (std::size_t s = 0; s < plan_->sequences.size(); ++s) {
       const auto& sequence = plan_->sequences[s];
       const int32_t count = sequence.row_end - sequence.row_begin;
       AttentionArgs args{.num_rows = count, .first_position = sequence.first_position, .window = info_.kv_groups[g].window};
       const int64_t segments = count == 1 && split ? attention_num_segments(args, 0) : 1;
+      one_item = one_item && segments <= 1 && count <= kAttentionRows;
       for (int32_t kv_head = 0; kv_head < num_kv_heads; ++kv_head) {
         if (segments > 1) {
           merges.push_back(static_cast<int32_t>(items.size()));
@@ -238,6 +253,7 @@ void CpuExecutor::plan_attention() {
         }
       }
     }
+    heads_have_one_item_[g] = one_item;
     num_segments_[g] = segments_max;
     if (segments_max > 0) {
       const auto floats = static_cast<int64_t>(plan_->sequences.size()) * num_kv_heads * segments_max * partial_floats_[g];
@@ -284,11 +300,21 @@ void CpuExecutor::finish_rows(const Op& op, const AttentionItem& item) {
   for (int64_t r = first + item.row_begin; r < first + item.row_end; ++r) store_forms(out, r, column, out.row(r) + column, group_columns);
 }
 
-void CpuExecutor::attention(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch) {
+void CpuExecutor::attention(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch) {
+  const Op& op = *stage.op;
+  const int64_t num_heads = op.attention->num_heads, group_size = num_heads / op.attention->num_kv_heads;
+  const bool absorbs_position = stage.absorbs != nullptr && heads_have_one_item_[static_cast<std::size_t>(op.kv_group)];
   const KvView kv = kv_view(op);
   for (int64_t i = begin; i < end; ++i) {
     const AttentionItem& item = attention_items_[static_cast<std::size_t>(op.kv_group)][static_cast<std::size_t>(i)];
     const AttentionArgs args = attention_args(op, item.sequence);
+    if (absorbs_position) {
+      const int64_t first = plan_->sequences[static_cast<std::size_t>(item.sequence)].row_begin;
+      for (int64_t row = first + item.row_begin; row < first + item.row_end; ++row) {
+        for (int64_t head = item.kv_head * group_size; head < (item.kv_head + 1) * group_size; ++head) position_head(*stage.absorbs, row, head);
+        position_head(*stage.absorbs, row, num_heads + item.kv_head);
+      }
+    }
     if (item.segment >= 0) {
       float* partial = partials_of(op, item) + item.segment * partial_floats(op);
       millrace::attention_partial(options_.isa, kv, args, item.row_begin, item.kv_head, item.segment, partial, scratch.attention.as<float>());

@@ -33,14 +33,17 @@ void load(const std::filesystem::path& directory, ThreadPool& pool, std::optiona
   model->weights = std::make_shared<const Weights>(std::move(weights).value());
 }
 
-std::vector<float> logits(const Model& model, Program program, ThreadPool& pool, const CpuExecutorOptions& options) {
+// `chunk` tokens a step. num_stages: of the last step.
+std::vector<float> logits(const Model& model, Program program, ThreadPool& pool, const CpuExecutorOptions& options, int64_t chunk = 17,
+                          int64_t* num_stages = nullptr) {
   std::vector<float> out;
   auto executor = CpuExecutor::create(model.network, model.weights, std::move(program), pool, options);
   auto runner = SequenceRunner::create(**executor, 64);
   runner->reset(64);
   std::vector<int32_t> tokens(40);
   for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 13 % 500);
-  EXPECT_TRUE(runner->append(tokens, 17, true, [&](int64_t, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); }).is_ok());
+  EXPECT_TRUE(runner->append(tokens, chunk, true, [&](int64_t, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); }).is_ok());
+  if (num_stages != nullptr) *num_stages = (*executor)->num_stages();
   return out;
 }
 
@@ -63,6 +66,27 @@ TEST(Fuse, ChangesNoBitOfAnyFamily) {
         EXPECT_EQ(logits(*model, fused, pool, options), logits(*model, unfused, pool, options));
       }
     }
+  }
+}
+
+// Small operations of a step of few rows are done along with the next one: the threads wait for each other five times a layer.
+TEST(Fuse, AStepOfOneTokenHasFiveStagesALayer) {
+  const Isa isa = *choose_isa();
+  ThreadPool pool(2);
+  for (const char* name : {"llama", "qwen3", "gemma2", "bloom"}) {
+    SCOPED_TRACE(name);
+    std::optional<Model> model;
+    load(source_dir() / "tests/golden/models" / name, pool, model);
+    ASSERT_TRUE(model && model->weights);
+    Program program = lower_network(model->network, *model->weights, isa, GemmPath::kFast);
+    fuse(program);
+    const CpuExecutorOptions options{isa, GemmPath::kFast, KvDType::kBf16, 64};
+    int64_t many = 0, one = 0;
+    EXPECT_EQ(logits(*model, program, pool, options, 17, &many), logits(*model, program, pool, options, 1, &one));
+    const auto layers = static_cast<int64_t>(model->network.layers.size());
+    // And the embedding, the gathered rows, the head and sampling; Gemma norms what it adds to the residual, twice a layer.
+    EXPECT_EQ(one, (std::string_view(name) == "gemma2" ? 7 : 5) * layers + 4);
+    EXPECT_GE(many, one + 2 * layers) << "the norms of more rows are shared out";
   }
 }
 
