@@ -47,18 +47,21 @@ def quiet_run(command, log, **options):
         raise Unavailable(f"{os.path.basename(str(command[0]))} failed: {said[-1][:200] if said else done.returncode} (log: {os.path.relpath(log)})")
 
 
-def make_venv(name, requirements, remove=()):
+def make_venv(name, requirements, alone=(), remove=()):
     """A virtual environment of its own with pinned packages; gives its python. Made once: a note in it says what it was made for.
 
-    `remove`: packages that come as dependencies, and are taken away again."""
+    `alone`: packages without their dependencies. `remove`: packages that came as dependencies and are taken away again.
+    """
     directory = os.path.join(BUILD, name)
-    python, note, wanted = os.path.join(directory, "bin", "python"), os.path.join(directory, "requirements.txt"), "\n".join(requirements) + "\n"
+    python, note, wanted = os.path.join(directory, "bin", "python"), os.path.join(directory, "requirements.txt"), "\n".join([*requirements, *alone]) + "\n"
     if os.path.exists(note) and open(note).read() == wanted:
         return python
     print(f"installing {', '.join(requirements)} into {os.path.relpath(directory)}", file=sys.stderr)
     log = os.path.join(BUILD, f"{name}.install.log")
     quiet_run([sys.executable, "-m", "venv", directory], log)
     quiet_run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *requirements], log)
+    if alone:
+        quiet_run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", *alone], log)
     if remove:
         quiet_run([python, "-m", "pip", "uninstall", "-q", "-y", *remove], log)
     with open(note, "w") as file:

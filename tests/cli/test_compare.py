@@ -100,6 +100,43 @@ def test_refuses_a_package_that_runs_below_this_cpu(reported, cpu, refused):
         assert Engine().identify(hands, "m.gguf", {"features": [cpu]})["isa"] == reported
 
 
+class SlowToStart(Engine):
+    together = True
+
+
+def test_an_engine_that_starts_slowly_measures_a_round_in_one_process():
+    lines = [json.dumps({"workload": "decode", "rate": 5.0}), json.dumps({"workload": "streams8", "error": "RuntimeError: too many"})]
+    engine, hands = SlowToStart(), RecordedWorker(stdout="\n".join(lines))
+
+    def measure(name):
+        return engine.measure(hands, "m", workload.named(name), 2, {}, 10)[0]
+    assert measure("decode") == 5.0 and len(hands.commands) == 1
+    for name, why in (("streams8", "too many"), ("streams32", "no figure")):
+        with pytest.raises(Unavailable, match=why):
+            measure(name)
+    assert len(hands.commands) == 1
+    assert measure("decode") == 5.0 and len(hands.commands) == 2  # the next round
+
+
+def test_openvino_exports_what_its_reader_of_gguf_refuses(tmp_path, monkeypatch):
+    steps = []
+
+    def run(command, log, **_):
+        steps.append(command)
+        if command[0] == "python":  # the attempt to read the file itself
+            raise Unavailable("unsupported type")
+    monkeypatch.setattr(python_engines, "BUILD", str(tmp_path))
+    monkeypatch.setattr(python_engines, "make_venv", lambda *_, **__: "/venv/bin/python")
+    monkeypatch.setattr(python_engines, "quiet_run", run)
+    monkeypatch.setattr(python_engines.shutil, "rmtree", lambda _: None)
+    engine = python_engines.OpenVino()
+    engine.python = "python"
+    (tmp_path / "models" / "gemma3-270m-openvino").mkdir(parents=True)
+    path = engine.prepare(models.named("gemma3-270m"), "m.gguf")
+    assert path.endswith("gemma3-270m-openvino") and [command[0] for command in steps] == ["python", "/venv/bin/python", "/venv/bin/optimum-cli"]
+    assert engine.prepare(models.named("gemma3-270m"), "m.gguf") == path and len(steps) == 3  # done once
+
+
 def test_reads_what_ctranslate2_chose():
     text = "[info]  - Selected ISA: AVX2\n[info]  - Use Intel MKL: true\n[info]  - GEMM_S8 backend: MKL (packed: true, u8s8 preferred: true)\n"
     assert python_engines.parse_ctranslate2_log(text).startswith("AVX2 by default") and "MKL" in python_engines.parse_ctranslate2_log(text)
