@@ -86,16 +86,16 @@ void ProfileSampler::close_sample() {
   open_ = {};
 }
 
-StepProfile ProfileSampler::profile(std::string title, const MachineBound& bound, bool per_layer) const {
+StepProfile ProfileSampler::profile(std::string_view title, const MachineBound& bound, bool per_layer) const {
   MR_CHECK(!samples_.empty(), "a profile needs a sample");
-  std::vector<const Sample*> faster;
-  for (const Sample& sample : samples_) faster.push_back(&sample);
-  std::sort(faster.begin(), faster.end(), [](const Sample* a, const Sample* b) { return a->seconds < b->seconds; });
-  faster.resize((faster.size() + 1) / 2);
-  const double share = 1.0 / static_cast<double>(faster.size());
-  StepProfile profile{.title = std::move(title), .num_threads = num_threads_};
+  std::vector<const Sample*> fastest;
+  for (const Sample& sample : samples_) fastest.push_back(&sample);
+  std::sort(fastest.begin(), fastest.end(), [](const Sample* a, const Sample* b) { return a->seconds < b->seconds; });
+  fastest.resize((fastest.size() + 9) / 10);
+  const double share = 1.0 / static_cast<double>(fastest.size());
+  StepProfile profile{.title = fmt::format("{}, fastest {} of {}", title, fastest.size(), samples_.size()), .num_threads = num_threads_};
   const auto& ops = executor_.program().ops;
-  for (const Sample* sample : faster) {
+  for (const Sample* sample : fastest) {
     profile.seconds += share * sample->seconds;
     profile.start_seconds += share * sample->start_seconds;
   }
@@ -106,13 +106,13 @@ StepProfile ProfileSampler::profile(std::string title, const MachineBound& bound
     if (row == profile.rows.end()) row = profile.rows.insert(row, {.group = label.group, .name = label.name});
     ++row->count;
     OpCost cost;
-    for (const Sample* sample : faster) {
+    for (const Sample* sample : fastest) {
       row->busy_seconds += share * sample->busy_seconds[i];
       row->wait_seconds += share * sample->wait_seconds[i];
       row->bound_seconds += share * bound.seconds(sample->costs[i]);
       cost += sample->costs[i];
     }
-    const auto num_samples = static_cast<int64_t>(faster.size());
+    const auto num_samples = static_cast<int64_t>(fastest.size());
     cost.weight_bytes /= num_samples;
     cost.kv_bytes /= num_samples;
     for (double& operations : cost.operations) operations *= share;

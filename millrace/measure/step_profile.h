@@ -48,9 +48,9 @@ class ProfileSampler {
   // Ends the sample: one step of decoding, all steps of a prefill.
   void close_sample();
 
-  // The mean over the faster half of the samples, so that what disturbed the others does not count. Operations of one kind are one row,
-  // or one for each layer. MR_CHECKs that there is a sample.
-  StepProfile profile(std::string title, const MachineBound& bound, bool per_layer) const;
+  // The mean over the fastest tenth of the samples, at least one: what other programs did during the others does not count. Operations of
+  // one kind are one row, or one for each layer. MR_CHECKs that there is a sample.
+  StepProfile profile(std::string_view title, const MachineBound& bound, bool per_layer) const;
 
  private:
   struct Sample {
