@@ -81,7 +81,7 @@ class GgmlPeer(Peer):
             command = [self.program("llama-batched-bench"), "-m", path, "-c", workload.context_tokens, "-b", 2048, "-npp", workload.prompt_tokens, "-ntg",
                        workload.new_tokens, "-npl", workload.streams, "-t", threads, *self.batched_options(setting)]
             result = worker.run(command, timeout_s=timeout_s)
-            return parse_batched_bench(output_of(result, "llama-batched-bench")), result
+            return parse_batched_bench(output_of(result, "llama-batched-bench") + result["stderr"]), result  # ik_llama.cpp's table goes to stderr
         if workload.kind == "start":
             command = [self.program(self.first_token_program), "-m", path, "-t", threads, "-c", 512, "-n", 4, "-p", PROMPT, "--temp", "0", *self.first_token_options]
             result = worker.run(command, timeout_s=timeout_s)

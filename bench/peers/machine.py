@@ -2,9 +2,8 @@
 import os
 import platform
 
-# Instruction sets in the order in which engines pay for them, by the name /proc/cpuinfo gives them. AMX is left out: what engines do
-# without it differs by machine, and their documents say whether they use it.
-FEATURES = ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16")
+# The instruction sets that engines compute with, by the names of /proc/cpuinfo.
+FEATURES = ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
 def cpuinfo(path="/proc/cpuinfo"):

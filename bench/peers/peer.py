@@ -69,11 +69,17 @@ def make_venv(name, requirements, alone=(), remove=()):
     return python
 
 
+def telling_line(text):
+    """The line that says why, as ": line": the first with an assertion that failed, else the last."""
+    said = [line.strip() for line in text.splitlines() if line.strip()]
+    failed = [line[line.index("GGML_ASSERT"):] for line in said if "GGML_ASSERT" in line]
+    return f": {(failed or said[-1:])[0][:200]}" if said else ""
+
+
 def output_of(result, what):
     """The standard output of a worker's job, or Unavailable with what it said last."""
     if result["timed_out"]:
         raise Unavailable(f"{what} did not end within {result['seconds']:.0f} s")
     if result["status"] != 0:
-        said = [line.strip() for line in result["stderr"].splitlines() if line.strip()]
-        raise Unavailable(f"{what} ended with status {result['status']}" + (f": {said[-1][:200]}" if said else ""))
+        raise Unavailable(f"{what} ended with status {result['status']}" + telling_line(result["stderr"]))
     return result["stdout"]

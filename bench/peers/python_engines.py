@@ -177,10 +177,11 @@ class VllmCpu(PythonEngine):
 class Transformers(PythonEngine):
     name, title, driver, venv, licence = "transformers", "transformers", "transformers", "hf", "Apache-2.0"
     requirements = HF_REQUIREMENTS
-    format = "bf16"
+    format = "bf16 where the CPU computes in it, else f32"
 
     def prepare(self, model, model_path):
         return to_hugging_face(model, model_path)
 
     def settings(self, workload, threads):
-        return {} if workload.kind == "start" else {"dtype": ["bfloat16", "float32"]}
+        # bf16 is emulated, and slow, where the CPU has no instructions for it.
+        return {"dtype": ["bfloat16" if "avx512_bf16" in machine.features(machine.cpuinfo()) else "float32"]}

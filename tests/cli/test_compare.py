@@ -151,14 +151,14 @@ def test_the_build_record_gives_the_compile_flags():
 
 
 def test_settings_become_the_options_of_each_program():
-    bench, batched = RecordedWorker(stdout=LLAMA_BENCH), RecordedWorker(stdout=BATCHED_BENCH)
+    bench, batched = RecordedWorker(stdout=LLAMA_BENCH), RecordedWorker(stderr=BATCHED_BENCH)
     ggml.IkLlamaCpp().measure(bench, "m.gguf", workload.named("decode4096"), 2, {"fa": 1, "rtr": 1, "kv": "q8_0"}, 10)
     assert " ".join(bench.commands[0]).endswith("-fa 1 -rtr 1 -ctk q8_0 -ctv q8_0 -p 0 -n 0 -gp 4096,64 -w 0")
     ggml.IkLlamaCpp().measure(batched, "m.gguf", workload.named("streams8"), 2, {"fa": 0, "rtr": 1, "mqkv": 0}, 10)
     assert " ".join(batched.commands[0]).endswith("-npp 64 -ntg 64 -npl 8 -t 2 -fa 0 -rtr")
 
 
-@pytest.mark.parametrize("result, why", [({"status": 134, "stderr": "loading\nGGML_ASSERT(S > 0) failed\n"}, "status 134: GGML_ASSERT"), ({"timed_out": True, "seconds": 60.0}, "within 60 s")])
+@pytest.mark.parametrize("result, why", [({"status": 134, "stderr": "loading\n/src/fa.h:9: GGML_ASSERT(S > 0) failed\n[detached]\n"}, "status 134: GGML_ASSERT.S > 0. failed$"), ({"timed_out": True, "seconds": 60.0}, "within 60 s")])
 def test_a_run_that_failed_gives_its_reason(result, why):
     with pytest.raises(Unavailable, match=why):
         ggml.LlamaCpp().measure(RecordedWorker(**result), "m.gguf", workload.named("decode"), 2, {}, 10)
