@@ -96,12 +96,18 @@ void ThreadPool::publish(uint32_t offer) {
     return;
   }
   if (num_threads_ == 1) return;
-  const bool is_stage = offer < kEach;
-  const int sleeping = num_sleeping_.load();
+  if (offer >= kEach) {
+    if (num_sleeping_.load() > 0) wake(kWakeWorkers, INT_MAX);
+    return;
+  }
   // Workers that no CPU is left for would only take one from the others. A single chunk wakes nobody: it is done before they are up.
-  const int useful = is_stage ? std::min<int>(sleeping - num_standby_, static_cast<int>(offer - kStage) - 1) : sleeping;
-  if (useful > 0) wake(kWakeWorkers, is_stage ? useful : INT_MAX);
-  if (is_stage && useful > 0 && caller_sleeps_.load()) wake(kWakeCaller, 1);
+  const bool caller_sleeps = caller_sleeps_.load();
+  int useful = std::min<int>(num_sleeping_.load() + caller_sleeps - num_standby_, static_cast<int>(offer - kStage) - 1);
+  if (caller_sleeps && useful > 0) {
+    wake(kWakeCaller, 1);
+    --useful;
+  }
+  if (useful > 0) wake(kWakeWorkers, useful);
 }
 
 void ThreadPool::wait_for_change(uint32_t epoch, bool is_caller) {
