@@ -236,13 +236,14 @@ bool CpuExecutor::is_absorbed(const Stage& stage) const {
   return num_rows(buffers_[static_cast<std::size_t>(stage.op->in)]) <= kAbsorbedRows;
 }
 
-// Some chunks a thread, so that a slower one computes fewer of them.
+// Some chunks a thread, so that a slower one computes fewer of them; more where one is long enough that claiming it does not count.
 int64_t CpuExecutor::num_chunks(const Stage& stage) {
-  constexpr int64_t kChunksPerThread = 4, kHeadsPerChunk = 8;
+  constexpr int64_t kHeadsPerChunk = 8;
+  const int64_t chunks_per_thread = num_rows_ >= 32 ? 16 : 4;
   const int64_t units = stage_units(stage), units_min = stage.op->kind == OpKind::kPosition ? kHeadsPerChunk : 1;
   // An item of attention is large enough to be claimed by itself, and they differ.
   if (units > 0) ++num_stages_;
-  chunk_units_ = stage.op->kind == OpKind::kAttention ? 1 : std::max(units_min, units / (kChunksPerThread * pool_.num_threads()));
+  chunk_units_ = stage.op->kind == OpKind::kAttention ? 1 : std::max(units_min, units / (chunks_per_thread * pool_.num_threads()));
   return (units + chunk_units_ - 1) / chunk_units_;
 }
 
