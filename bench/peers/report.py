@@ -68,7 +68,7 @@ def model_table(run, model):
         if cell.get("values"):
             spread = f" ({number(min(cell['values']))}–{number(max(cell['values']))})" if len(cell["values"]) > 1 else ""
             return number(median(cell)) + spread + ("*" if was_disturbed(cell) else "")
-        reason = cell.get("reason") or run["peers"][peer].get("unavailable") or "not asked for"
+        reason = cell.get("reason") or run["peers"][peer].get("unavailable") or ("not measured: the run ended before" if cell else "not asked for")
         if reason not in notes:
             notes.append(reason)
         return f"– [{notes.index(reason) + 1}]"
@@ -129,11 +129,12 @@ def settings_table(run):
 def document(run, command):
     machine = run["machine"]
     rounds = sorted({len(cell["values"]) for cell in run["cells"].values() if cell.get("values")})
+    rounds_text = "nothing measured" if not rounds else f"{rounds[0]} to {rounds[-1]} rounds" if len(rounds) > 1 else f"{rounds[0]} round{'s' if rounds[0] > 1 else ''}"
     parts = ["The same machine, threads and GGUF file for every engine that reads it; the peers at the best of their swept settings, millrace at its defaults; all engines in turn in "
              "every round. Rates are tokens per second: median of the rounds (lowest–highest). Ratios are of medians; above 1 millrace is the faster one.",
              f"```\n{command}\n```",
-             f"{machine['cpu']}, {machine['cpus']} CPUs ({' '.join(machine['features'])}), {machine['threads']} threads, {f'{rounds[0]} to ' if len(rounds) > 1 else ''}{rounds[-1]} rounds:"
-             if rounds else "Nothing was measured.", "![bar chart of the tables below](benchmarks.svg)"]
+             f"{machine['cpu']}, {machine['cpus']} CPUs ({' '.join(machine['features'])}), {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, {rounds_text}:",
+             "![bar chart of the tables below](benchmarks.svg)"]
     for model, title in run["models"].items():
         if measured_workloads(run, model):
             parts += [f"### {title}", model_table(run, model)]
