@@ -241,9 +241,9 @@ int64_t CpuExecutor::num_chunks(const Stage& stage) {
   constexpr int64_t kHeadsPerChunk = 8;
   const int64_t chunks_per_thread = num_rows_ >= 32 ? 16 : 4;
   const int64_t units = stage_units(stage), units_min = stage.op->kind == OpKind::kPosition ? kHeadsPerChunk : 1;
-  // An item of attention is large enough to be claimed by itself, and they differ.
+  // An item of attention is large enough to be claimed by itself, and they differ; only the pool's limit on chunks puts some together.
   if (units > 0) ++num_stages_;
-  chunk_units_ = stage.op->kind == OpKind::kAttention ? 1 : std::max(units_min, units / (chunks_per_thread * pool_.num_threads()));
+  chunk_units_ = stage.op->kind == OpKind::kAttention ? std::max<int64_t>(1, units >> 19) : std::max(units_min, units / (chunks_per_thread * pool_.num_threads()));
   return (units + chunk_units_ - 1) / chunk_units_;
 }
 
