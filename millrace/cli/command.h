@@ -72,6 +72,7 @@ void register_template(CLI::App& app, int& exit_status);
 void register_logits(CLI::App& app, int& exit_status);
 void register_verify(CLI::App& app, int& exit_status);
 void register_bench(CLI::App& app, int& exit_status);
+void register_eval(CLI::App& app, int& exit_status);
 void register_probe(CLI::App& app, int& exit_status);
 
 }  // namespace millrace::cli

@@ -23,6 +23,7 @@ int main(int argc, char** argv) {
   register_template(app, exit_status);
   register_logits(app, exit_status);
   register_verify(app, exit_status);
+  register_eval(app, exit_status);
   register_bench(app, exit_status);
   register_probe(app, exit_status);
   try {
