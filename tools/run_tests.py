@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEMO_MODEL = os.path.join(ROOT, "models", "SmolLM2-135M-Instruct.Q4_1.gguf")
 ROOMS = ["base", "tensor", "kernels", "formats", "tokenizer", "sampling", "model", "measure", "quality", "engine", "server"]
 # Parsers and engine under AddressSanitizer; threads under ThreadSanitizer.
-ASAN_ROOMS = ["base", "tensor", "formats", "tokenizer", "sampling", "model", "engine", "server"]
+ASAN_ROOMS = ["base", "tensor", "formats", "tokenizer", "sampling", "model", "quality", "engine", "server"]
 TSAN_ROOMS = ["base", "engine", "server"]
 
 

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 version=11434.0.0
 sha256=b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45
-programs="llama-bench llama-batched-bench llama-completion"
+programs="llama-bench llama-batched-bench llama-completion llama-perplexity"
 dir=$PWD/build/peers/llama.cpp-$version
 mkdir -p "$dir"
 if [ "$(cat "$dir/built" 2>/dev/null)" != "$programs" ]; then
