@@ -18,6 +18,7 @@ constexpr int64_t kDefaultContext = 512, kStepRows = 1024;
 struct EvalOptions : ModelOptions {
   std::string text, against, against_path = "exact", save_logits, logits_format = "f32", kv_cache_dtype = "auto";
   std::optional<int64_t> context, stride, max_tokens;
+  int64_t skip_tokens = 0;
   bool exact = false, against_exact = false;
 };
 
@@ -30,11 +31,14 @@ struct OpenReference {
   std::unique_ptr<Reference> reference;
 };
 
-Result<std::vector<int32_t>> tokens_of(const Tokenizer& tokenizer, const std::string& text, std::optional<int64_t> max_tokens) {
+// The part of the text's tokens that is read.
+Result<std::vector<int32_t>> tokens_of(const Tokenizer& tokenizer, const std::string& text, const EvalOptions& options) {
   EncodeOptions encode;
   encode.parse_special = false;  // a text about "<|im_end|>" is no end of a turn
   MR_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, tokenizer.encode(text, encode));
-  if (max_tokens && *max_tokens < static_cast<int64_t>(tokens.size())) tokens.resize(static_cast<std::size_t>(*max_tokens));
+  const auto num_tokens = static_cast<int64_t>(tokens.size());
+  tokens.erase(tokens.begin(), tokens.begin() + std::min(options.skip_tokens, num_tokens));
+  if (options.max_tokens && *options.max_tokens < static_cast<int64_t>(tokens.size())) tokens.resize(static_cast<std::size_t>(*options.max_tokens));
   return tokens;
 }
 
@@ -163,8 +167,8 @@ Status check_options(const EvalOptions& options, bool against_file) {
     return Status::invalid_argument("--exact --against-exact compares the exact path with itself");
   if (!against_file && options.text.empty())
     return Status::invalid_argument("--text is missing; only a file of logits given to --against brings its own");
-  if (against_file && (options.context || options.stride || options.max_tokens)) {
-    return Status::invalid_argument("--context, --stride and --max-tokens cannot be given with a file of logits: its windows are fixed");
+  if (against_file && (options.context || options.stride || options.max_tokens || options.skip_tokens > 0)) {
+    return Status::invalid_argument("--context, --stride, --max-tokens and --skip-tokens cannot be given with a file of logits: its windows are fixed");
   }
   if (!options.save_logits.empty() && !options.against.empty()) {
     std::error_code ignored;
@@ -181,7 +185,7 @@ Result<TextWindows> choose_windows(const EvalOptions& options, const LoadedModel
   MR_ASSIGN_OR_RETURN(const std::optional<int32_t> bos, leading_bos(*tokenizer));
   std::vector<int32_t> tokens;
   if (!options.text.empty()) {
-    auto encoded = tokens_of(*tokenizer, text, options.max_tokens);
+    auto encoded = tokens_of(*tokenizer, text, options);
     if (!encoded.is_ok()) return encoded.status().with_context(options.text);
     tokens = std::move(encoded).value();
   }
@@ -221,7 +225,7 @@ Status open_reference(const EvalOptions& options, LoadedModel& model, const std:
     const bool exact = options.against_path == "exact";
     open.title = fmt::format("{}, {}", options.against, path_name(exact, "bf16"));
     if (const auto tokenizer = open.model->tokenizer(); tokenizer.is_ok()) {
-      MR_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, tokens_of(**tokenizer, text, options.max_tokens));
+      MR_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, tokens_of(**tokenizer, text, options));
       if (tokens != windows.tokens)
         return Status::invalid_argument(
             fmt::format("--against: {} has another tokenizer: it makes other tokens of the text", options.against));
@@ -291,6 +295,7 @@ void register_eval(CLI::App& app, int& exit_status) {
                    "of each is scored")
       ->check(CLI::PositiveNumber);
   command->add_option("--max-tokens", options->max_tokens, "Read no more than so many tokens of the text")->check(CLI::PositiveNumber);
+  command->add_option("--skip-tokens", options->skip_tokens, "Leave out the first N tokens of the text")->check(CLI::NonNegativeNumber);
   command->add_flag("--exact", options->exact, "The exact path: weights decoded to f32, f32 KV cache; slow");
   command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "Of the fast path: auto (bf16), f32, bf16 or int8")
       ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));

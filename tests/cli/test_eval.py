@@ -138,6 +138,12 @@ def test_a_stride_scores_every_token_once(llama):
     assert evaluate(llama, "--context", 32, "--stride", 8, "--max-tokens", 50)["num_scored"] == 49
 
 
+def test_skipped_tokens_leave_the_windows_after_them(llama):
+    whole, rest = (evaluate(llama, "--context", 32, "--skip-tokens", skip) for skip in (0, 64))
+    assert rest["window_nll"] == whole["window_nll"][2:] and rest["num_tokens"] == whole["num_tokens"] - 64
+    assert "text has 0 tokens" in refusal("eval", llama, "--text", TEXT, "--skip-tokens", 100_000)
+
+
 def test_another_model_as_reference(qwen2_gguf, qwen2_q8_gguf):
     got = evaluate(qwen2_q8_gguf, "--context", 32, "--exact", "--against", qwen2_gguf)["against"]
     assert 0 < got["kl"]["mean"] < 0.01 and "exact path" in got["reference"]

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from command import ROOT
+import tiny_gguf
+from command import BINARY, MODELS, ROOT
 
 sys.path.insert(0, str(ROOT / "bench"))
 from peers import divergence  # noqa: E402
@@ -127,3 +128,40 @@ def test_the_script_explains_itself(tmp_path):
         assert refused.returncode != 0 and named in refused.stderr
     (tmp_path / "run.json").write_text(json.dumps({"models": {"A": {"rows_each": 255, "groups": groups([-1e-5])}}}))
     assert "| A |" in subprocess.run([sys.executable, script, "--render", "--json", str(tmp_path / "run.json")], capture_output=True, text=True, check=True).stdout
+
+
+FAKE_LLAMA = """#!/usr/bin/env python3
+# Prints what llama-perplexity would, of a reference that it has looked at.
+import struct, sys
+data = open(sys.argv[sys.argv.index("--kl-divergence-base") + 1], "rb").read()
+context, vocab_size, windows = struct.unpack_from("<3i", data, 8)
+assert len(data) == 20 + 4 * context * windows + windows * (context - 1 - context // 2) * (8 + (vocab_size + 1) // 2 * 4)
+print("Mean PPL(Q) : 20.0\\nMean    KLD: 0.5\\nSame top p: 50.0")
+"""
+
+
+def test_a_whole_run_and_going_on(tmp_path):
+    """With the executable itself, and in llama.cpp's place a program that prints a constant."""
+    fake, out = tmp_path / "fake", tmp_path / "run.json"
+    fake.write_text(FAKE_LLAMA)
+    fake.chmod(0o755)
+    model = tiny_gguf.write(MODELS / "qwen2", tmp_path / "tiny.gguf", "Q8_0")
+
+    def run(scored, *more):
+        command = [sys.executable, str(ROOT / "bench/quality"), "--text", str(ROOT / "tests/golden/quality/text.txt"), "--models", str(model), "--millrace", BINARY, "--llama", str(fake),
+                   "--context", "16", "--group", "2", "--check-windows", "0", "--json", str(out), "--scored", str(scored), *more]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0 and "| tiny |" in result.stdout, result.stderr
+        return json.loads(out.read_text())["models"]["tiny"]
+
+    whole = run(35)
+    assert [group["windows"] for group in whole["groups"]] == [2, 2, 1] and "failed" not in whole
+    for group in whole["groups"]:
+        assert 0 < group["millrace"]["kl"] < 0.1 and group["llama.cpp"] == {"kl": 0.5, "nll": pytest.approx(math.log(20)), "top1": 0.5}
+    part = run(14)
+    assert part["groups"] == whole["groups"][:1]
+    assert run(35, "--resume")["groups"] == whole["groups"]
+    # A text that ends before that is scored to its end, and then done.
+    everything = run(100_000, "--resume")
+    assert everything["text_windows"] == sum(group["windows"] for group in everything["groups"]) > 5
+    assert run(100_000, "--resume") == everything
