@@ -9,19 +9,28 @@ namespace {
 
 // The only place that knows which variants exist. In the order of WeightClass.
 const GemmTable kScalar = {{ref::gemm_plain, ref::gemm_plain, ref::gemm_plain, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
-                            ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized},
+                            ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
+                            ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
+                            ref::gemm_plain},
                            ref::gemm_exact};
 const GemmTable kAvx2 = {{avx2::gemm_f32, avx2::gemm_f16, avx2::gemm_bf16, avx2::gemm_q4_0, avx2::gemm_q4_1, avx2::gemm_q5_0, avx2::gemm_q5_1,
-                          avx2::gemm_q8_0, avx2::gemm_q4_k, avx2::gemm_q5_k, avx2::gemm_q6_k},
+                          avx2::gemm_q8_0, avx2::gemm_q4_k, avx2::gemm_q5_k, avx2::gemm_q6_k, avx2::gemm_int2_zero, avx2::gemm_int3_zero,
+                          avx2::gemm_int4, avx2::gemm_int4_zero, avx2::gemm_int8, avx2::gemm_int8_zero, avx2::gemm_code4, avx2::gemm_f8},
                          avx2::gemm_exact};
 const GemmTable kAvx2Vnni = {{avx2::gemm_f32, avx2::gemm_f16, avx2::gemm_bf16, avx2vnni::gemm_q4_0, avx2vnni::gemm_q4_1, avx2vnni::gemm_q5_0,
-                              avx2vnni::gemm_q5_1, avx2vnni::gemm_q8_0, avx2vnni::gemm_q4_k, avx2vnni::gemm_q5_k, avx2vnni::gemm_q6_k},
+                              avx2vnni::gemm_q5_1, avx2vnni::gemm_q8_0, avx2vnni::gemm_q4_k, avx2vnni::gemm_q5_k, avx2vnni::gemm_q6_k,
+                              avx2vnni::gemm_int2_zero, avx2vnni::gemm_int3_zero, avx2vnni::gemm_int4, avx2vnni::gemm_int4_zero,
+                              avx2vnni::gemm_int8, avx2vnni::gemm_int8_zero, avx2vnni::gemm_code4, avx2::gemm_f8},
                              avx2::gemm_exact};
 const GemmTable kAvx512Vnni = {{avx512::gemm_f32, avx512::gemm_f16, avx512::gemm_bf16, avx512::gemm_q4_0, avx512::gemm_q4_1, avx512::gemm_q5_0,
-                                avx512::gemm_q5_1, avx512::gemm_q8_0, avx512::gemm_q4_k, avx512::gemm_q5_k, avx512::gemm_q6_k},
+                                avx512::gemm_q5_1, avx512::gemm_q8_0, avx512::gemm_q4_k, avx512::gemm_q5_k, avx512::gemm_q6_k,
+                                avx512::gemm_int2_zero, avx512::gemm_int3_zero, avx512::gemm_int4, avx512::gemm_int4_zero, avx512::gemm_int8,
+                                avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8},
                                avx512::gemm_exact};
 const GemmTable kAvx512VnniBf16 = {{avx512::gemm_f32, avx512::gemm_f16, avx512bf16::gemm_bf16, avx512::gemm_q4_0, avx512::gemm_q4_1, avx512::gemm_q5_0,
-                                    avx512::gemm_q5_1, avx512::gemm_q8_0, avx512::gemm_q4_k, avx512::gemm_q5_k, avx512::gemm_q6_k},
+                                    avx512::gemm_q5_1, avx512::gemm_q8_0, avx512::gemm_q4_k, avx512::gemm_q5_k, avx512::gemm_q6_k,
+                                    avx512::gemm_int2_zero, avx512::gemm_int3_zero, avx512::gemm_int4, avx512::gemm_int4_zero, avx512::gemm_int8,
+                                    avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8},
                                    avx512::gemm_exact};
 
 const GemmTable& table_of(Isa isa) {
@@ -49,6 +58,7 @@ void gemm(Isa isa, GemmPath path, const PackedMatrix& w, const Activations& x, i
   MR_DCHECK(0 <= panel_begin && panel_end <= w.num_panels() && 0 <= row_begin && row_end <= x.num_rows, "range out of bounds");
   if (panel_begin >= panel_end || row_begin >= row_end) return;
   const GemmCall call{.weight_class = w.weight_class(),
+                      .group = w.group_format(),
                       .panels = w.panel(panel_begin),
                       .panel_bytes = w.panel_bytes(),
                       .num_panels = panel_end - panel_begin,

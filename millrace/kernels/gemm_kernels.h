@@ -8,11 +8,12 @@
 // What the dispatcher and the variants of gemm() share. Kept free of templates: per-ISA files include it.
 namespace millrace {
 
-inline constexpr int kNumWeightClasses = static_cast<int>(WeightClass::kQ6_K) + 1;
+inline constexpr int kNumWeightClasses = static_cast<int>(WeightClass::kF8E4M3) + 1;
 
 // gemm() with its arguments as one record; `panels` is the first of num_panels.
 struct GemmCall {
   WeightClass weight_class;
+  GroupFormat group;  // of the grouped classes
   const std::byte* panels;
   int64_t panel_bytes, num_panels, k;
   const Activations* x;
@@ -33,6 +34,7 @@ struct GemmTable {
   void gemm_f32(const GemmCall&);  \
   void gemm_f16(const GemmCall&);  \
   void gemm_bf16(const GemmCall&); \
+  void gemm_f8(const GemmCall&);   \
   void gemm_exact(const GemmCall&);
 #define MR_DECLARE_QUANTIZED_GEMM \
   void gemm_q4_0(const GemmCall&); \
@@ -44,17 +46,27 @@ struct GemmTable {
   void gemm_q5_k(const GemmCall&); \
   void gemm_q6_k(const GemmCall&);
 
+#define MR_DECLARE_GROUPED_GEMM       \
+  void gemm_int2_zero(const GemmCall&); \
+  void gemm_int3_zero(const GemmCall&); \
+  void gemm_int4(const GemmCall&);      \
+  void gemm_int4_zero(const GemmCall&); \
+  void gemm_int8(const GemmCall&);      \
+  void gemm_int8_zero(const GemmCall&); \
+  void gemm_code4(const GemmCall&);
+
 namespace ref {
 void gemm_plain(const GemmCall&);
 void gemm_quantized(const GemmCall&);
 void gemm_exact(const GemmCall&);
 }  // namespace ref
-namespace avx2 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM }
-namespace avx2vnni { MR_DECLARE_QUANTIZED_GEMM }
-namespace avx512 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM }
+namespace avx2 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM }
+namespace avx2vnni { MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM }
+namespace avx512 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM }
 namespace avx512bf16 { void gemm_bf16(const GemmCall&); }
 
 #undef MR_DECLARE_PLAIN_GEMM
 #undef MR_DECLARE_QUANTIZED_GEMM
+#undef MR_DECLARE_GROUPED_GEMM
 
 }  // namespace millrace

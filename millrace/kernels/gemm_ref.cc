@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "millrace/kernels/gemm_kernels.h"
+#include "millrace/kernels/grouped_panels.h"
 #include "millrace/kernels/panel_layout.h"
 #include "millrace/tensor/half.h"
 
@@ -35,7 +36,7 @@ void gemm_quantized(const GemmCall& call) {
     const std::byte* panel = call.panels + r / kPanelRows * call.panel_bytes;
     for (int64_t m = 0; m < call.num_rows; ++m) call.y[m * call.y_stride + r] = 0;
     for (int64_t block = 0; block < num_blocks; ++block) {
-      const BlockRow weights = load_block_row(call.weight_class, panel, block, r % kPanelRows);
+      const BlockRow weights = load_block_row(call.weight_class, call.group, panel, block, r % kPanelRows);
       for (int64_t m = 0; m < call.num_rows; ++m) {
         const int64_t at = (call.row_begin + m) * num_blocks + block;  // activations are [row, block], as k is whole blocks
         float& sum = call.y[m * call.y_stride + r];
@@ -49,7 +50,7 @@ void gemm_quantized(const GemmCall& call) {
 void gemm_exact(const GemmCall& call) {
   for (int64_t panel = 0; panel < call.num_panels; ++panel) {
     const std::byte* bytes = call.panels + panel * call.panel_bytes;
-    for (int64_t row = 0; row < kPanelRows; ++row) unpack_panel_row(call.weight_class, bytes, call.k, row, call.scratch + row, kPanelRows);
+    for (int64_t row = 0; row < kPanelRows; ++row) unpack_panel_row(call.weight_class, call.group, bytes, call.k, row, call.scratch + row, kPanelRows);
     for (int64_t m = 0; m < call.num_rows; ++m) {
       const float* x = call.x->f32 + (call.row_begin + m) * call.x->f32_stride;
       for (int64_t row = 0; row < kPanelRows; ++row) {
@@ -61,7 +62,7 @@ void gemm_exact(const GemmCall& call) {
   }
 }
 
-// The fast path of the plain classes must do without scratch.
+// The fast path of the plain classes must do without scratch. That of 8-bit floats is the same: weights as f32, times f32 activations.
 void gemm_plain(const GemmCall& call) {
   for (int64_t panel = 0; panel < call.num_panels; ++panel) {
     for (int64_t m = 0; m < call.num_rows; ++m) {
@@ -69,9 +70,13 @@ void gemm_plain(const GemmCall& call) {
       for (int64_t row = 0; row < kPanelRows; ++row) {
         const std::byte* bytes = call.panels + panel * call.panel_bytes;
         float sum = 0;
+        float block[kBlockK];
         for (int64_t i = 0; i < call.k; ++i) {
           float weight;
-          if (call.weight_class == WeightClass::kF32) {
+          if (call.weight_class == WeightClass::kF8E4M3) {
+            if (i % kBlockK == 0) unpack_grouped_block(call.weight_class, call.group, bytes, i / kBlockK, row, block, 1);
+            weight = block[i % kBlockK];
+          } else if (call.weight_class == WeightClass::kF32) {
             weight = reinterpret_cast<const float*>(bytes)[i * kPanelRows + row];
           } else {
             const uint16_t bits = reinterpret_cast<const uint16_t*>(bytes)[i / 2 * kPanelRows * 2 + row * 2 + i % 2];

@@ -2,10 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <mutex>
 #include <optional>
 
+#include "millrace/kernels/grouped_panels.h"
 #include "millrace/kernels/panel_layout.h"
 #include "millrace/tensor/half.h"
 
@@ -157,9 +159,7 @@ void pack_block(WeightClass weight_class, const std::byte* stored, int64_t block
       for (int i = 0; i < 2; ++i) store(to + 384 + i * 16 + row, load<uint8_t>(from + 192 + group * 2 + i));
       return;
     }
-    case WeightClass::kF32:
-    case WeightClass::kF16:
-    case WeightClass::kBf16: MR_CHECK(false, "plain classes have no codes");
+    default: MR_CHECK(false, "not a class of blocks");
   }
 }
 
@@ -223,28 +223,64 @@ Result<PackedMatrix> PackedMatrix::pack(DType dtype, std::span<const std::byte* 
   matrix.class_ = *weight_class;
   matrix.rows_ = static_cast<int64_t>(rows.size());
   matrix.k_ = k;
-  matrix.panel_bytes_ = millrace::panel_bytes(*weight_class, k);
-  int64_t total_bytes = 0;
-  if (__builtin_mul_overflow(matrix.panel_bytes_, matrix.num_panels(), &total_bytes)) {
-    return Status::invalid_argument(fmt::format("a matrix of {} x {} does not fit in memory", rows.size(), k));
-  }
-  // Zero bytes are zero weights in every class (their scales are 0): the rows beyond the last need nothing more.
-  const WeightMemory memory = allocate_weights(static_cast<std::size_t>(total_bytes));
-  matrix.data_ = memory.data;
-  matrix.memory_ = memory.owner;
+  MR_ASSIGN_OR_RETURN(std::byte * data, matrix.allocate());
   for (int64_t row = 0; row < matrix.rows_; ++row) {
-    std::byte* panel = memory.data + row / kPanelRows * matrix.panel_bytes_;
+    std::byte* panel = data + row / kPanelRows * matrix.panel_bytes_;
     pack_row(*weight_class, rows[static_cast<std::size_t>(row)], k, row % kPanelRows, panel);
   }
   return matrix;
 }
 
-void PackedMatrix::unpack_row(int64_t row, float* out) const {
-  MR_DCHECK(row >= 0 && row < rows_, "row out of range");
-  unpack_panel_row(class_, panel(row / kPanelRows), k_, row % kPanelRows, out, 1);
+Result<PackedMatrix> PackedMatrix::pack(const GroupedWeights& weights, std::span<const int32_t> rows) {
+  if (weights.k <= 0 || weights.k % kBlockK != 0) return Status::unsupported(fmt::format("quantized weights with {} columns: expected a multiple of {}", weights.k, kBlockK));
+  if (weights.group_size < weights.k && (weights.group_size <= 0 || weights.group_size % kBlockK != 0)) {
+    return Status::unsupported(fmt::format("groups of {} weights: expected a multiple of {}", weights.group_size, kBlockK));
+  }
+  GroupedRow row_buffer(weights);
+  PackedMatrix matrix;
+  matrix.rows_ = static_cast<int64_t>(rows.size());
+  matrix.k_ = weights.k;
+  matrix.class_ = grouped_class(weights, rows, row_buffer);
+  matrix.group_ = {scale_type_of(weights.scale_dtype), group_shift_of(weights.group_size, weights.k), nullptr};
+  if (matrix.class_ == WeightClass::kCode4) {
+    matrix.codebook_ = std::make_shared<const Codebook>(make_codebook(weights.codebook));
+    matrix.group_.codebook = matrix.codebook_.get();
+  }
+  MR_ASSIGN_OR_RETURN(std::byte * data, matrix.allocate());
+  for (int64_t row = 0; row < matrix.rows_; ++row) {
+    const int32_t source = rows[static_cast<std::size_t>(row)];
+    row_buffer.read(weights, source);
+    if (matrix.class_ == WeightClass::kF8E4M3) {
+      const auto nan = std::find_if(row_buffer.codes.begin(), row_buffer.codes.end(), [](uint8_t code) { return (code & 0x7f) == 0x7f; });
+      if (nan != row_buffer.codes.end()) {
+        return Status::invalid_argument(fmt::format("[{}, {}] is not a number (byte {:#x})", source, nan - row_buffer.codes.begin(), *nan));
+      }
+    }
+    pack_grouped_row(matrix.class_, matrix.group_, row_buffer, weights.group_size, weights.k, row % kPanelRows, data + row / kPanelRows * matrix.panel_bytes_);
+  }
+  return matrix;
 }
 
-BlockRow load_block_row(WeightClass weight_class, const std::byte* panel, int64_t block, int64_t row) {
+// Memory for rows_ and k_ of class_: zero bytes are zero weights in every class (their scales are 0), so rows beyond the last need nothing more.
+Result<std::byte*> PackedMatrix::allocate() {
+  panel_bytes_ = millrace::panel_bytes(class_, group_, k_);
+  int64_t total_bytes = 0;
+  if (__builtin_mul_overflow(panel_bytes_, num_panels(), &total_bytes)) {
+    return Status::invalid_argument(fmt::format("a matrix of {} x {} does not fit in memory", rows_, k_));
+  }
+  const WeightMemory memory = allocate_weights(static_cast<std::size_t>(total_bytes));
+  data_ = memory.data;
+  memory_ = memory.owner;
+  return memory.data;
+}
+
+void PackedMatrix::unpack_row(int64_t row, float* out) const {
+  MR_DCHECK(row >= 0 && row < rows_, "row out of range");
+  unpack_panel_row(class_, group_, panel(row / kPanelRows), k_, row % kPanelRows, out, 1);
+}
+
+BlockRow load_block_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t block, int64_t row) {
+  if (is_grouped(weight_class)) return load_grouped_block_row(weight_class, group, panel, block, row);
   const PanelLayout layout = panel_layout(weight_class);
   const std::byte* from = panel + block_offset(layout, block);
   BlockRow result{};
@@ -276,7 +312,8 @@ BlockRow load_block_row(WeightClass weight_class, const std::byte* panel, int64_
   return result;
 }
 
-void unpack_panel_row(WeightClass weight_class, const std::byte* panel, int64_t k, int64_t row, float* out, int64_t stride) {
+void unpack_panel_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t k, int64_t row, float* out, int64_t stride) {
+  if (is_grouped(weight_class)) return unpack_grouped_row(weight_class, group, panel, k, row, out, stride);
   const PanelLayout layout = panel_layout(weight_class);
   if (weight_class == WeightClass::kF32) {
     for (int64_t i = 0; i < k; ++i) out[i * stride] = load<float>(panel + (i * kPanelRows + row) * 4);
@@ -290,7 +327,7 @@ void unpack_panel_row(WeightClass weight_class, const std::byte* panel, int64_t 
     return;
   }
   for (int64_t block = 0; block < k / kBlockK; ++block) {
-    const BlockRow values = load_block_row(weight_class, panel, block, row);
+    const BlockRow values = load_block_row(weight_class, group, panel, block, row);
     for (int i = 0; i < kBlockK; ++i) {
       const float product = values.scale[i / 16] * static_cast<float>(values.codes[i] - layout.zero_point);
       out[(block * kBlockK + i) * stride] = layout.has_minimum ? product + values.minimum : product;
@@ -311,13 +348,22 @@ std::string_view weight_class_name(WeightClass weight_class) {
     case WeightClass::kQ4_K: return "Q4_K";
     case WeightClass::kQ5_K: return "Q5_K";
     case WeightClass::kQ6_K: return "Q6_K";
+    case WeightClass::kInt2Zero: return "INT2_ZP";
+    case WeightClass::kInt3Zero: return "INT3_ZP";
+    case WeightClass::kInt4: return "INT4";
+    case WeightClass::kInt4Zero: return "INT4_ZP";
+    case WeightClass::kInt8: return "INT8";
+    case WeightClass::kInt8Zero: return "INT8_ZP";
+    case WeightClass::kCode4: return "CODE4";
+    case WeightClass::kF8E4M3: return "F8_E4M3";
   }
   return "unknown";
 }
 
 double bits_per_weight(WeightClass weight_class) {
   constexpr int64_t kK = kBlockK * kSuperBlocks;
-  return 8.0 * static_cast<double>(panel_bytes(weight_class, kK)) / static_cast<double>(kK * kPanelRows);
+  const PanelLayout layout = panel_layout(weight_class);
+  return 8.0 * static_cast<double>(kK / layout.block_k * layout.block_bytes + layout.header_bytes) / static_cast<double>(kK * kPanelRows);
 }
 
 }  // namespace millrace

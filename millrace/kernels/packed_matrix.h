@@ -9,6 +9,7 @@
 #include "millrace/base/aligned_buffer.h"
 #include "millrace/base/status.h"
 #include "millrace/tensor/dtype.h"
+#include "millrace/tensor/grouped_weights.h"
 
 namespace millrace {
 
@@ -16,7 +17,28 @@ inline constexpr int64_t kPanelRows = 16;
 
 // What one panel stores per block of weights. Imports are bit-exact: the class follows from the stored type, nothing is re-quantized.
 // Layouts: panel_layout.h.
-enum class WeightClass : uint8_t { kF32, kF16, kBf16, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ4_K, kQ5_K, kQ6_K };
+enum class WeightClass : uint8_t {
+  kF32, kF16, kBf16, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ4_K, kQ5_K, kQ6_K,
+  kInt2Zero, kInt3Zero, kInt4, kInt4Zero, kInt8, kInt8Zero, kCode4, kF8E4M3,  // grouped: GroupFormat says the rest
+};
+
+// What a grouped class leaves to the matrix: how many k share a scale, and how scales are stored.
+enum class ScaleType : uint8_t { kF16, kBf16, kF32 };
+
+// The 16 numbers of kCode4. The fast path multiplies `codes`, of which one unit is `unit`: the nearest that 8 bits offer. The exact path
+// takes `values`.
+struct Codebook {
+  alignas(16) int8_t codes[16];
+  float unit;
+  float values[16];
+};
+Codebook make_codebook(const std::array<float, 16>& values);
+
+struct GroupFormat {
+  ScaleType scale_type = ScaleType::kF32;
+  int group_shift = 0;                  // a scale serves 2^group_shift blocks of 32 k
+  const Codebook* codebook = nullptr;   // of kCode4
+};
 
 // How a GEMM wants its activations. A bit set, since the consumers of one activation may differ.
 enum class ActivationForm : uint8_t { kF32 = 1, kInt8 = 2, kBf16 = 4 };
@@ -31,10 +53,14 @@ class PackedMatrix {
   // whole panel are padded with zero weights. Unsupported: a dtype without a class, or k no multiple of its block (the error says which).
   static Result<PackedMatrix> pack(DType dtype, std::span<const std::byte* const> rows, int64_t k);
 
+  // Packed row i is row rows[i] of `weights`. Unsupported: k or the group size no multiple of 32. Invalid: numbers that no weight can be.
+  static Result<PackedMatrix> pack(const GroupedWeights& weights, std::span<const int32_t> rows);
+
   int64_t rows() const { return rows_; }
   int64_t k() const { return k_; }
   int64_t num_panels() const { return (rows_ + kPanelRows - 1) / kPanelRows; }
   WeightClass weight_class() const { return class_; }
+  const GroupFormat& group_format() const { return group_; }
   int64_t panel_bytes() const { return panel_bytes_; }
   int64_t bytes() const { return panel_bytes_ * num_panels(); }
   const std::byte* panel(int64_t index) const { return data_ + index * panel_bytes_; }
@@ -43,13 +69,17 @@ class PackedMatrix {
   void unpack_row(int64_t row, float* out) const;
 
  private:
+  Result<std::byte*> allocate();
+
   WeightClass class_ = WeightClass::kF32;
+  GroupFormat group_;
   int64_t rows_ = 0, k_ = 0, panel_bytes_ = 0;
   const std::byte* data_ = nullptr;                // in *memory_, which matrices packed after one another share
   std::shared_ptr<const AlignedBuffer> memory_;
+  std::shared_ptr<const Codebook> codebook_;       // what group_ points to
 };
 
 std::string_view weight_class_name(WeightClass weight_class);
-double bits_per_weight(WeightClass weight_class);
+double bits_per_weight(WeightClass weight_class);  // of grouped classes: of their codes
 
 }  // namespace millrace

@@ -8,27 +8,7 @@ namespace millrace::avx2vnni {
 namespace {
 
 #include "millrace/kernels/cpu/gemm_vec256.inc"
-
-constexpr bool kSigned8 = false;
-constexpr bool kDotsAreChained = true;
-constexpr int kFewTokens = 8;
-constexpr int kTogether = 2;
-template <int kBits>
-constexpr int kTileTokens = 4;
-
-template <int kBits, int kFirst, int kQuads, int kN, int kU, int kT>
-[[gnu::always_inline]] inline void add_dots(const I (&codes)[kN][kU], const int8_t* x, int64_t token_stride, I (&totals)[kT][kU]) {
-#pragma GCC unroll 8
-  for (int q = kFirst; q < kFirst + kQuads; ++q) {
-#pragma GCC unroll 8
-    for (int t = 0; t < kT; ++t) {
-      const I activations = broadcast_quad(x + t * token_stride + 4 * q);
-#pragma GCC unroll 2
-      for (int u = 0; u < kU; ++u) totals[t][u] = _mm256_dpbusd_avx_epi32(totals[t][u], codes[q][u], activations);
-    }
-  }
-}
-
+#include "millrace/kernels/cpu/gemm_dots_avx2vnni.inc"
 #include "millrace/kernels/cpu/gemm_simd.inc"
 
 }  // namespace

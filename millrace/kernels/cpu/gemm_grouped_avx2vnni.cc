@@ -1,0 +1,24 @@
+#include <immintrin.h>
+
+#include "millrace/kernels/gemm_kernels.h"
+#include "millrace/kernels/panel_layout.h"
+
+// The grouped integer and codebook classes.
+namespace millrace::avx2vnni {
+namespace {
+
+#include "millrace/kernels/cpu/gemm_vec256.inc"
+#include "millrace/kernels/cpu/gemm_dots_avx2vnni.inc"
+#include "millrace/kernels/cpu/gemm_simd.inc"
+
+}  // namespace
+
+void gemm_int2_zero(const GemmCall& call) { gemm_quantized<WeightClass::kInt2Zero>(call); }
+void gemm_int3_zero(const GemmCall& call) { gemm_quantized<WeightClass::kInt3Zero>(call); }
+void gemm_int4(const GemmCall& call) { gemm_quantized<WeightClass::kInt4>(call); }
+void gemm_int4_zero(const GemmCall& call) { gemm_quantized<WeightClass::kInt4Zero>(call); }
+void gemm_int8(const GemmCall& call) { gemm_quantized<WeightClass::kInt8>(call); }
+void gemm_int8_zero(const GemmCall& call) { gemm_quantized<WeightClass::kInt8Zero>(call); }
+void gemm_code4(const GemmCall& call) { gemm_quantized<WeightClass::kCode4>(call); }
+
+}  // namespace millrace::avx2vnni
