@@ -87,7 +87,18 @@ Result<json::object> describe(const InspectOptions& options) {
       bindings.push_back(json::object{{"tensor", binding.tensor}, {"dtype", binding.dtype}, {"shape", binding.shape}, {"role", binding.role}, {"transforms", binding.transforms}});
     }
     for (const std::string& line : executor->program().unfused) unfused.emplace_back(line);
+    json::array matrices;
+    for (std::size_t i = 0; i < model->weights().size(); ++i) {
+      const auto id = static_cast<WeightId>(i);
+      const PackedMatrix& matrix = model->weights()[id];
+      matrices.push_back(json::object{{"tensor", model->weights().linear(id).weight.tensor->name},
+                                      {"rows", matrix.rows()},
+                                      {"k", matrix.k()},
+                                      {"class", weight_class_name(matrix.weight_class())},
+                                      {"bits_per_weight", 8.0 * static_cast<double>(matrix.bytes()) / static_cast<double>(matrix.rows() * matrix.k())}});
+    }
     out["bindings"] = std::move(bindings);
+    out["matrices"] = std::move(matrices);
     out["unfused"] = std::move(unfused);
   }
   return out;
@@ -121,6 +132,11 @@ void print_text(const json::object& d) {
       const json::object& b = value.as_object();
       fmt::print("  {:<48} {:<5} {:<16} -> {}{}\n", text(b.at("tensor")), text(b.at("dtype")), text(b.at("shape")), text(b.at("role")),
                  b.at("transforms").as_string().empty() ? "" : " (" + text(b.at("transforms")) + ")");
+    }
+    fmt::print("\npacked matrices\n");
+    for (const json::value& value : d.at("matrices").as_array()) {
+      const json::object& m = value.as_object();
+      fmt::print("  {:<48} {:<8} {:>6} x {:<6} {:.2f} bits a weight\n", text(m.at("tensor")), text(m.at("class")), text(m.at("rows")), text(m.at("k")), m.at("bits_per_weight").as_double());
     }
     fmt::print("\nunfused operations\n");
     for (const json::value& value : d.at("unfused").as_array()) fmt::print("  {}\n", text(value));

@@ -40,6 +40,13 @@ struct ForcedIsa {
   ~ForcedIsa() { unsetenv("MILLRACE_ISA"); }
 };
 
+bool has_int8_activations(const LoadedModel& model) {
+  for (std::size_t i = 0; i < model.weights().size(); ++i) {
+    if (activation_form(model.weights()[static_cast<WeightId>(i)].weight_class(), model.isa(), GemmPath::kFast) == ActivationForm::kInt8) return true;
+  }
+  return false;
+}
+
 void expect_verified(const std::filesystem::path& directory, const std::filesystem::path& golden, KvDType kv_dtype, const std::optional<std::string>& family_file) {
   auto model = LoadedModel::load(directory.string(), {.family_file = family_file, .num_threads = 2});
   ASSERT_TRUE(model.is_ok()) << model.status().message();
@@ -53,7 +60,7 @@ void expect_verified(const std::filesystem::path& directory, const std::filesyst
         MR_ASSIGN_OR_RETURN(auto executor, (*model)->make_executor(path, path == GemmPath::kExact ? KvDType::kF32 : kv_dtype, 64));
         return std::unique_ptr<Executor>(std::move(executor));
       },
-      default_tolerance(false, kv_dtype));
+      default_tolerance(has_int8_activations(**model), kv_dtype));
   ASSERT_TRUE(report.is_ok()) << report.status().message();
   for (const VerifyPrompt& prompt : report->prompts) {
     for (const std::string& failure : prompt.failures) ADD_FAILURE() << prompt.name << ": " << failure;

@@ -23,7 +23,10 @@ Arithmetic arithmetic_of(KvDType dtype) {
   return Arithmetic::kF32;
 }
 
-int64_t published_bytes(const MatrixSource& matrix, int64_t num_rows) { return num_rows * row_bytes(matrix.tensor->dtype, matrix.k).value_or(0); }
+int64_t published_bytes(const MatrixSource& matrix, int64_t num_rows) {
+  if (matrix.grouped) return num_rows * matrix.grouped->stored_bytes / matrix.grouped->rows;
+  return num_rows * row_bytes(matrix.tensor->dtype, matrix.k).value_or(0);
+}
 
 int64_t norm_bytes(const Norm& norm) { return static_cast<int64_t>((norm.weight.size() + norm.bias.size()) * sizeof(float)); }
 

@@ -26,15 +26,6 @@ Status check_requirements(const Family& family, const BindConfig& config) {
   return Status::ok();
 }
 
-// A quantization that renames or repacks tensors would show as missing ones; say what it is instead.
-Status check_quantization(const Checkpoint& checkpoint) {
-  const json::value* value = checkpoint.kind() == Checkpoint::Kind::kHuggingFace ? checkpoint.config().if_contains("quantization_config") : nullptr;
-  if (value == nullptr || !value->is_object()) return Status::ok();
-  const json::value* method = value->get_object().if_contains("quant_method");
-  return Status::unsupported(fmt::format("{}: config.json has a quantization_config with quant_method {}, which is not supported", checkpoint.path(),
-                                         method != nullptr ? json::serialize(*method) : "(none)"));
-}
-
 Result<MatrixSource> bind_embedding(const BindContext& context, const BindPlace& place, std::optional<int64_t> vocab_size) {
   const json::value& names = *place.words.find("tokens");
   const SourceTensor* tokens = context.tensors.find(names, nullptr, std::nullopt, ".weight");
@@ -45,7 +36,10 @@ Result<MatrixSource> bind_embedding(const BindContext& context, const BindPlace&
     return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected 1 to {} rows", context.checkpoint.path(), tokens->name, shape_text(tokens->shape), kVocabMax));
   }
   MR_RETURN_IF_ERROR(context.tensors.use(*tokens, {rows, context.hidden_size}, "[vocab_size, hidden_size]", "embedding", ""));
-  return MatrixSource{tokens, false, consecutive_rows(0, rows), context.hidden_size};
+  if (context.encoding != nullptr && tokens->dtype != DType::kF32 && tokens->dtype != DType::kF16 && tokens->dtype != DType::kBf16) {
+    return Status::unsupported(fmt::format("{}: \"{}\" is {}; quantized embeddings are not supported", context.checkpoint.path(), tokens->name, dtype_name(tokens->dtype)));
+  }
+  return MatrixSource{tokens, false, nullptr, consecutive_rows(0, rows), context.hidden_size};
 }
 
 Status bind_positions(const BindContext& context, const BindPlace& place, Network& network) {
@@ -60,7 +54,7 @@ Status bind_positions(const BindContext& context, const BindPlace& place, Networ
                                                 shape_text(tensor->shape), network.position_offset + 1, kVocabMax));
   }
   MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {rows, context.hidden_size}, "[positions, hidden_size]", "embedding.positions", ""));
-  network.positions = MatrixSource{tensor, false, consecutive_rows(0, rows), context.hidden_size};
+  network.positions = MatrixSource{tensor, false, nullptr, consecutive_rows(0, rows), context.hidden_size};
   network.max_positions = std::min(network.max_positions, rows - network.position_offset);
   return Status::ok();
 }
@@ -115,7 +109,7 @@ Result<Network> bind_network(const Family& family, const Checkpoint& checkpoint)
   if (gguf && !description.contains("gguf")) {
     return Status::unsupported(fmt::format("{}: the family has no \"gguf\" section, and {} is a GGUF", family.file_name(), checkpoint.path()));
   }
-  MR_RETURN_IF_ERROR(check_quantization(checkpoint));
+  MR_ASSIGN_OR_RETURN(const std::shared_ptr<const WeightEncoding> encoding, WeightEncoding::read(checkpoint));
   MR_ASSIGN_OR_RETURN(const BindConfig config, BindConfig::make(family, checkpoint));
   MR_RETURN_IF_ERROR(check_requirements(family, config));
   BindTensors tensors(family, checkpoint, gguf);
@@ -126,7 +120,7 @@ Result<Network> bind_network(const Family& family, const Checkpoint& checkpoint)
   MR_ASSIGN_OR_RETURN(network.hidden_size, root.words.integer("hidden_size", "hidden_size", 1, kHiddenMax));
   MR_ASSIGN_OR_RETURN(network.max_positions, root.words.integer("max_positions", "max_position_embeddings", 1, kPositionsMax));
   MR_ASSIGN_OR_RETURN(const std::optional<int64_t> vocab_size, root.words.optional_integer("vocab_size", "gguf ? none : vocab_size", 1, kVocabMax));
-  const BindContext context{family, checkpoint, config, tensors, network.hidden_size, network.max_positions};
+  const BindContext context{family, checkpoint, config, tensors, network.hidden_size, network.max_positions, encoding.get()};
 
   const BindPlace embedding{root.words.object("embedding"), nullptr, "embedding", false};
   MR_ASSIGN_OR_RETURN(network.embedding, bind_embedding(context, embedding, vocab_size));
@@ -138,7 +132,7 @@ Result<Network> bind_network(const Family& family, const Checkpoint& checkpoint)
   MR_RETURN_IF_ERROR(bind_layers(context, network));
   MR_ASSIGN_OR_RETURN(network.final_norm, bind_norm(context, root, "final_norm", network.hidden_size, "hidden_size"));
   MR_RETURN_IF_ERROR(bind_head(context, {root.words.object("head"), nullptr, "head", false}, network));
-  MR_RETURN_IF_ERROR(tensors.check_all_used());
+  MR_RETURN_IF_ERROR(tensors.check_all_used(encoding != nullptr));
   network.bindings = tensors.take_bindings();
   return network;
 }

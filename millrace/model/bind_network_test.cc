@@ -122,7 +122,8 @@ TEST(BindNetwork, RefusesHostileConfigurations) {
       {"attention_bias", "true", "missing tensor \"model.layers.0.self_attn.q_proj.bias\""},
       {"attention_bias", "1", "is 1, expected true or false"},
       {"partial_rotary_factor", "7", "partial_rotary_factor"},
-      {"quantization_config", R"({"quant_method": "gptq"})", "quant_method \"gptq\", which is not supported"},
+      {"quantization_config", R"({"quant_method": "quip"})", "quant_method is \"quip\", supported are gptq"},
+      {"quantization_config", R"({"quant_method": "gptq"})", "quantization_config.bits is missing, expected an integer from 2 to 8"},
       {"architectures", "[]", "does not name an architecture"},
       {"architectures", "null", "does not name an architecture"},
   };

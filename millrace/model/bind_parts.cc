@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "millrace/model/transforms.h"
@@ -66,9 +67,33 @@ Linear StoredLinear::take(std::vector<int32_t> rows) const {
     linear.bias.reserve(rows.size());
     for (const int32_t row : rows) linear.bias.push_back(bias[static_cast<std::size_t>(row)]);
   }
-  linear.weight = {weight, transposed, std::move(rows), k};
+  linear.weight = {weight, transposed, grouped, std::move(rows), k};
   return linear;
 }
+
+namespace {
+
+// What the checkpoint's quantizer stored under one of the part's names; absent where the matrix is plain.
+Result<std::optional<EncodedMatrix>> find_encoded(const BindContext& context, const BindPlace& place, const json::value& names, int64_t rows, int64_t k) {
+  if (context.encoding == nullptr) return std::optional<EncodedMatrix>();
+  for (const std::string& module : context.tensors.candidates(names, place.scopes, place.layer(), "")) {
+    MR_ASSIGN_OR_RETURN(std::optional<EncodedMatrix> encoded, context.encoding->find(context.checkpoint, module, rows, k));
+    if (encoded) return encoded;
+  }
+  return std::optional<EncodedMatrix>();
+}
+
+std::string describe(const GroupedWeights& weights) {
+  const std::string_view kind = weights.kind == CodeKind::kCodebook4 ? "4-bit code book" : weights.kind == CodeKind::kF8E4M3 ? "8-bit float" : "integer";
+  const std::string bits = is_integer_code(weights.kind) ? fmt::format("{}-bit ", code_bits(weights.kind)) : "";
+  return fmt::format("{}{}, {} scales of {}", bits, kind, dtype_name(weights.scale_dtype), weights.group_size == weights.k ? "rows" : fmt::format("{} weights", weights.group_size));
+}
+
+bool all_zero(const std::vector<float>& numbers) {
+  return std::all_of(numbers.begin(), numbers.end(), [](float number) { return number == 0; });
+}
+
+}  // namespace
 
 Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& place, std::string_view word, int64_t rows, std::string_view rows_words,
                                  int64_t k, std::string_view k_words, std::string_view transforms) {
@@ -83,10 +108,24 @@ Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& pl
   stored.transposed = transposed;
   stored.k = k;
   const json::value& names = names_of(*value);
-  stored.weight = context.tensors.find(names, place.scopes, place.layer(), ".weight");
+  MR_ASSIGN_OR_RETURN(std::optional<EncodedMatrix> encoded, find_encoded(context, place, names, rows, k));
+  stored.weight = encoded ? encoded->parts[0].tensor : context.tensors.find(names, place.scopes, place.layer(), ".weight");
   if (stored.weight == nullptr) return missing_tensor(context, place, word, names, ".weight");
   const std::string done = fmt::format("{}{}{}", transposed ? "transposed" : "", transposed && !transforms.empty() ? ", " : "", transforms);
-  if (transposed) {
+  if (encoded) {
+    // Quantizers write [out, in] whatever the plain checkpoint had.
+    stored.transposed = false;
+    stored.grouped = std::move(encoded->weights);
+    if (!stored.grouped->columns.empty()) {
+      return Status::unsupported(fmt::format("{}: \"{}\": columns in act-order (desc_act, a g_idx that is not i / group_size) are not supported yet", context.checkpoint.path(),
+                                             stored.weight->name));
+    }
+    for (std::size_t i = 0; i < encoded->parts.size(); ++i) {
+      const auto& part = encoded->parts[i];
+      const std::string meaning = i == 0 ? fmt::format("{}{}{}", describe(*stored.grouped), transforms.empty() ? "" : ", ", transforms) : std::string(part.meaning);
+      context.tensors.use_part(*part.tensor, place.role_of(word), meaning);
+    }
+  } else if (transposed) {
     MR_RETURN_IF_ERROR(context.tensors.use(*stored.weight, {k, rows}, fmt::format("[{}, {}]", k_words, rows_words), place.role_of(word), done));
     if (dtype_info(stored.weight->dtype).block_elements > 1) {
       return Status::unsupported(fmt::format("{}: \"{}\" is stored transposed and quantized as {}, whose blocks run along the wrong dimension",
@@ -100,6 +139,10 @@ Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& pl
     if (bias == nullptr) return missing_tensor(context, place, word, names, ".bias");
     MR_RETURN_IF_ERROR(context.tensors.use(*bias, {rows}, fmt::format("[{}]", rows_words), place.role_of(word) + ".bias", std::string(transforms)));
     MR_ASSIGN_OR_RETURN(stored.bias, context.tensors.read(*bias));
+  } else if (bias != nullptr && stored.grouped) {
+    // Some quantizers write a bias of zeros where the model has none.
+    MR_ASSIGN_OR_RETURN(const std::vector<float> zeros, context.tensors.read(*bias));
+    if (all_zero(zeros)) context.tensors.set_aside(*bias, place.role_of(word) + ".bias, all zero");
   }
   return stored;
 }

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "millrace/formats/weight_encoding.h"
 #include "millrace/model/bind_tensors.h"
 #include "millrace/model/bind_words.h"
 
@@ -18,6 +19,7 @@ struct BindContext {
   BindTensors& tensors;
   int64_t hidden_size = 0;
   int64_t max_positions = 0;  // of the configuration
+  const WeightEncoding* encoding = nullptr;  // of a quantized checkpoint, or null
 };
 
 // Where a part stands: the words of its object, the names before its tensors', and who it is in `inspect --explain`.
@@ -40,6 +42,7 @@ Result<std::optional<Norm>> bind_norm(const BindContext& context, const BindPlac
 // A stored matrix with its bias, of which one or several row selections become Linears.
 struct StoredLinear {
   const SourceTensor* weight = nullptr;
+  std::shared_ptr<const GroupedWeights> grouped;
   bool transposed = false;
   int64_t k = 0;
   std::vector<float> bias;  // of the stored rows, or empty

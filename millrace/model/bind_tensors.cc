@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "millrace/formats/weight_encoding.h"
 #include "millrace/tensor/dequantize.h"
 
 namespace millrace {
@@ -103,6 +104,11 @@ Status BindTensors::use(const SourceTensor& tensor, const std::vector<int64_t>& 
   return Status::ok();
 }
 
+void BindTensors::use_part(const SourceTensor& tensor, std::string role, std::string transforms) {
+  used_.insert(&tensor);
+  bindings_.push_back({tensor.name, std::string(dtype_name(tensor.dtype)), shape_text(tensor.shape), std::move(role), std::move(transforms)});
+}
+
 void BindTensors::set_aside(const SourceTensor& tensor, std::string role) {
   used_.insert(&tensor);
   bindings_.push_back({tensor.name, std::string(dtype_name(tensor.dtype)), shape_text(tensor.shape), std::move(role), "not read"});
@@ -120,7 +126,7 @@ Result<std::vector<float>> BindTensors::read(const SourceTensor& tensor) const {
   return numbers;
 }
 
-Status BindTensors::check_all_used() {
+Status BindTensors::check_all_used(bool quantized) {
   std::vector<std::string> unused;
   const json::value* ignore = family_.description().if_contains("ignore");
   for (const SourceTensor& tensor : checkpoint_.tensors()) {
@@ -129,8 +135,11 @@ Status BindTensors::check_all_used() {
     if (ignore != nullptr) {
       for (const json::value& pattern : ignore->get_array()) ignored = ignored || matches(pattern.get_string(), tensor.name);
     }
+    const std::string_view reason = quantized ? WeightEncoding::reason_unused(tensor.name) : std::string_view();
     if (ignored) {
       set_aside(tensor, "ignored by the family");
+    } else if (!reason.empty()) {
+      set_aside(tensor, std::string(reason));
     } else {
       unused.push_back(fmt::format("\"{}\" {}", tensor.name, shape_text(tensor.shape)));
     }

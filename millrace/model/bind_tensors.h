@@ -25,19 +25,21 @@ class BindTensors {
 
   // A use of `tensor`; `shape_words` says what the expected numbers are: "[num_heads * head_dim, hidden_size]".
   Status use(const SourceTensor& tensor, const std::vector<int64_t>& shape, std::string_view shape_words, std::string role, std::string transforms);
+  void use_part(const SourceTensor& tensor, std::string role, std::string transforms);  // of a quantized matrix, checked by its encoding
   void set_aside(const SourceTensor& tensor, std::string role);  // known, and rightly not read
 
   // The numbers of a whole tensor as f32.
   Result<std::vector<float>> read(const SourceTensor& tensor) const;
 
-  // Error unless every tensor was used or matches one of the family's "ignore" patterns.
-  Status check_all_used();
+  // Error unless every tensor was used, matches one of the family's "ignore" patterns, or is one that quantizers add (`quantized`).
+  Status check_all_used(bool quantized);
+
+  // The full names that a word may mean, in the order in which find() tries them.
+  std::vector<std::string> candidates(const json::value& names, const json::value* scopes, std::optional<int64_t> layer, std::string_view suffix) const;
 
   std::vector<Network::Binding> take_bindings() { return std::move(bindings_); }
 
  private:
-  std::vector<std::string> candidates(const json::value& names, const json::value* scopes, std::optional<int64_t> layer,
-                                      std::string_view suffix) const;
   std::vector<std::string> translated(const json::value& word) const;
 
   const Family& family_;

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "millrace/formats/checkpoint.h"
+#include "millrace/tensor/grouped_weights.h"
 
 // A network with every name, number and tensor resolved: what a family file (families/*.json) says about one checkpoint.
 // Plain data. Made by bind_network (family.h), consumed by the lowering to a program (program.h). Nothing here or after
@@ -17,6 +19,7 @@ namespace millrace {
 struct MatrixSource {
   const SourceTensor* tensor = nullptr;  // stored [source_rows, k], or [k, source_rows] when `transposed`
   bool transposed = false;
+  std::shared_ptr<const GroupedWeights> grouped;  // what a quantizer stored, [source_rows, k]; `tensor` then holds its codes. Null: plain
   std::vector<int32_t> row_map;          // [rows] row of this matrix -> row of the stored tensor
   int64_t k = 0;
 

@@ -228,7 +228,10 @@ Result<VerifyReport> verify_reference(const json::value& reference, const MakeEx
   if (const json::value* kind = reference.as_object().if_contains("kind"); kind != nullptr && (!kind->is_string() || kind->as_string() != "decoder")) {
     return Status::unsupported(fmt::format("reference: kind is {}, only \"decoder\" can be verified", json::serialize(*kind)));
   }
-  MR_ASSIGN_OR_RETURN(const json::value* list, field(reference.as_object(), "prompts"));
+  // Where the reference rounds activations too (int8, fp8), it also says what the weights alone give: that is what both paths are held to,
+  // since they round activations in their own, finer way or not at all.
+  const bool weight_only = reference.as_object().contains("prompts_weight_only");
+  MR_ASSIGN_OR_RETURN(const json::value* list, field(reference.as_object(), weight_only ? "prompts_weight_only" : "prompts"));
   if (!list->is_array() || list->as_array().empty()) return Status::invalid_argument("reference: \"prompts\" is no list of prompts");
   std::vector<ReferencePrompt> prompts;
   int64_t longest = 0;

@@ -24,6 +24,11 @@ Result<std::vector<std::byte>> transpose(const SourceTensor& tensor) {
 
 Result<PackedMatrix> pack_matrix(const MatrixSource& source) {
   const SourceTensor& tensor = *source.tensor;
+  if (source.grouped) {
+    auto packed = PackedMatrix::pack(*source.grouped, source.row_map);
+    if (!packed.is_ok()) return packed.status().with_context(fmt::format("\"{}\"", tensor.name));
+    return packed;
+  }
   const auto bytes = row_bytes(tensor.dtype, source.k);
   if (!bytes) return Status::unsupported(fmt::format("\"{}\": rows of {} values are no whole number of {} blocks", tensor.name, source.k, dtype_name(tensor.dtype)));
   std::vector<std::byte> transposed;
