@@ -80,7 +80,7 @@ def suites(full):
     release, asan, tsan = (os.path.join(ROOT, "build", preset) for preset in ("release", "asan", "tsan"))
     for room in ROOMS:
         yield Suite(f"release/{room}", gtest(f"{release}/{room}_test", 900))
-    for folder in ("cli", "hub", "server"):
+    for folder in ("build", "cli", "hub", "server"):
         yield Suite(f"release/tests/{folder}", pytest(f"tests/{folder}", 1200, MILLRACE_BINARY=f"{release}/millrace", MILLRACE_BUILD=release))
     for room in ASAN_ROOMS:
         yield Suite(f"asan/{room}", gtest(f"{asan}/{room}_test", 1200))

@@ -101,10 +101,10 @@ class Download {
   // Calls `attempt` until it gives something other than 429, 5xx or a network error, waiting longer each time. `progressed` says
   // whether an attempt that failed received something: then the count of attempts starts anew.
   template <class Attempt, class Progressed>
-  Result<HttpResponse> with_retries(const Attempt& attempt, const Progressed& progressed) {
+  Result<HubResponse> with_retries(const Attempt& attempt, const Progressed& progressed) {
     int64_t delay_ms = options_.retry_delay_ms;
     for (int failures = 0;;) {
-      Result<HttpResponse> response = attempt();
+      Result<HubResponse> response = attempt();
       const bool again = response.is_ok() ? response->status == 429 || response->status >= 500 : response.status().code() == StatusCode::kUnavailable;
       if (!again) return response;
       if (progressed()) {
@@ -118,7 +118,7 @@ class Download {
   }
 
   // What a status other than success means for the user, and what to do.
-  Status explain(const HttpResponse& response, const std::string& what) const {
+  Status explain(const HubResponse& response, const std::string& what) const {
     const std::string repository = fmt::format("{}/{}", http_.endpoint(), name_.repository);
     const std::string token = options_.token.empty() ? "no token was sent: set HF_TOKEN to one that may read it" : "the token sent may not read it (HF_TOKEN)";
     switch (response.status) {

@@ -94,7 +94,7 @@ struct HubHttp::Hop {
   std::size_t max_bytes = 0;
   BodySink* sink = nullptr;  // null: into response.body
 
-  HttpResponse response;
+  HubResponse response;
   std::size_t header_bytes = 0;
   bool begun = false;
   Status failure;  // why a callback stopped the transfer
@@ -148,7 +148,7 @@ struct HubHttp::Hop {
   }
 };
 
-std::string_view HttpResponse::header(const std::string& name) const {
+std::string_view HubResponse::header(const std::string& name) const {
   const auto found = headers.find(name);
   return found == headers.end() ? std::string_view() : std::string_view(found->second);
 }
@@ -214,7 +214,7 @@ Status HubHttp::perform(const std::string& url, Hop& hop) {
   return Status::ok();
 }
 
-Result<HttpResponse> HubHttp::follow(std::string url, Hop& hop) {
+Result<HubResponse> HubHttp::follow(std::string url, Hop& hop) {
   std::map<std::string, std::string> linked;
   for (int redirects = 0; redirects <= kMaxRedirects; ++redirects) {
     MR_RETURN_IF_ERROR(perform(url, hop));
@@ -238,23 +238,23 @@ Result<HttpResponse> HubHttp::follow(std::string url, Hop& hop) {
   return Status::unsupported(fmt::format("{}: more than {} redirects", without_query(url), kMaxRedirects));
 }
 
-Result<HttpResponse> HubHttp::get(const std::string& url, std::size_t max_bytes) {
+Result<HubResponse> HubHttp::get(const std::string& url, std::size_t max_bytes) {
   Hop hop;
   hop.max_bytes = max_bytes;
   return follow(url, hop);
 }
 
-Result<HttpResponse> HubHttp::head(const std::string& url) {
+Result<HubResponse> HubHttp::head(const std::string& url) {
   Hop hop;
   hop.is_head = true;
   return follow(url, hop);
 }
 
-Result<HttpResponse> HubHttp::download(const std::string& url, int64_t offset, BodySink& sink) {
+Result<HubResponse> HubHttp::download(const std::string& url, int64_t offset, BodySink& sink) {
   Hop hop;
   hop.offset = offset;
   hop.sink = &sink;
-  MR_ASSIGN_OR_RETURN(HttpResponse response, follow(url, hop));
+  MR_ASSIGN_OR_RETURN(HubResponse response, follow(url, hop));
   if (!hop.begun && response.status == 200) MR_RETURN_IF_ERROR(sink.begin(0));  // an empty file
   return response;
 }

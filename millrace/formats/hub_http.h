@@ -10,7 +10,7 @@
 
 namespace millrace {
 
-struct HttpResponse {
+struct HubResponse {
   int status = 0;
   std::map<std::string, std::string> headers;  // names in lower case
   std::string body;                            // of get(); of download() only when it failed
@@ -41,15 +41,15 @@ class HubHttp {
 
   // `url` is absolute. Errors: kUnavailable for what may work when tried again, kNotFound for an unknown host, kInvalidArgument for a
   // URL or certificate that will not do, kUnsupported for a refused redirect, kResourceExhausted for a body over `max_bytes`.
-  Result<HttpResponse> get(const std::string& url, std::size_t max_bytes);
+  Result<HubResponse> get(const std::string& url, std::size_t max_bytes);
   // Follows redirects within the endpoint's own host only: the first answer that leads elsewhere carries the file's metadata.
-  Result<HttpResponse> head(const std::string& url);
+  Result<HubResponse> head(const std::string& url);
   // GET from `offset` on. The body goes to the sink when the status is 200 or 206. A sink's error is returned as it is.
-  Result<HttpResponse> download(const std::string& url, int64_t offset, BodySink& sink);
+  Result<HubResponse> download(const std::string& url, int64_t offset, BodySink& sink);
 
  private:
   struct Hop;
-  Result<HttpResponse> follow(std::string url, Hop& hop);
+  Result<HubResponse> follow(std::string url, Hop& hop);
   Status perform(const std::string& url, Hop& hop);
 
   std::string endpoint_, origin_, token_;

@@ -1,6 +1,7 @@
 """Hub downloads against the stand-in: python3 tests/hub/test_hub.py BINARY [unittest arguments], BINARY being hub_fetch."""
 
 import hashlib
+import json
 import os
 import pathlib
 import random
@@ -49,6 +50,29 @@ class HubTest(unittest.TestCase):
 
     def blobs(self):
         return sorted(p.name for p in (self.cache / "models--org--name" / "blobs").iterdir())
+
+    # ---- through the executable itself
+
+    @unittest.skipUnless("MILLRACE_BINARY" in os.environ, "MILLRACE_BINARY is not set")
+    def test_the_executable_downloads_and_runs_a_model(self):
+        """In hub_fetch the download is alone; linked with the server it once shared a destructor with another type of the same name."""
+        golden = pathlib.Path(__file__).resolve().parents[1] / "golden" / "models" / "llama"
+        self.hub.models["org/name"] = Model({p.name: p.read_bytes() for p in golden.iterdir() if p.name != "golden.json"})
+        base = {**os.environ, "HOME": str(self.folder), "HF_ENDPOINT": self.hub.url, "HF_HUB_CACHE": str(self.cache), "NO_PROXY": "*"}
+
+        def generate(**environment):
+            return subprocess.run([os.environ["MILLRACE_BINARY"], "generate", "org/name", "--prompt", "Hi", "--max-tokens", "3", "--temperature", "0", "--json"],
+                                  env=base | environment, capture_output=True, text=True, timeout=120)
+
+        first = generate()
+        self.assertEqual(first.returncode, 0, first.stderr[-2000:])
+        text = json.loads(first.stdout)["text"]
+        again = generate(HF_HUB_OFFLINE="1")
+        self.assertEqual(again.returncode, 0, again.stderr[-2000:])
+        self.assertEqual(json.loads(again.stdout)["text"], text)
+        absent = subprocess.run([os.environ["MILLRACE_BINARY"], "inspect", "org/absent"], env=base, capture_output=True, text=True, timeout=120)
+        self.assertEqual(absent.returncode, 2, absent.stderr[-2000:])
+        self.assertIn("HTTP 404", absent.stderr)
 
     # ---- what is downloaded, and where it lies
 
