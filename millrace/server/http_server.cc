@@ -8,7 +8,6 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/ip/address.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
@@ -16,11 +15,11 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
-#include <boost/beast/http/parser.hpp>
-#include <boost/beast/http/string_body.hpp>
+#include <boost/beast/http/status.hpp>
 #include <ctime>
-#include <map>
-#include <unordered_set>
+
+#include "millrace/server/http_connection.h"
+#include "millrace/server/http_request_parser.h"
 
 namespace millrace {
 namespace {
@@ -32,8 +31,9 @@ using asio::ip::tcp;
 using boost::system::error_code;
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kReadBytes = 64 << 10;        // one read, and what may wait unparsed
+constexpr std::size_t kReadBytes = HttpRequestParser::kUnparsedBytesMax;  // one read, and what may wait unparsed
 constexpr std::size_t kPipelinedBytes = 32 << 10;   // what a client may send ahead while its request is being answered
+constexpr std::chrono::milliseconds kPausedCheck{250};  // how often a client that sends too far ahead is asked whether it is there
 constexpr std::chrono::milliseconds kLingerTimeout{2'000};
 
 std::string_view reason_phrase(int status) {
@@ -50,32 +50,16 @@ std::string http_date() {
   return {text, size};
 }
 
-// What connections are counted by: one IPv6 machine has a whole /64 network to call from.
-asio::ip::address counted_address(const asio::ip::address& peer) {
-  if (peer.is_v4()) return peer;
-  if (peer.to_v6().is_v4_mapped()) return asio::ip::make_address_v4(asio::ip::v4_mapped, peer.to_v6());
-  if (peer.is_loopback()) return peer;
-  asio::ip::address_v6::bytes_type bytes = peer.to_v6().to_bytes();
-  std::fill(bytes.begin() + 8, bytes.end(), static_cast<unsigned char>(0));
-  return asio::ip::address_v6(bytes);
-}
-
-std::string to_string(boost::beast::string_view text) { return {text.data(), text.size()}; }
-
 }  // namespace
 
-struct Connection;
-
 struct HttpServer::Impl {
-  Impl(HttpHandler& h, const HttpLimits& l) : handler(h), limits(l), scratch(kReadBytes, '\0'), acceptor(io), signals(io) {}
+  Impl(HttpHandler& h, const HttpLimits& l) : handler(h), limits(l), scratch(kReadBytes, '\0'), connections(limits), acceptor(io), signals(io) {}
 
   HttpHandler& handler;
   HttpLimits limits;
   std::string scratch;  // every socket is read into this one buffer, so that an idle connection costs no buffer
-  std::unordered_set<Connection*> connections;
-  std::map<asio::ip::address, int64_t> num_connections_of;  // by counted_address
+  HttpConnectionTable connections;
   std::size_t bodies_bytes = 0;  // of bodies being received
-  HttpServerStats stats;
   asio::io_context io{1};  // after what its coroutines use: destroying it ends them
   tcp::acceptor acceptor;
   asio::signal_set signals;
@@ -83,170 +67,32 @@ struct HttpServer::Impl {
   int num_signals = 0;
   bool stopping = false;
 
-  void start_accepting();
   void wait_for_signal();
   void stop_when_quiet(Clock::time_point deadline);
   awaitable<void> accept_loop();
-  awaitable<void> read_loop(std::shared_ptr<Connection> connection);
-  awaitable<void> serve(std::shared_ptr<Connection> connection);
-  awaitable<int> read_request(Connection& connection, HttpRequest& request, bool& keep_alive, bool& head_only, bool& http_1_0, std::string& what,
-                              std::optional<HttpResponse>& refusal);
-  awaitable<bool> answer(std::shared_ptr<Connection> connection, HttpRequest request, bool keep_alive, bool head_only, bool http_1_0);
-  awaitable<void> write_response(Connection& connection, HttpResponse response, bool close, bool head_only);
-  awaitable<bool> write_all(Connection& connection, std::string_view bytes);
-  awaitable<void> linger(Connection& connection);
-};
-
-class Exchange;
-
-// The reader coroutine fills `input` and notices the end of the stream; the serving coroutine parses, waits and writes.
-// `changed` is their condition variable: its expiry is the deadline of what the serving coroutine waits for.
-struct Connection : std::enable_shared_from_this<Connection> {
-  Connection(HttpServer::Impl& s, tcp::socket socket_, const asio::ip::address& peer_)
-      : server(s), peer(peer_), socket(std::move(socket_)), changed(s.io), resume(s.io), write_deadline(s.io) {
-    server.connections.insert(this);
-    ++server.num_connections_of[peer];
-    server.stats.num_connections = static_cast<int64_t>(server.connections.size());
-    ++server.stats.num_connections_total;
-  }
-  ~Connection() {
-    server.connections.erase(this);
-    if (const auto count = server.num_connections_of.find(peer); --count->second == 0) server.num_connections_of.erase(count);
-    server.stats.num_connections = static_cast<int64_t>(server.connections.size());
-  }
-  Connection(const Connection&) = delete;
-  Connection& operator=(const Connection&) = delete;
-
-  HttpServer::Impl& server;
-  const asio::ip::address peer;  // as counted_address gives it
-  tcp::socket socket;
-  asio::steady_timer changed, resume, write_deadline;
-  bool end_of_input = false;
-  bool discard_input = false;   // lingering: what still comes is read and dropped
-  std::weak_ptr<Exchange> exchange;
-
-  void notify() { changed.cancel(); }
-
-  // What was received and is not yet parsed. Taking from its front moves nothing: what a byte costs must not depend on how many wait.
-  std::string_view input() const { return std::string_view(received_).substr(num_consumed_); }
-  void receive(std::string_view bytes) {
-    if (num_consumed_ >= received_.size() - num_consumed_) {
-      received_.erase(0, num_consumed_);
-      num_consumed_ = 0;
-    }
-    received_.append(bytes);
-  }
-  void consume(std::size_t num_bytes) {
-    num_consumed_ += num_bytes;
-    if (num_consumed_ == received_.size()) {
-      received_ = {};  // an idle connection holds no buffer
-      num_consumed_ = 0;
-    }
-    resume.cancel();
-  }
-  void close() {
-    error_code ignored;
-    socket.close(ignored);
-    resume.cancel();
-    changed.cancel();
-  }
-  // Sleeps until notify() or the deadline. False: the deadline has passed.
-  awaitable<bool> wait_until(Clock::time_point deadline) {
-    if (Clock::now() >= deadline) co_return false;
-    changed.expires_at(deadline);
-    error_code error;
-    co_await changed.async_wait(asio::redirect_error(asio::use_awaitable, error));
-    co_return error == asio::error::operation_aborted || Clock::now() < deadline;
-  }
-
- private:
-  std::string received_;
-  std::size_t num_consumed_ = 0;
-};
-
-class Exchange final : public HttpExchange {
- public:
-  Exchange(Connection* connection, HttpRequest request) : connection_(connection), request_(std::move(request)) {}
-
-  const HttpRequest& request() const override { return request_; }
-  std::string take_body() override { return std::exchange(request_.body, {}); }
-
-  void respond(HttpResponse response) override {
-    if (finished_) return;
-    head_ = std::move(response);
-    whole_ = finished_ = true;
-    wake();
-  }
-  void start_stream(HttpResponse head) override {
-    if (finished_ || head_) return;
-    pending_ = std::move(head.body);
-    head.body.clear();
-    head_ = std::move(head);
-    wake();
-  }
-  void write(std::string_view bytes) override {
-    if (finished_ || bytes.empty()) return;
-    pending_.append(bytes);
-    if (connection_ != nullptr && pending_.size() > connection_->server.limits.pending_write_bytes) {
-      gone();
-      connection_->close();
-      return;
-    }
-    wake();
-  }
-  void finish() override {
-    if (finished_) return;
-    finished_ = true;
-    wake();
-  }
-  void on_gone(std::function<void()> callback) override {
-    if (finished_) return;
-    callback_ = std::move(callback);
-    if (gone_) gone();
-  }
-
-  // The client left. Tells the handler, once.
-  void gone() {
-    gone_ = true;
-    if (finished_) return;
-    pending_.clear();
-    if (auto callback = std::exchange(callback_, nullptr)) callback();
-  }
-  void detach() {
-    if (!finished_) gone();
-    finished_ = true;
-    connection_ = nullptr;
-  }
-
-  bool is_finished() const { return finished_; }
-  bool is_whole() const { return whole_; }
-  std::optional<HttpResponse>& head() { return head_; }
-  std::string take_pending() { return std::exchange(pending_, {}); }
-  bool has_pending() const { return !pending_.empty(); }
-
- private:
-  void wake() {
-    if (connection_ != nullptr) connection_->notify();
-  }
-
-  Connection* connection_;  // null once the connection has ended
-  HttpRequest request_;
-  std::optional<HttpResponse> head_;
-  std::string pending_;
-  std::function<void()> callback_;
-  bool whole_ = false, finished_ = false, gone_ = false;
+  awaitable<void> read_loop(std::shared_ptr<HttpConnection> connection);
+  awaitable<void> serve(std::shared_ptr<HttpConnection> connection);
+  enum class Outcome { kRead, kRefused, kFailed, kOver };  // kOver: the connection is
+  awaitable<bool> wait_for_request(HttpConnection& connection);
+  awaitable<Outcome> read_request(HttpConnection& connection, HttpRequestParser& parser, std::optional<HttpResponse>& refusal, HttpProtocolError& error);
+  awaitable<bool> answer(std::shared_ptr<HttpConnection> connection, HttpRequest request, bool keep_alive, bool head_only, bool http_1_0);
+  awaitable<void> write_response(HttpConnection& connection, HttpResponse response, bool close, bool head_only);
+  awaitable<bool> write_all(HttpConnection& connection, std::string_view bytes);
+  awaitable<void> linger(HttpConnection& connection);
 };
 
 // ---- reading ----
 
-awaitable<void> HttpServer::Impl::read_loop(std::shared_ptr<Connection> connection) {
-  Connection& c = *connection;
+awaitable<void> HttpServer::Impl::read_loop(std::shared_ptr<HttpConnection> connection) {
+  HttpConnection& c = *connection;
   error_code error;
   while (c.socket.is_open()) {
     const std::size_t bound = c.exchange.expired() ? kReadBytes : kPipelinedBytes;
     if (!c.discard_input && c.input().size() >= bound) {
-      c.resume.expires_at(Clock::time_point::max());
+      // The end of the input is behind bytes that are not read now: the connection's state tells of it.
+      c.resume.expires_after(kPausedCheck);
       co_await c.resume.async_wait(asio::redirect_error(asio::use_awaitable, error));
+      if (!error && !c.exchange.expired() && c.peer_has_closed()) break;
       continue;
     }
     co_await c.socket.async_wait(tcp::socket::wait_read, asio::redirect_error(asio::use_awaitable, error));
@@ -262,10 +108,8 @@ awaitable<void> HttpServer::Impl::read_loop(std::shared_ptr<Connection> connecti
   c.notify();
 }
 
-// Reads one request. Returns 0 when there is one, -1 when the connection is over, or the status of a protocol error with
-// `what` said. With `refusal` set the body has not been read.
-awaitable<int> HttpServer::Impl::read_request(Connection& c, HttpRequest& request, bool& keep_alive, bool& head_only, bool& http_1_0,
-                                              std::string& what, std::optional<HttpResponse>& refusal) {
+// Waits for the first byte of a request. False: none comes.
+awaitable<bool> HttpServer::Impl::wait_for_request(HttpConnection& c) {
   // A client may send empty lines between requests (RFC 9112, 2.2); more than a few is no client.
   const Clock::time_point idle_deadline = Clock::now() + limits.idle_timeout;
   for (int num_blank_lines = 0;;) {
@@ -273,104 +117,36 @@ awaitable<int> HttpServer::Impl::read_request(Connection& c, HttpRequest& reques
       c.consume(2);
       ++num_blank_lines;
     } else if (c.input().empty() || c.input() == "\r") {
-      if (c.end_of_input || stopping) co_return -1;
-      if (!co_await c.wait_until(idle_deadline)) co_return -1;
+      if (c.end_of_input || stopping) co_return false;
+      if (!co_await c.wait_until(idle_deadline)) co_return false;
     } else {
-      break;
+      co_return true;
     }
   }
+}
 
-  http::request_parser<http::string_body> parser;
-  parser.header_limit(static_cast<uint32_t>(limits.header_bytes));
-  parser.body_limit(limits.body_bytes);
+// Reads one request. With kRefused its body has not been read, and with kFailed `error` says why there is none.
+awaitable<HttpServer::Impl::Outcome> HttpServer::Impl::read_request(HttpConnection& c, HttpRequestParser& parser, std::optional<HttpResponse>& refusal,
+                                                                   HttpProtocolError& error) {
   const Clock::time_point header_deadline = Clock::now() + limits.header_timeout;
-  std::size_t header_end;
-  while ((header_end = c.input().find("\r\n\r\n")) == std::string::npos) {
-    if (c.input().size() > limits.header_bytes) {
-      what = fmt::format("the request header is longer than {} bytes", limits.header_bytes);
-      co_return 431;
+  while (!parser.has_head()) {
+    c.consume(parser.put(c.input()));
+    if (parser.error()) {
+      error = *parser.error();
+      co_return Outcome::kFailed;
     }
-    if (c.end_of_input) co_return -1;
+    if (parser.has_head()) break;
+    if (c.end_of_input) co_return Outcome::kOver;
     if (!co_await c.wait_until(header_deadline)) {
-      what = fmt::format("the request header was not complete within {} ms", limits.header_timeout.count());
-      co_return 408;
+      error = {408, fmt::format("the request header was not complete within {} ms", limits.header_timeout.count())};
+      co_return Outcome::kFailed;
     }
   }
-  header_end += 4;
-  const std::string_view head_text = c.input().substr(0, header_end);
-  if (head_text.size() > limits.header_bytes) {
-    what = fmt::format("the request header has {} bytes, at most {} are accepted", head_text.size(), limits.header_bytes);
-    co_return 431;
-  }
-  // Folded lines and bare line feeds are read differently by different programs, which is how requests are smuggled past a proxy.
-  if (head_text.find("\r\n ") != std::string_view::npos || head_text.find("\r\n\t") != std::string_view::npos) {
-    what = "a header line is folded";
-    co_return 400;
-  }
-  error_code error;
-  const std::size_t num_parsed = parser.put(asio::buffer(head_text.data(), head_text.size()), error);
-  if (error == http::error::need_more) error = {};
-  if (error == http::error::body_limit) {
-    what = fmt::format("the request body is larger than {} bytes", limits.body_bytes);
-    co_return 413;
-  }
-  if (error || !parser.is_header_done()) {
-    // Beast calls whatever follows the target a version.
-    const std::string_view line = head_text.substr(0, head_text.find('\r'));
-    const bool other_version = error == http::error::bad_version && std::count(line.begin(), line.end(), ' ') == 2 && line.find(" HTTP/") != line.npos;
-    what = other_version ? "the HTTP version is not 1.0 or 1.1" : fmt::format("malformed request header: {}", error.message());
-    co_return other_version ? 505 : 400;
-  }
-  c.consume(num_parsed);
 
-  const auto& fields = parser.get();
-  http_1_0 = fields.version() == 10;
-  keep_alive = parser.keep_alive();
-  request.method = to_string(fields.method_string());
-  head_only = request.method == "HEAD";
-  int64_t num_headers = 0, num_hosts = 0;
-  for (const auto& field : fields) {
-    ++num_headers;
-    num_hosts += field.name() == http::field::host;
-  }
-  if (num_headers > limits.num_headers) {
-    what = fmt::format("the request has {} header fields, at most {} are accepted", num_headers, limits.num_headers);
-    co_return 431;
-  }
-  if (num_hosts > 1 || (!http_1_0 && num_hosts == 0)) {
-    what = fmt::format("the request has {} Host fields, HTTP/1.1 wants one", num_hosts);
-    co_return 400;
-  }
-  const std::string transfer_encoding = to_string(fields[http::field::transfer_encoding]);
-  if (!transfer_encoding.empty() && (http_1_0 || !boost::beast::iequals(transfer_encoding, "chunked") || fields.count(http::field::content_length) > 0 ||
-                                     fields.count(http::field::transfer_encoding) > 1)) {
-    what = "Transfer-Encoding must be \"chunked\", once, in HTTP/1.1, and without Content-Length";
-    co_return 400;
-  }
-  std::string target = to_string(fields.target());
-  if (num_hosts > 0) request.host = to_string(fields[http::field::host]);
-  if (const std::size_t scheme = target.find("://"); !target.starts_with('/') && scheme != std::string::npos) {  // absolute form, as for a proxy
-    const std::size_t path = target.find('/', scheme + 3);
-    request.host = target.substr(scheme + 3, path == std::string::npos ? path : path - scheme - 3);  // it takes precedence (RFC 9112, 3.2.2)
-    target = path == std::string::npos ? "/" : target.substr(path);
-  }
-  const std::size_t question = target.find('?');
-  request.path = target.substr(0, question);
-  if (question != std::string::npos) request.query = target.substr(question + 1);
-  request.content_type = to_string(fields[http::field::content_type]);
-  request.content_encoding = to_string(fields[http::field::content_encoding]);
-  request.authorization = to_string(fields[http::field::authorization]);
-  request.if_none_match = to_string(fields[http::field::if_none_match]);
-  if (head_only) request.method = "GET";
-
-  refusal = handler.refuse(request);
-  const bool has_body = parser.chunked() || parser.content_length().value_or(0) > 0;
-  if (refusal) {
-    if (has_body) keep_alive = false;
-    co_return 0;
-  }
-  if (boost::beast::iequals(fields[http::field::expect], "100-continue") && has_body && c.input().empty()) {
-    if (!co_await write_all(c, "HTTP/1.1 100 Continue\r\n\r\n")) co_return -1;
+  refusal = handler.refuse(parser.head());
+  if (refusal) co_return Outcome::kRefused;
+  if (parser.expects_continue() && c.input().empty()) {
+    if (!co_await write_all(c, "HTTP/1.1 100 Continue\r\n\r\n")) co_return Outcome::kOver;
   }
 
   const Clock::time_point body_deadline = Clock::now() + limits.body_timeout;
@@ -383,42 +159,30 @@ awaitable<int> HttpServer::Impl::read_request(Connection& c, HttpRequest& reques
       bytes = now;
     }
   } received{bodies_bytes};
-  parser.eager(true);  // all the chunks that are there in one call; other connections have their turn in wait_until
   while (!parser.is_done()) {
-    if (!c.input().empty()) {
-      c.consume(parser.put(asio::buffer(c.input()), error));
-      received.set(parser.get().body().size());
-      if (bodies_bytes > limits.all_bodies_bytes) {
-        what = "the server is receiving too many large requests; try again later";
-        co_return 503;
-      }
-      if (error == http::error::body_limit) {
-        what = fmt::format("the request body is larger than {} bytes", limits.body_bytes);
-        co_return 413;
-      }
-      if (error && error != http::error::need_more) {
-        what = fmt::format("malformed request body: {}", error.message());
-        co_return 400;
-      }
-      if (parser.is_done()) break;
-      if (c.input().size() >= kReadBytes) {  // an endless chunk extension or trailer
-        what = "a chunk header or trailer of the request body is too long";
-        co_return 400;
-      }
+    c.consume(parser.put(c.input()));
+    if (parser.error()) {
+      error = *parser.error();
+      co_return Outcome::kFailed;
     }
-    if (c.end_of_input) co_return -1;
+    received.set(parser.num_body_bytes());
+    if (bodies_bytes > limits.all_bodies_bytes) {
+      error = {503, "the server is receiving too many large requests; try again later"};
+      co_return Outcome::kFailed;
+    }
+    if (parser.is_done()) break;
+    if (c.end_of_input) co_return Outcome::kOver;
     if (!co_await c.wait_until(body_deadline)) {
-      what = fmt::format("the request body was not complete within {} ms", limits.body_timeout.count());
-      co_return 408;
+      error = {408, fmt::format("the request body was not complete within {} ms", limits.body_timeout.count())};
+      co_return Outcome::kFailed;
     }
   }
-  request.body = std::move(parser.get().body());
-  co_return 0;
+  co_return Outcome::kRead;
 }
 
 // ---- writing ----
 
-awaitable<bool> HttpServer::Impl::write_all(Connection& c, std::string_view bytes) {
+awaitable<bool> HttpServer::Impl::write_all(HttpConnection& c, std::string_view bytes) {
   while (!bytes.empty()) {
     c.write_deadline.expires_after(limits.write_timeout);
     c.write_deadline.async_wait([connection = c.weak_from_this()](const error_code& error) {
@@ -449,7 +213,7 @@ std::string response_head(const HttpResponse& response, bool close, bool chunked
 
 }  // namespace
 
-awaitable<void> HttpServer::Impl::write_response(Connection& c, HttpResponse response, bool close, bool head_only) {
+awaitable<void> HttpServer::Impl::write_response(HttpConnection& c, HttpResponse response, bool close, bool head_only) {
   const bool no_content = response.status == 204 || response.status == 304;
   std::string bytes = response_head(response, close, false, no_content ? std::nullopt : std::optional(response.body.size()));
   if (!head_only && !no_content) bytes += response.body;
@@ -459,7 +223,7 @@ awaitable<void> HttpServer::Impl::write_response(Connection& c, HttpResponse res
 
 // Closing a socket with unread input resets the connection, and the client may lose the answer: say that we are done, and
 // read what still comes for a moment.
-awaitable<void> HttpServer::Impl::linger(Connection& c) {
+awaitable<void> HttpServer::Impl::linger(HttpConnection& c) {
   error_code ignored;
   c.socket.shutdown(tcp::socket::shutdown_send, ignored);
   c.discard_input = true;
@@ -470,12 +234,12 @@ awaitable<void> HttpServer::Impl::linger(Connection& c) {
 }
 
 // Hands the request to the handler and writes what it answers. True: the connection may take another request.
-awaitable<bool> HttpServer::Impl::answer(std::shared_ptr<Connection> connection, HttpRequest request, bool keep_alive, bool head_only, bool http_1_0) {
-  Connection& c = *connection;
-  auto exchange = std::make_shared<Exchange>(&c, std::move(request));
+awaitable<bool> HttpServer::Impl::answer(std::shared_ptr<HttpConnection> connection, HttpRequest request, bool keep_alive, bool head_only, bool http_1_0) {
+  HttpConnection& c = *connection;
+  auto exchange = std::make_shared<ConnectionExchange>(&c, std::move(request), limits.pending_write_bytes);
   c.exchange = exchange;
   struct Detach {
-    Exchange& exchange;
+    ConnectionExchange& exchange;
     ~Detach() { exchange.detach(); }
   } detach{*exchange};
   try {
@@ -511,7 +275,10 @@ awaitable<bool> HttpServer::Impl::answer(std::shared_ptr<Connection> connection,
       if (!piece.empty()) bytes += chunked ? fmt::format("{:x}\r\n{}\r\n", piece.size(), piece) : piece;
       if (last && chunked) bytes += "0\r\n\r\n";
     }
-    if (!co_await write_all(c, bytes)) {
+    exchange->begin_write();
+    const bool written = co_await write_all(c, bytes);
+    exchange->end_write();
+    if (!written) {
       exchange->gone();
       co_return false;
     }
@@ -523,28 +290,30 @@ awaitable<bool> HttpServer::Impl::answer(std::shared_ptr<Connection> connection,
   co_return !close && c.socket.is_open();
 }
 
-awaitable<void> HttpServer::Impl::serve(std::shared_ptr<Connection> connection) {
-  Connection& c = *connection;
+awaitable<void> HttpServer::Impl::serve(std::shared_ptr<HttpConnection> connection) {
+  HttpConnection& c = *connection;
   bool open = true;
-  while (open) {
-    HttpRequest request;
+  while (open && co_await wait_for_request(c)) {
+    auto parser = std::make_optional<HttpRequestParser>(limits);
     std::optional<HttpResponse> refusal;
-    bool keep_alive = false, head_only = false, http_1_0 = false;
-    std::string what;
-    const int status = co_await read_request(c, request, keep_alive, head_only, http_1_0, what, refusal);
-    if (status < 0) break;
-    if (status > 0) {
-      co_await write_response(c, handler.protocol_error(status, what), true, false);
+    HttpProtocolError error;
+    const Outcome outcome = co_await read_request(c, *parser, refusal, error);
+    if (outcome == Outcome::kOver) break;
+    if (outcome == Outcome::kFailed) {
+      co_await write_response(c, handler.protocol_error(error.status, error.what), true, false);
       co_await linger(c);
       break;
     }
-    if (refusal) {
-      const bool close = !keep_alive || refusal->close;
+    const bool keep_alive = parser->keep_alive(), head_only = parser->is_head_only(), http_1_0 = parser->is_http_1_0();
+    if (outcome == Outcome::kRefused) {
+      const bool close = !keep_alive || parser->has_body() || refusal->close;
       co_await write_response(c, std::move(*refusal), close, head_only);
       if (close) co_await linger(c);
       open = !close && c.socket.is_open();
       continue;
     }
+    HttpRequest request = parser->take_request();
+    parser.reset();  // what was parsed need not live as long as the answer
     open = co_await answer(connection, std::move(request), keep_alive, head_only, http_1_0);
   }
   c.close();
@@ -568,22 +337,14 @@ awaitable<void> HttpServer::Impl::accept_loop() {
     socket.non_blocking(true, ignored);
     const tcp::endpoint remote = socket.remote_endpoint(error);
     if (error) continue;  // it has gone already
-    const asio::ip::address peer = counted_address(remote.address());
-    const auto same = num_connections_of.find(peer);
-    std::string refusal;
-    if (static_cast<int64_t>(connections.size()) >= limits.num_connections) {
-      refusal = fmt::format("{} connections are open, the most this server takes", connections.size());
-    } else if (!peer.is_loopback() && same != num_connections_of.end() && same->second >= limits.num_connections_per_address) {
-      refusal = fmt::format("{} connections are open from your address, the most this server takes", same->second);
-    }
-    if (!refusal.empty()) {
-      ++stats.num_connections_refused;
+    const asio::ip::address peer = HttpConnectionTable::counted_address(remote.address());
+    if (const std::string refusal = connections.refusal(peer); !refusal.empty()) {
       const HttpResponse response = handler.protocol_error(503, refusal);
       socket.write_some(asio::buffer(response_head(response, true, false, response.body.size()) + response.body), ignored);
       socket.shutdown(tcp::socket::shutdown_send, ignored);
       continue;
     }
-    auto connection = std::make_shared<Connection>(*this, std::move(socket), peer);
+    auto connection = std::make_shared<HttpConnection>(connections, io, std::move(socket), peer);
     // An exception out of a coroutine ends its connection only.
     const auto finish = [connection](const std::exception_ptr& exception) {
       if (exception) connection->close();
@@ -641,7 +402,7 @@ Result<std::unique_ptr<HttpServer>> HttpServer::listen(const std::string& host, 
 }
 
 uint16_t HttpServer::port() const { return impl_->port; }
-const HttpServerStats& HttpServer::stats() const { return impl_->stats; }
+const HttpServerStats& HttpServer::stats() const { return impl_->connections.stats(); }
 
 void HttpServer::run(bool handle_signals) {
   if (handle_signals) {
@@ -678,7 +439,7 @@ void HttpServer::stop(std::chrono::milliseconds grace) {
   impl_->stopping = true;
   error_code ignored;
   impl_->acceptor.close(ignored);
-  for (Connection* connection : impl_->connections) connection->notify();
+  impl_->connections.notify_all();
   impl_->stop_when_quiet(Clock::now() + grace);
 }
 

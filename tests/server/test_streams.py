@@ -62,6 +62,33 @@ def test_client_leaving_before_the_answer_frees_its_blocks(slow_server):
     running.wait_until_idle(2)
 
 
+def test_client_that_sent_far_ahead_and_left_frees_its_blocks(slow_server):
+    """The end of its input is behind bytes that the server does not read while it answers."""
+    running = slow_server(10)
+    body = json.dumps({"prompt": "Hi", "max_tokens": 3000, "ignore_eos": True}).encode()
+    with running.connect() as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1200)
+        deadline = time.monotonic() + 5 * PATIENCE
+        while running.used_blocks() == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert running.used_blocks() > 0
+    left = time.monotonic()
+    running.wait_until_idle(5)
+    assert time.monotonic() - left < 2 * PATIENCE, "not at the end of the answer"
+
+
+def test_a_step_may_bring_more_than_a_slow_reader_may_leave(slow_server):
+    """What one step writes at once is no sign of a slow client: the echo of a long prompt, eight times."""
+    running = slow_server(0, "--max-model-len", 200_000, "--kv-blocks", 40_000)
+    prompt = "word " * 60_000
+    with running.client().completions.create(model="fake", prompt=prompt, n=8, max_tokens=2, echo=True, stream=True) as stream:
+        texts = {}
+        for chunk in stream:
+            texts[chunk.choices[0].index] = texts.get(chunk.choices[0].index, "") + chunk.choices[0].text
+    assert len(texts) == 8 and all(text.startswith(prompt) for text in texts.values())
+
+
 def test_queued_client_leaving_disturbs_nobody(slow_server):
     running = slow_server(5, "--max-num-seqs", 1)
     with running.connect() as first, running.connect() as queued:
@@ -234,3 +261,17 @@ def test_state_is_answered_while_busy(server, path):
         connection.sendall(stream_request(max_tokens=longest(server) - 32))
         for _ in range(10):
             assert httpx.get(f"{server.url}{path}", timeout=5).status_code == 200
+
+
+def test_health_fails_while_a_step_stalls(slow_server):
+    running = slow_server(1500, "--stall-timeout", 0.5)
+    with running.connect() as connection:
+        connection.sendall(stream_request(max_tokens=2))
+        statuses, deadline = set(), time.monotonic() + 20
+        while time.monotonic() < deadline and statuses != {200, 503}:
+            response = httpx.get(f"{running.url}/health", timeout=5)
+            statuses.add(response.status_code)
+            time.sleep(0.05)
+        assert statuses == {200, 503}, "well at first, not when the step has run for long"
+    running.wait_until_idle(20)
+    running.assert_alive()
