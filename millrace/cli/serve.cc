@@ -20,7 +20,7 @@ struct ServeOptions : ModelOptions, GenerationOptions {
   std::string api_key_file, chat_template, scheduling_policy = "fcfs";
   bool allow_open_without_key = false;
   int64_t max_num_seqs = 64, max_num_batched_tokens = 512, max_queued = 1024;
-  int drain_timeout_s = 30, max_connections = 4096;
+  int drain_timeout_s = 30, stall_timeout_s = 60, max_connections = 4096;
   bool no_prefix_caching = false;
 };
 
@@ -58,6 +58,7 @@ Status run_serve(const ServeOptions& options) {
   MR_ASSIGN_OR_RETURN(server_options.api_key, api_key(options));
   server_options.allow_open_without_key = options.allow_open_without_key;
   server_options.drain_timeout = std::chrono::seconds(options.drain_timeout_s);
+  server_options.stall_timeout = std::chrono::seconds(options.stall_timeout_s);
   server_options.http.num_connections = options.max_connections;
   server_options.allow_priority = options.scheduling_policy == "priority";
 
@@ -130,6 +131,7 @@ void register_serve(CLI::App& app, int& exit_status) {
   command->add_option("--scheduling-policy", options->scheduling_policy, "fcfs: in order of arrival; priority: requests may name a priority")->check(CLI::IsMember({"fcfs", "priority"}))->capture_default_str();
   command->add_flag("--no-enable-prefix-caching", options->no_prefix_caching, "Compute equal prompt beginnings anew");
   command->add_option("--shutdown-timeout", options->drain_timeout_s, "Seconds that running requests get after SIGTERM")->check(CLI::Range(0, 86400))->capture_default_str();
+  command->add_option("--stall-timeout", options->stall_timeout_s, "Seconds that a step may take before /health says 503")->check(CLI::Range(1, 86400))->capture_default_str();
   command->add_option("--max-connections", options->max_connections, "Most client connections")->check(CLI::Range(1, 1 << 20))->capture_default_str();
   add_generation_options(*command, *options);
   command->footer(

@@ -4,9 +4,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 namespace millrace {
 
-HelperPool::HelperPool(int num_threads, int64_t num_jobs_max, int64_t job_bytes_max) : num_jobs_max_(num_jobs_max), job_bytes_max_(job_bytes_max) {
+HelperPool::HelperPool(int num_threads, int64_t num_jobs_max, int64_t job_bytes_max) : num_jobs_max_(num_jobs_max), job_bytes_max_(job_bytes_max), num_threads_(num_threads) {
   for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { run(); });
 }
 
@@ -32,20 +34,32 @@ bool HelperPool::submit(std::function<void()> job, int64_t job_bytes) {
   return true;
 }
 
+std::deque<HelperPool::Job>::iterator HelperPool::next_job() {
+  const bool takes_large = num_large_running_ < std::max<int64_t>(1, num_threads_ - 1);
+  return std::find_if(jobs_.begin(), jobs_.end(), [&](const Job& job) { return takes_large || !job.is_large(); });
+}
+
 void HelperPool::run() {
   // Linux keeps a nice value per thread. Generation goes on at full speed while a long prompt is read.
   setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), 10);
+  std::unique_lock lock(mutex_);
   while (true) {
-    Job job;
-    {
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return stopping_ || !jobs_.empty(); });
-      if (stopping_) return;
-      job = std::move(jobs_.front());
-      jobs_.pop_front();
-      job_bytes_ -= job.bytes;
-    }
+    auto next = jobs_.end();
+    changed_.wait(lock, [&] {
+      next = next_job();
+      return stopping_ || next != jobs_.end();
+    });
+    if (stopping_) return;
+    Job job = std::move(*next);
+    jobs_.erase(next);
+    job_bytes_ -= job.bytes;
+    num_large_running_ += job.is_large();
+    lock.unlock();
     job.work();
+    job.work = nullptr;  // what it holds goes before the lock is taken
+    lock.lock();
+    num_large_running_ -= job.is_large();
+    if (job.is_large()) changed_.notify_all();  // another may run now
   }
 }
 

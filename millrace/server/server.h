@@ -23,10 +23,10 @@ struct ServerOptions {
   bool allow_open_without_key = false;              // binding beyond loopback needs a key unless this is set
   std::chrono::milliseconds drain_timeout{30'000};  // after SIGTERM
   bool allow_priority = false;                      // requests may say another `priority` than 0, and so overtake everybody
-  int num_helpers = 1;                              // threads that parse and tokenize
+  int num_helpers = 2;                              // threads that parse and tokenize; of several, one is kept from large requests
   int64_t num_preparing_max = 1024;                 // requests waiting for a helper
   int64_t preparing_bytes_max = 128 << 20;          // their bodies
-  std::chrono::milliseconds stall_timeout{10'000};  // a step that takes longer makes /health fail
+  std::chrono::milliseconds stall_timeout{60'000};  // a step that takes longer makes /health fail; a large model's may take many seconds
   bool handle_signals = true;
   HttpLimits http;
 };

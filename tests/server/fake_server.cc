@@ -92,7 +92,7 @@ Status run(int argc, char** argv) {
   uint16_t port = 0;
   int step_ms = 0;
   int64_t context = 4096, kv_blocks = 4096, max_queued = 1024, max_running = 64, num_connections = 4096, per_address = 1024;
-  double drain_timeout = 30;
+  double drain_timeout = 30, stall_timeout = 60;
   bool endless = false;
   app.add_option("--tokenizer", tokenizer_dir, "directory with tokenizer.json and tokenizer_config.json")->required();
   app.add_option("--host", host);
@@ -108,6 +108,7 @@ Status run(int argc, char** argv) {
   app.add_option("--scheduling-policy", scheduling_policy);
   app.add_option("--served-model-name", name);
   app.add_option("--shutdown-timeout", drain_timeout, "seconds");
+  app.add_option("--stall-timeout", stall_timeout, "seconds");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -142,6 +143,7 @@ Status run(int argc, char** argv) {
   options.host = host;
   options.port = port;
   options.drain_timeout = std::chrono::milliseconds(static_cast<int64_t>(drain_timeout * 1000));
+  options.stall_timeout = std::chrono::milliseconds(static_cast<int64_t>(stall_timeout * 1000));
   options.http.num_connections = num_connections;
   options.http.num_connections_per_address = per_address;
   options.allow_priority = scheduling_policy == "priority";
