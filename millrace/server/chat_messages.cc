@@ -76,12 +76,13 @@ std::optional<ApiError> read_chat_messages(std::string_view name, const json::va
     json::object message;
     for (const auto& entry : item.get_object()) {
       const std::string_view key = entry.key();
-      if (entry.value().is_null() && key != "content") continue;
+      if (entry.value().is_null()) {  // as if it were absent
+        if (key == "content" && role->get_string() == "assistant") message[key] = "";  // in its place
+        continue;
+      }
       if (key == "content") {
         std::string text;
-        if (!entry.value().is_null()) {
-          if (auto error = read_content(field + ".content", entry.value(), text)) return error;
-        }
+        if (auto error = read_content(field + ".content", entry.value(), text)) return error;
         message[key] = text;
       } else if (key == "tool_calls") {
         json::array calls;
