@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <filesystem>
+
+#include "millrace/base/mapped_file.h"
 #include "millrace/engine/byte_tokenizer.h"
 
 namespace millrace {
@@ -112,6 +116,37 @@ TEST(Completion, StopStringsCountOnlyAfterMinTokens) {
   const Outcome outcome = complete(request, "ababcab");
   EXPECT_EQ(outcome.text, "ababc");
   EXPECT_EQ(outcome.num_tokens, 7);
+}
+
+// "Hello" was continued by "world" where the model had said " world": the decoders of Llama 2, Mistral and others drop the space
+// before a text's first word, and a completion was taken for a text of its own.
+TEST(Completion, ContinuesThePromptsText) {
+  const char* source_dir = std::getenv("MILLRACE_SOURCE_DIR");
+  if (source_dir == nullptr) GTEST_SKIP() << "MILLRACE_SOURCE_DIR is not set";
+  // In these vocabularies the snowman and the Chinese characters are bytes, several to a character.
+  const std::string text = "Hello world, what is \xE2\x98\x83\xE2\x98\x83\xE4\xB8\xAD\xE6\x96\x87\xE4\xB8\xAD\xE6\x96\x87 the time of day there and here";
+  for (const char* name : {"tiny-spm", "tiny-bpe", "tiny-gpt2"}) {
+    SCOPED_TRACE(name);
+    const std::string path = (std::filesystem::path(source_dir) / "tests/golden/tokenizers" / name / "tokenizer.json").string();
+    const Tokenizer tokenizer = Tokenizer::from_json(read_text_file(path).value(), "").value();
+    const std::vector<int32_t> ids = tokenizer.encode(text, {.add_special_tokens = false}).value();
+    ASSERT_GT(ids.size(), 10u);
+    const std::string whole = tokenizer.decode(ids, true).value();
+    int num_checked = 0;
+    for (std::size_t num_prompt_tokens = 1; num_prompt_tokens < ids.size(); ++num_prompt_tokens) {
+      GenerationRequest request;
+      request.prompt_tokens.assign(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(num_prompt_tokens));
+      Completion completion(request, 1000, {}, &tokenizer);
+      OutputDelta delta;
+      for (std::size_t i = num_prompt_tokens; i < ids.size(); ++i) completion.push({.id = ids[i]}, delta);
+      completion.end(FinishReason::kAbort, delta);
+      const std::string prompt = tokenizer.decode(request.prompt_tokens, true).value();
+      if (prompt.find("\xEF\xBF\xBD") != std::string::npos) continue;  // the prompt ends within a character: nobody's text is right
+      EXPECT_EQ(prompt + delta.text, whole) << num_prompt_tokens << " prompt tokens";
+      ++num_checked;
+    }
+    EXPECT_GT(num_checked, 10);
+  }
 }
 
 TEST(Completion, EndHandsOutTheRest) {
