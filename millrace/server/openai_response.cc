@@ -14,9 +14,10 @@ namespace {
 double shown_logprob(float logprob) { return std::isfinite(logprob) ? static_cast<double>(logprob) : -9999.0; }
 
 void write_chat_token(JsonWriter& json, const Tokenizer& tokenizer, int32_t id, float logprob) {
-  const std::string text = token_text(tokenizer, id);
+  const std::string text = tokenizer.token_text(id);
   json.field("token", text).field("logprob", shown_logprob(logprob)).key("bytes").begin_array();
-  for (const char c : text) json.value(static_cast<int64_t>(static_cast<unsigned char>(c)));
+  // Of a token that is half a character the bytes are what a client can join.
+  for (const char c : text.find("\xEF\xBF\xBD") == std::string::npos ? text : tokenizer.token_bytes(id)) json.value(static_cast<int64_t>(static_cast<unsigned char>(c)));
   json.end_array();
 }
 
@@ -39,7 +40,7 @@ void write_chat_logprobs(JsonWriter& json, const Tokenizer& tokenizer, std::span
 void write_completion_logprobs(JsonWriter& json, const Tokenizer& tokenizer, std::span<const TokenLogprob> logprobs, int64_t text_offset) {
   std::vector<std::string> texts;
   texts.reserve(logprobs.size());
-  for (const TokenLogprob& token : logprobs) texts.push_back(token_text(tokenizer, token.token_id));
+  for (const TokenLogprob& token : logprobs) texts.push_back(tokenizer.token_text(token.token_id));
   json.begin_object().key("tokens").begin_array();
   for (const std::string& text : texts) json.value(text);
   json.end_array().key("token_logprobs").begin_array();
@@ -49,7 +50,7 @@ void write_completion_logprobs(JsonWriter& json, const Tokenizer& tokenizer, std
     json.begin_object();
     std::vector<std::string> seen;  // two ids may have the same text; the likelier keeps the key
     for (const auto& [id, logprob] : token.top_logprobs) {
-      std::string text = token_text(tokenizer, id);
+      std::string text = tokenizer.token_text(id);
       if (std::find(seen.begin(), seen.end(), text) != seen.end()) continue;
       json.field(text, shown_logprob(logprob));
       seen.push_back(std::move(text));
@@ -114,12 +115,6 @@ void write_chunk_usage(JsonWriter& json, OpenAiResponse::ChunkUsage usage) {
 }
 
 }  // namespace
-
-std::string token_text(const Tokenizer& tokenizer, int32_t id) {
-  const int32_t ids[] = {id};
-  Result<std::string> text = tokenizer.decode(ids, false);
-  return text.is_ok() ? std::move(text).value() : std::string();
-}
 
 int64_t count_characters(std::string_view utf8) {
   return std::count_if(utf8.begin(), utf8.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });

@@ -51,9 +51,6 @@ class OpenAiResponse {
   std::string chunk_head_;  // {"id":...,"model":..., of every chunk
 };
 
-// The text of one token by itself; half a character shows as U+FFFD.
-std::string token_text(const Tokenizer& tokenizer, int32_t id);
-
 int64_t count_characters(std::string_view utf8);
 
 }  // namespace millrace

@@ -2,9 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
 #include <utility>
 
+#include "millrace/tokenizer/byte_level.h"
 #include "millrace/tokenizer/pipeline.h"
+#include "millrace/tokenizer/unicode.h"
 
 namespace millrace {
 
@@ -35,6 +38,36 @@ std::optional<int32_t> Tokenizer::token_to_id(std::string_view token) const {
 }
 
 std::string_view Tokenizer::id_to_token(int32_t id) const { return pipeline_->token(id); }
+
+std::string Tokenizer::token_text(int32_t id) const {
+  DetokenizerStream stream(*this, false);
+  // The text of the token twice, less that of the token once.
+  std::string text = stream.push(id);
+  text += stream.push(id);
+  text += stream.finish();
+  DetokenizerStream alone(*this, false);
+  std::string once = alone.push(id);
+  once += alone.finish();
+  return text.starts_with(once) && text.size() > once.size() ? text.substr(once.size()) : once;
+}
+
+std::string Tokenizer::token_bytes(int32_t id) const {
+  const std::string text = token_text(id);
+  if (text.find("\xEF\xBF\xBD") == std::string::npos || pipeline_->added.contains(id)) return text;
+  const std::string_view piece = id_to_token(id);
+  unsigned byte = 0;
+  if (piece.size() == 6 && piece.starts_with("<0x") && piece[5] == '>' && std::from_chars(piece.data() + 3, piece.data() + 5, byte, 16).ptr == piece.data() + 5) {
+    return {static_cast<char>(byte)};
+  }
+  std::string bytes;
+  for (std::size_t at = 0; at < piece.size();) {
+    const std::optional<unsigned char> level = byte_of_level_character(unicode::decode(piece, at));
+    if (!level) return text;
+    bytes += static_cast<char>(*level);
+  }
+  return bytes;
+}
+
 bool Tokenizer::is_special(int32_t id) const { return id >= 0 && pipeline_->is_special(id); }
 std::optional<int32_t> Tokenizer::bos_token_id() const { return pipeline_->bos_token_id; }
 std::optional<int32_t> Tokenizer::eos_token_id() const { return pipeline_->eos_token_id; }

@@ -60,6 +60,10 @@ class Tokenizer {
   int64_t vocab_size() const;                     // highest id + 1
   std::optional<int32_t> token_to_id(std::string_view token) const;
   std::string_view id_to_token(int32_t id) const; // the raw piece ("Ġthe"); empty for unknown ids
+  // What the token adds within a text (" the"; at its beginning many decoders drop the space): as text, where bytes that are no whole
+  // character are U+FFFD, and as the bytes themselves. Empty for unknown ids.
+  std::string token_text(int32_t id) const;
+  std::string token_bytes(int32_t id) const;
   bool is_special(int32_t id) const;
   std::optional<int32_t> bos_token_id() const;
   std::optional<int32_t> eos_token_id() const;

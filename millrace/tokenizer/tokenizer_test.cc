@@ -49,6 +49,31 @@ TEST(Tokenizer, SaysWhatItIs) {
   EXPECT_EQ(load("tiny-gpt2").description(), "BPE, byte level, 600 tokens, 1 added");
 }
 
+// A client that joins the tokens of "logprobs" gets the text: spaces and halves of characters are not lost.
+TEST(Tokenizer, TokensByThemselvesJoinToTheText) {
+  const std::string text = "Hello world, h\xC3\xA9llo \xF0\x9F\xA6\x99 wide  space\n\xE4\xB8\xAD\xE6\x96\x87 the end";
+  for (const char* name : {"tiny-bpe", "tiny-gpt2", "tiny-spm"}) {
+    SCOPED_TRACE(name);
+    const Tokenizer tokenizer = load(name);
+    const Ids ids = tokenizer.encode(text, {.add_special_tokens = false}).value();
+    std::string bytes;
+    for (const int32_t id : ids) {
+      bytes += tokenizer.token_bytes(id);
+      EXPECT_EQ(unicode::find_invalid(tokenizer.token_text(id)), std::nullopt);
+    }
+    // SentencePiece writes a space before the first word, which decoding a text drops again.
+    EXPECT_EQ(bytes.starts_with(' ') ? bytes.substr(1) : bytes, text);
+  }
+  const Tokenizer spm = load("tiny-spm");
+  const auto piece = [&](const char* token) { return spm.token_to_id(token).value(); };
+  EXPECT_EQ(spm.token_text(piece("\xE2\x96\x81the")), " the");
+  EXPECT_EQ(spm.token_bytes(piece("<0xE2>")), "\xE2");
+  EXPECT_EQ(spm.token_text(piece("<0xE2>")), "\xEF\xBF\xBD");
+  EXPECT_EQ(spm.token_text(piece("</s>")), "</s>");
+  EXPECT_EQ(spm.token_text(1 << 20), "");
+  EXPECT_EQ(spm.token_bytes(-1), "");
+}
+
 // Without a cut each of these would be one token.
 TEST(Tokenizer, UnicodeScriptsCutsWhereTheScriptChanges) {
   const std::string json = R"({"pre_tokenizer": {"type": "UnicodeScripts"},

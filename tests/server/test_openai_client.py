@@ -152,10 +152,12 @@ def test_echo(client, model, stream):
 
 def test_chat_logprobs(client, model):
     arguments = dict(model=model, messages=user("Hi"), max_tokens=6, temperature=0, extra_body={"ignore_eos": True})
-    content = client.chat.completions.create(**arguments, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    choice = client.chat.completions.create(**arguments, logprobs=True, top_logprobs=3).choices[0]
+    content = choice.logprobs.content
     assert len(content) == 6
+    assert b"".join(bytes(token.bytes) for token in content).decode(errors="replace") == choice.message.content, "the bytes of tokens that are half a character join"
     for token in content:
-        assert token.logprob <= 0 and bytes(token.bytes).decode() == token.token
+        assert token.logprob <= 0 and (bytes(token.bytes).decode(errors="replace") == token.token or "\ufffd" in token.token)
         assert len(token.top_logprobs) == 3
         assert token.top_logprobs[0].token == token.token, "greedy takes the likeliest"
         assert [t.logprob for t in token.top_logprobs] == sorted((t.logprob for t in token.top_logprobs), reverse=True)
