@@ -6,6 +6,7 @@
 #include "millrace/model/bind_parts.h"
 #include "millrace/model/family.h"
 #include "millrace/model/transforms.h"
+#include "millrace/tensor/dequantize.h"
 
 namespace millrace {
 
@@ -54,6 +55,9 @@ Status bind_positions(const BindContext& context, const BindPlace& place, Networ
                                                 shape_text(tensor->shape), network.position_offset + 1, kVocabMax));
   }
   MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {rows, context.hidden_size}, "[positions, hidden_size]", "embedding.positions", ""));
+  if (!can_dequantize(tensor->dtype)) {  // its rows are read in every step
+    return Status::unsupported(fmt::format("{}: \"{}\" is stored as {}, which cannot be read as numbers", context.checkpoint.path(), tensor->name, dtype_name(tensor->dtype)));
+  }
   network.positions = MatrixSource{tensor, false, nullptr, consecutive_rows(0, rows), context.hidden_size};
   network.max_positions = std::min(network.max_positions, rows - network.position_offset);
   return Status::ok();

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <sstream>
 
 #include "millrace/base/test_data.h"
 #include "millrace/model/family.h"
@@ -335,6 +336,27 @@ TEST_P(BindConvertedGguf, IsTheNetworkOfTheDirectory) {
 
 INSTANTIATE_TEST_SUITE_P(Families, BindConvertedGguf, testing::ValuesIn(kConversions),
                          [](const auto& conversion) { return std::string(conversion.param.golden); });
+
+// The first step would have ended the process: positions were read without asking whether their type can be.
+TEST(BindGguf, LearnedPositionsOfAnUnreadableTypeAreRefused) {
+  const Conversion& conversion = *std::find_if(std::begin(kConversions), std::end(kConversions), [](const auto& c) { return c.golden == "gpt2"; });
+  const Checkpoint directory = Checkpoint::open((source_dir() / "tests/golden/models/gpt2").string()).value();
+  const Network network = bind_network(choose_family(directory, std::nullopt).value(), directory).value();
+  const std::filesystem::path path = std::filesystem::path(testing::TempDir()) / "millrace_positions.gguf";
+  static_cast<void>(converted(conversion, directory, network, path).tensors());
+  std::ostringstream read;
+  read << std::ifstream(path, std::ios::binary).rdbuf();
+  std::string bytes = read.str();
+  const std::string name = "position_embd.weight";
+  const std::size_t type = bytes.find(name) + name.size() + sizeof(uint32_t) + 2 * sizeof(uint64_t);
+  ASSERT_EQ(bytes.compare(type, 4, std::string(4, '\0')), 0) << "the type id of f32 is expected here";
+  bytes[type] = 9;  // Q8_1, which is smaller and is no type of stored weights
+  std::ofstream(path, std::ios::binary) << bytes;
+  const Checkpoint changed = Checkpoint::open(path.string()).value();
+  const Result<Network> bound = bind_network(choose_family(changed, std::nullopt).value(), changed);
+  ASSERT_FALSE(bound.is_ok());
+  EXPECT_THAT(bound.status().message(), HasSubstr("\"position_embd.weight\" is stored as Q8_1, which cannot be read as numbers"));
+}
 
 // Which layers slide, and how far YaRN reaches, as newer files say it.
 TEST(BindGguf, PatternsAndMultipliersOfTheFileCount) {
