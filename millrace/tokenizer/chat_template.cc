@@ -44,7 +44,7 @@ std::string place(const jinja::Program& program, std::size_t offset, std::string
   return fmt::format("line {}, column {}: {}", line, column, message);
 }
 
-void define_variables(jinja::Runtime& runtime, const ChatTemplateInput& input) {
+void define_variables(jinja::Runtime& runtime, const jinja::Program& program, const ChatTemplateInput& input) {
   // What the client sent is paid for by the size of its request, not by the template.
   jinja::Budget unlimited(INT64_MAX);
   std::vector<jinja::Value> messages;
@@ -55,7 +55,10 @@ void define_variables(jinja::Runtime& runtime, const ChatTemplateInput& input) {
   runtime.define("add_generation_prompt", input.add_generation_prompt);
   runtime.define("bos_token", jinja::make_text(input.bos_token));
   runtime.define("eos_token", jinja::make_text(input.eos_token));
-  for (const auto& variable : input.variables) runtime.define(variable.key(), jinja::from_json(unlimited, variable.value()));
+  // By the template's names, which are few, not by the client's, of which there may be a million.
+  for (const std::string& name : program.names) {
+    if (const json::value* value = input.variables.if_contains(name)) runtime.define(name, jinja::from_json(unlimited, *value));
+  }
 }
 
 }  // namespace
@@ -83,7 +86,7 @@ Result<RenderedPrompt> ChatTemplate::render(const ChatTemplateInput& input, cons
   options.now = input.now;
   jinja::Runtime runtime(*program_, options);
   try {
-    define_variables(runtime, input);
+    define_variables(runtime, *program_, input);
     jinja::TextBuilder out(runtime.budget());
     runtime.run(out);
     RenderedPrompt prompt;

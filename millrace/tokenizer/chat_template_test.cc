@@ -343,6 +343,18 @@ TEST(ChatTemplate, ThreadsShareOneProgram) {
   for (const std::string& text : texts) EXPECT_EQ(text, expected);
 }
 
+// Names and keys that are found by looking at all of them are bounded, or paid for: 300,000 of either took minutes within the fuel.
+TEST(ChatTemplate, ManyNamesAndKeysAreBounded) {
+  std::string many_names, many_keys = "{% set d = {";
+  for (int i = 0; i < 5000; ++i) many_names += "{% set a" + std::to_string(i) + " = 1 %}";
+  for (int i = 0; i < 60'000; ++i) many_keys += std::to_string(i) + ": 1, ";
+  const auto refused = ChatTemplate::compile(many_names);
+  ASSERT_FALSE(refused.is_ok());
+  EXPECT_NE(refused.status().message().find("more than 4096 names"), std::string::npos) << refused.status().message();
+  EXPECT_EQ(compiled(many_keys + "} %}").render(one_message("Hi")).status().code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(rendered("{% set d = {1: 'a', 'b': 2, 3.5: 'c'} %}{{ d[1] }}{{ d.b }}{{ d[3.5] }}", one_message("Hi")), "a2c");
+}
+
 TEST(ChatTemplate, StrftimeShowsTheGivenClock) {
   ChatTemplateInput input = one_message("Hi");
   input.now = clock_of("2024-07-26 09:05:07");

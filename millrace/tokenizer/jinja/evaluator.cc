@@ -64,6 +64,7 @@ Value Runtime::eval_dict(const DictExpr& expr, Scope& scope) {
     Value k = eval(key, scope);
     Value v = eval(value, scope);
     offset_ = key->offset;
+    if (!k.is_string()) budget_.charge_bytes(dict.entries.size() * sizeof(Value));  // found by looking at all of them
     dict.set(std::move(k), std::move(v));
   }
   return std::move(dict).finish();

@@ -10,6 +10,8 @@
 namespace millrace::jinja {
 namespace {
 
+constexpr std::size_t kMaxNames = 4096;  // the longest published template has some hundred
+
 std::string describe(const Token& token) {
   switch (token.kind) {
     case TokenKind::kData: return "template data / text";
@@ -70,6 +72,8 @@ std::shared_ptr<const Program> Parser::run() {
 int Parser::name_id(const std::string& name) {
   const auto [entry, added] = name_ids_.try_emplace(name, static_cast<int>(program_->names.size()));
   if (added) program_->names.push_back(name);
+  // A scope looks its variables up one by one.
+  if (program_->names.size() > kMaxNames) fail_at(current().offset, fmt::format("the template uses more than {} names", kMaxNames));
   return entry->second;
 }
 
