@@ -95,9 +95,13 @@ function withBreaks(lines) {
   return nodes;
 }
 
-export function renderMarkdown(text) {
+// Deeper than any answer means, and far below where a browser's stack ends: a small model may write nothing but ">" for pages.
+const QUOTES_MAX = 16;
+
+export function renderMarkdown(text, quotes = 0) {
   const blocks = [];
   const lines = text.replace(/\r\n?/g, "\n").split("\n");
+  const isQuote = (line) => quotes < QUOTES_MAX && QUOTE.test(line);
   for (let i = 0; i < lines.length;) {
     const line = lines[i];
     const fence = FENCE.exec(line);
@@ -123,10 +127,10 @@ export function renderMarkdown(text) {
       ++i;
       continue;
     }
-    if (QUOTE.test(line)) {
+    if (isQuote(line)) {
       const body = [];
-      for (; i < lines.length && QUOTE.test(lines[i]); ++i) body.push(lines[i].replace(QUOTE, ""));
-      blocks.push(element("blockquote", "", ...renderMarkdown(body.join("\n"))));
+      for (; i < lines.length && isQuote(lines[i]); ++i) body.push(lines[i].replace(QUOTE, ""));
+      blocks.push(element("blockquote", "", ...renderMarkdown(body.join("\n"), quotes + 1)));
       continue;
     }
     if (ITEM.test(line)) {
@@ -143,7 +147,7 @@ export function renderMarkdown(text) {
       continue;
     }
     const body = [];
-    for (; i < lines.length && lines[i].trim() && !FENCE.test(lines[i]) && !HEADING.test(lines[i]) && !QUOTE.test(lines[i]) &&
+    for (; i < lines.length && lines[i].trim() && !FENCE.test(lines[i]) && !HEADING.test(lines[i]) && !isQuote(lines[i]) &&
            !(body.length && (ITEM.test(lines[i]) || RULE.test(lines[i]))); ++i) {
       body.push(lines[i]);
     }

@@ -179,6 +179,8 @@ def test_markdown_is_drawn_and_never_becomes_html(server, open_page):
                    "&lt;img src=x onerror=alert(1)&gt;", "snake_case_name 2 * 3 * 4"]:
         assert wanted in html, (wanted, html)
     assert "<img" not in html and "javascript:alert(1)\"" not in html
+    deep = opened.page.evaluate("async () => (await import('./markdown.js')).renderMarkdown('> '.repeat(100000) + 'end').length")
+    assert deep == 1, "quotes in quotes end somewhere: a model may write nothing else"
     assert opened.errors == []
 
 
