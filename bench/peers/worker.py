@@ -80,7 +80,7 @@ def run_job(job):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     seconds = time.monotonic() - start
     machine_s, children_s = (after - before for after, before in zip(machine_and_children_s(), busy_before))
-    return {"others": max(0.0, (machine_s - children_s) / (seconds * len(os.sched_getaffinity(0)))), "status": status, "stdout": output[process.stdout].decode(errors="replace"), "stderr": output[process.stderr].decode(errors="replace")[-1000000:],
+    return {"others": min(1.0, max(0.0, (machine_s - children_s) / (seconds * len(os.sched_getaffinity(0))))), "status": status, "stdout": output[process.stdout].decode(errors="replace"), "stderr": output[process.stderr].decode(errors="replace")[-1000000:],
             "seconds": seconds, "marker_s": marker_s, "timed_out": timed_out}
 
 
