@@ -3,6 +3,8 @@
 #include <cpuid.h>
 #include <fmt/format.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -15,8 +17,14 @@ namespace millrace {
 namespace {
 
 struct CpuBits {
-  bool avx2 = false, avx_vnni = false, avx512 = false, avx512_bf16 = false;
+  bool avx2 = false, avx_vnni = false, avx512 = false, avx512_bf16 = false, amx = false;
 };
+
+// Tiles are 8 KB of state a thread, which Linux (5.16 and later) saves only for processes that asked: arch_prctl(ARCH_REQ_XCOMP_PERM).
+bool tiles_permitted() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
 
 CpuBits read_cpu_bits() {
   CpuBits bits;
@@ -29,12 +37,15 @@ CpuBits read_cpu_bits() {
   const bool ymm_saved = (xcr0_low & 0x6) == 0x6, zmm_saved = (xcr0_low & 0xe6) == 0xe6;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return bits;
   const uint32_t max_subleaf = a;
+  const bool amx_bf16 = (d >> 22) & 1, amx_tile = (d >> 24) & 1, amx_int8 = (d >> 25) & 1;
   bits.avx2 = ymm_saved && fma && f16c && ((b >> 5) & 1) && ((b >> 8) & 1);  // and BMI2
   const bool f = (b >> 16) & 1, dq = (b >> 17) & 1, bw = (b >> 30) & 1, vl = (b >> 31) & 1, vnni = (c >> 11) & 1;
   bits.avx512 = bits.avx2 && zmm_saved && f && dq && bw && vl && vnni;
   if (max_subleaf >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
     bits.avx_vnni = bits.avx2 && ((a >> 4) & 1);
     bits.avx512_bf16 = bits.avx512 && ((a >> 5) & 1);
+    const bool tiles_saved = (xcr0_low & 0x60000) == 0x60000;
+    bits.amx = bits.avx512_bf16 && tiles_saved && amx_bf16 && amx_tile && amx_int8 && tiles_permitted();
   }
   return bits;
 }
@@ -60,6 +71,7 @@ std::string_view isa_name(Isa isa) {
     case Isa::kAvx2Vnni: return "avx2-vnni";
     case Isa::kAvx512Vnni: return "avx512-vnni";
     case Isa::kAvx512VnniBf16: return "avx512-vnni-bf16";
+    case Isa::kAmx: return "amx";
   }
   return "unknown";
 }
@@ -68,7 +80,7 @@ Result<Isa> parse_isa(std::string_view name) {
   for (Isa isa : kAllIsas) {
     if (name == isa_name(isa)) return isa;
   }
-  return Status::invalid_argument(fmt::format("unknown instruction set \"{}\"; expected scalar, avx2, avx2-vnni, avx512-vnni or avx512-vnni-bf16", name));
+  return Status::invalid_argument(fmt::format("unknown instruction set \"{}\"; expected scalar, avx2, avx2-vnni, avx512-vnni, avx512-vnni-bf16 or amx", name));
 }
 
 bool isa_runnable(Isa isa) {
@@ -79,6 +91,7 @@ bool isa_runnable(Isa isa) {
     case Isa::kAvx2Vnni: return bits.avx_vnni;
     case Isa::kAvx512Vnni: return bits.avx512;
     case Isa::kAvx512VnniBf16: return bits.avx512_bf16;
+    case Isa::kAmx: return bits.amx;
   }
   return false;
 }

@@ -13,6 +13,7 @@ const AttentionVariant& variant(Isa isa) {
     case Isa::kAvx2Vnni: return avx2::kAttention;
     case Isa::kAvx512Vnni:
     case Isa::kAvx512VnniBf16: return avx512::kAttention;
+    case Isa::kAmx: return amx::kAttention;
   }
   MR_CHECK(false, "unknown instruction set");
 }

@@ -6,7 +6,7 @@
 
 namespace millrace {
 
-// What one variant of attention offers; attention.cc chooses among them. The bodies are one (cpu/attention_simd.inc).
+// What one variant of attention offers; attention.cc chooses among them. All but AMX's are one body (cpu/attention_simd.inc).
 struct AttentionVariant {
   void (*attention)(const KvView& kv, const AttentionArgs& args, int64_t row_begin, int64_t row_end, int64_t kv_head, float* scratch);
   void (*partial)(const KvView& kv, const AttentionArgs& args, int64_t row, int64_t kv_head, int64_t segment, float* partial, float* scratch);
@@ -20,6 +20,9 @@ namespace avx2 {
 extern const AttentionVariant kAttention;
 }
 namespace avx512 {
+extern const AttentionVariant kAttention;
+}
+namespace amx {
 extern const AttentionVariant kAttention;
 }
 

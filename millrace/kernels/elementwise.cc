@@ -12,7 +12,8 @@ const ElementwiseVariant& variant(Isa isa) {
     case Isa::kAvx2:
     case Isa::kAvx2Vnni: return avx2::kElementwise;
     case Isa::kAvx512Vnni:
-    case Isa::kAvx512VnniBf16: return avx512::kElementwise;
+    case Isa::kAvx512VnniBf16:
+    case Isa::kAmx: return avx512::kElementwise;
   }
   MR_CHECK(false, "unknown instruction set");
 }

@@ -1,5 +1,8 @@
 #include "millrace/kernels/gemm.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "millrace/base/check.h"
 #include "millrace/kernels/gemm_kernels.h"
 #include "millrace/kernels/panel_layout.h"
@@ -32,6 +35,13 @@ const GemmTable kAvx512VnniBf16 = {{avx512::gemm_f32, avx512::gemm_f16, avx512bf
                                     avx512::gemm_int2_zero, avx512::gemm_int3_zero, avx512::gemm_int4, avx512::gemm_int4_zero, avx512::gemm_int8,
                                     avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8},
                                    avx512::gemm_exact};
+const GemmTable kAmx = {{avx512::gemm_f32, avx512::gemm_f16, amx::gemm_bf16, amx::gemm_q4_0, amx::gemm_q4_1, amx::gemm_q5_0, amx::gemm_q5_1,
+                         amx::gemm_q8_0, amx::gemm_q4_k, amx::gemm_q5_k, amx::gemm_q6_k, avx512::gemm_int2_zero, avx512::gemm_int3_zero,
+                         avx512::gemm_int4, avx512::gemm_int4_zero, avx512::gemm_int8, avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8},
+                        avx512::gemm_exact,
+                        {nullptr, nullptr, nullptr, amx::prompt_q4_0, amx::prompt_q4_1, amx::prompt_q5_0, amx::prompt_q5_1, amx::prompt_q8_0,
+                         amx::prompt_q4_k, amx::prompt_q5_k, amx::prompt_q6_k, amx::prompt_int2_zero, amx::prompt_int3_zero, amx::prompt_int4,
+                         amx::prompt_int4_zero, amx::prompt_int8, amx::prompt_int8_zero, amx::prompt_code4, nullptr}};
 
 const GemmTable& table_of(Isa isa) {
   switch (isa) {
@@ -40,6 +50,7 @@ const GemmTable& table_of(Isa isa) {
     case Isa::kAvx2Vnni: return kAvx2Vnni;
     case Isa::kAvx512Vnni: return kAvx512Vnni;
     case Isa::kAvx512VnniBf16: return kAvx512VnniBf16;
+    case Isa::kAmx: return kAmx;
   }
   MR_CHECK(false, "unknown instruction set");
 }
@@ -48,8 +59,14 @@ const GemmTable& table_of(Isa isa) {
 
 ActivationForm activation_form(WeightClass weight_class, Isa isa, GemmPath path) {
   if (path == GemmPath::kExact) return ActivationForm::kF32;
-  if (weight_class == WeightClass::kBf16 && isa == Isa::kAvx512VnniBf16) return ActivationForm::kBf16;
+  if (path == GemmPath::kPrompt && table_of(isa).prompt[static_cast<int>(weight_class)] != nullptr) return ActivationForm::kBf16;
+  if (weight_class == WeightClass::kBf16 && isa >= Isa::kAvx512VnniBf16) return ActivationForm::kBf16;
   return is_quantized(weight_class) ? ActivationForm::kInt8 : ActivationForm::kF32;
+}
+
+bool has_prompt_path(Isa isa) {
+  const GemmTable& table = table_of(isa);
+  return std::any_of(std::begin(table.prompt), std::end(table.prompt), [](GemmFunction function) { return function != nullptr; });
 }
 
 void gemm(Isa isa, GemmPath path, const PackedMatrix& w, const Activations& x, int64_t panel_begin, int64_t panel_end, int64_t row_begin,
@@ -74,7 +91,9 @@ void gemm(Isa isa, GemmPath path, const PackedMatrix& w, const Activations& x, i
     MR_DCHECK(scratch != nullptr && x.f32 != nullptr, "the exact path needs scratch and f32 activations");
     table.exact(call);
   } else {
-    table.fast[static_cast<int>(w.weight_class())](call);
+    const auto index = static_cast<int>(w.weight_class());
+    const bool prompt = path == GemmPath::kPrompt && table.prompt[index] != nullptr;
+    (prompt ? table.prompt[index] : table.fast[index])(call);
   }
 }
 

@@ -28,8 +28,11 @@ void quantize_row_int8(Isa isa, const float* x, int64_t k, int8_t* codes, float*
 // Rounds to nearest even, pads to k_padded.
 void convert_row_bf16(Isa isa, const float* x, int64_t k, uint16_t* out);
 
-// fast: the class's integer or bf16 dot products. exact: weights decoded to f32, f32 FMA, for every class (docs/design.md D4).
-enum class GemmPath { kFast, kExact };
+// fast: the class's integer or bf16 dot products. exact: weights decoded to f32, f32 FMA, for every class. prompt: what the tokens of a prompt are
+// computed with, where another arithmetic is faster for many tokens (AMX: weights decoded to bf16); elsewhere as fast (docs/design.md D4).
+enum class GemmPath { kFast, kExact, kPrompt };
+// Whether prompt differs from fast for any class.
+bool has_prompt_path(Isa isa);
 ActivationForm activation_form(WeightClass weight_class, Isa isa, GemmPath path);
 
 // y[m, r] = sum over k of W[r, k] * x[m, k], for rows r of panels [panel_begin, panel_end) and activation rows m in [row_begin, row_end).

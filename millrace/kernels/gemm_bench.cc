@@ -1,7 +1,7 @@
 // gemm() over the classes, token counts and shapes that matter: time, GB/s of weights and their share of the read bandwidth measured
 // here, operations per second and per cycle. The clock is taken from a chain of dependent additions, since a VM has no counters.
 //
-//   gemm_bench [--isa avx2] [--class Q4_1] [--shape ROWSxK] [--tokens 1,512] [--threads 1] [--cold]
+//   gemm_bench [--isa avx2] [--path prompt] [--class Q4_1] [--shape ROWSxK] [--tokens 1,512] [--threads 1] [--cold]
 // --cold cycles through copies of the weights that exceed the caches, as decoding a model does (always so for one token).
 
 #include <fmt/format.h>
@@ -91,6 +91,7 @@ struct Shape {
 
 struct Options {
   Isa isa = Isa::kScalar;
+  GemmPath path = GemmPath::kFast;
   std::string weight_class, shape, tokens = "1,2,4,8,16,64,512";
   int threads = 0;  // 0: 1 and 2
   bool cold = false;
@@ -121,7 +122,7 @@ void bench_shape(const Options& options, DType dtype, Shape shape, int num_threa
     const double time = best_seconds(num_threads, repeats, operations > 2e9 ? 5 : 40, [&](int thread, int repeat) {
       const PackedMatrix& weights = copies[cold ? static_cast<std::size_t>(repeat) % copies.size() : 0];
       const int64_t begin = num_panels * thread / num_threads, end = num_panels * (thread + 1) / num_threads;
-      gemm(options.isa, GemmPath::kFast, weights, x.view, begin, end, 0, num_tokens, y.data() + begin * 16, width, nullptr);
+      gemm(options.isa, options.path, weights, x.view, begin, end, 0, num_tokens, y.data() + begin * 16, width, nullptr);
     });
     const double bytes = static_cast<double>(weights_bytes) / time;
     fmt::print("{:<5} {:>5}x{:<4} tokens {:>3} threads {}  {:>9.1f} us  {:>5.1f} GB/s {:>4.0f} %  {:>6.0f} GOPS  {:>5.1f} op/cycle/thread\n", dtype_name(dtype),
@@ -153,6 +154,8 @@ int run(int argc, char** argv) {
         return 1;
       }
       options.isa = *chosen;
+    } else if (flag == "--path") {
+      options.path = std::string_view(value) == "prompt" ? GemmPath::kPrompt : GemmPath::kFast;
     } else if (flag == "--class") {
       options.weight_class = value;
     } else if (flag == "--shape") {

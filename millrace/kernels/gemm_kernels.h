@@ -28,6 +28,7 @@ using GemmFunction = void (*)(const GemmCall&);
 struct GemmTable {
   GemmFunction fast[kNumWeightClasses];  // by WeightClass
   GemmFunction exact;                    // any class
+  GemmFunction prompt[kNumWeightClasses] = {};  // null: as fast
 };
 
 #define MR_DECLARE_PLAIN_GEMM     \
@@ -64,6 +65,26 @@ namespace avx2 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROU
 namespace avx2vnni { MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM }
 namespace avx512 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM }
 namespace avx512bf16 { void gemm_bf16(const GemmCall&); }
+namespace amx {
+void gemm_bf16(const GemmCall&);
+MR_DECLARE_QUANTIZED_GEMM
+// GemmPath::kPrompt
+void prompt_q4_0(const GemmCall&);
+void prompt_q4_1(const GemmCall&);
+void prompt_q5_0(const GemmCall&);
+void prompt_q5_1(const GemmCall&);
+void prompt_q8_0(const GemmCall&);
+void prompt_q4_k(const GemmCall&);
+void prompt_q5_k(const GemmCall&);
+void prompt_q6_k(const GemmCall&);
+void prompt_int2_zero(const GemmCall&);
+void prompt_int3_zero(const GemmCall&);
+void prompt_int4(const GemmCall&);
+void prompt_int4_zero(const GemmCall&);
+void prompt_int8(const GemmCall&);
+void prompt_int8_zero(const GemmCall&);
+void prompt_code4(const GemmCall&);
+}  // namespace amx
 
 #undef MR_DECLARE_PLAIN_GEMM
 #undef MR_DECLARE_QUANTIZED_GEMM

@@ -107,6 +107,46 @@ TEST(Gemm, EveryVariantMatchesTheReference) {
   }
 }
 
+// Weights and activations rounded to bf16, multiplied exactly: what remains is f32 rounding, of sums whose terms are below about 4.
+TEST(Gemm, PromptPathMultipliesBf16) {
+  for (Isa isa : runnable_isas()) {
+    if (!has_prompt_path(isa)) continue;
+    for (DType dtype : kGemmDTypes) {
+      const int64_t block = dtype_info(dtype).block_elements;
+      if (block == 1) continue;
+      for (int64_t k : block == 256 ? std::vector<int64_t>{256, 1024, 4096} : std::vector<int64_t>{32, 96, 576, 1536}) {
+        for (int64_t num_rows : {1, 16, 40, 72}) {
+          const StoredRows rows = random_rows(dtype, num_rows, k, static_cast<uint32_t>(k + num_rows));
+          const PackedMatrix w = rows.packed();
+          std::vector<float> weights(static_cast<std::size_t>(num_rows * k));
+          for (int64_t r = 0; r < num_rows; ++r) dequantize_row(dtype, rows.row(r), k, weights.data() + r * k);
+          for (float& value : weights) value = bf16_to_f32(f32_to_bf16(value));
+          for (int64_t num_tokens : {1, 3, 16, 17, 32, 47, 64}) {
+            SCOPED_TRACE(testing::Message() << isa_name(isa) << " " << dtype_name(dtype) << " rows=" << num_rows << " k=" << k << " tokens=" << num_tokens);
+            TestActivations x;
+            set_random_activations(num_tokens, k, static_cast<uint32_t>(num_tokens), x);
+            ASSERT_EQ(activation_form(w.weight_class(), isa, GemmPath::kPrompt), ActivationForm::kBf16);
+            const auto got = run_gemm(isa, GemmPath::kPrompt, w, x.view);
+            const int64_t stride = w.num_panels() * 16;
+            double difference = 0, norm = 0;
+            for (int64_t m = 0; m < num_tokens; ++m) {
+              for (int64_t r = 0; r < num_rows; ++r) {
+                double want = 0;
+                for (int64_t i = 0; i < k; ++i) want += static_cast<double>(weights[static_cast<std::size_t>(r * k + i)]) * bf16_to_f32(x.view.bf16[m * x.view.k_padded() + i]);
+                const double error = got[static_cast<std::size_t>(m * stride + r)] - want;
+                difference += error * error;
+                norm += want * want;
+              }
+            }
+            // A weight a hair from the middle of two bf16 may round the other way than dequantize_row's.
+            ASSERT_LT(std::sqrt(difference / norm), 2e-5);
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(Gemm, ExactPathMatchesTheReference) {
   for (Isa isa : runnable_isas()) {
     for (DType dtype : kGemmDTypes) {
@@ -127,7 +167,8 @@ TEST(Gemm, ValuesDoNotDependOnTheRangesOfTheCall) {
   constexpr int64_t kTokens = 70, kPanels = 7;
   for (Isa isa : runnable_isas()) {
     for (DType dtype : kGemmDTypes) {
-      for (GemmPath path : {GemmPath::kFast, GemmPath::kExact}) {
+      for (GemmPath path : {GemmPath::kFast, GemmPath::kExact, GemmPath::kPrompt}) {
+        if (path == GemmPath::kPrompt && !has_prompt_path(isa)) continue;
         const int64_t k = dtype_info(dtype).block_elements == 1 ? 75 : 768;
         const PackedMatrix w = random_rows(dtype, kPanels * 16 - 3, k, 8).packed();
         TestActivations x;

@@ -42,6 +42,7 @@ PeakLoops loops_of(Isa isa) {
     case Isa::kAvx2Vnni: return extend(avx2::kPeakLoops, avx2vnni::kPeakLoops);
     case Isa::kAvx512Vnni: return avx512::kPeakLoops;
     case Isa::kAvx512VnniBf16: return extend(avx512::kPeakLoops, avx512bf16::kPeakLoops);
+    case Isa::kAmx: return extend(avx512::kPeakLoops, amx::kPeakLoops);
   }
   return baseline::kPeakLoops;
 }

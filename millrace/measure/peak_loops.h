@@ -28,5 +28,6 @@ namespace avx2 { extern const PeakLoops kPeakLoops; }
 namespace avx2vnni { extern const PeakLoops kPeakLoops; }
 namespace avx512 { extern const PeakLoops kPeakLoops; }
 namespace avx512bf16 { extern const PeakLoops kPeakLoops; }
+namespace amx { extern const PeakLoops kPeakLoops; }
 
 }  // namespace millrace

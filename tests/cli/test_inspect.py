@@ -7,7 +7,8 @@ from command import MODELS, ROOT, answer, millrace, refusal
 
 ISAS = {"scalar": set(), "avx2": {"avx2", "fma", "f16c", "bmi2"}, "avx2-vnni": {"avx2", "avx_vnni"},
         "avx512-vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
-        "avx512-vnni-bf16": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"}}
+        "avx512-vnni-bf16": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"},
+        "amx": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"}}
 
 
 def cpu_flags():

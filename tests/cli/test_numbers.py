@@ -42,7 +42,7 @@ def test_threads_change_no_digit(llama):
 
 def test_every_instruction_set_that_runs_here_agrees(llama):
     want = GOLDEN["prompts"][2]
-    for isa in ("scalar", "avx2", "avx2-vnni", "avx512-vnni", "avx512-vnni-bf16"):
+    for isa in ("scalar", "avx2", "avx2-vnni", "avx512-vnni", "avx512-vnni-bf16", "amx"):
         result = millrace("logits", llama, "--ids", spaced(want["ids"]), "--json", "--exact", status={0, 2}, MILLRACE_ISA=isa)
         if result.returncode == 2:
             assert "cannot run" in result.stderr

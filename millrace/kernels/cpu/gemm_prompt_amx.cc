@@ -1,0 +1,97 @@
+// Quantized weights times the tokens of a prompt with AMX tiles: weights are decoded to bf16, a strip at a time, and multiplied by bf16
+// activations, with all sums in the tiles. Rounding both to bf16 (2^-9) costs less than rounding activations to int8 does, and nothing is
+// left to scale; but decoding costs as much as multiplying by some 100 tokens, so that this is for prompts (docs/design.md D4).
+
+// g++ 12 reports its own _mm512_undefined_*() as uninitialized.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+
+#include "millrace/kernels/cpu/gemm_bf16_amx.h"
+#include "millrace/kernels/gemm_kernels.h"
+#include "millrace/kernels/panel_layout.h"
+
+namespace millrace::amx {
+namespace {
+
+#include "millrace/kernels/cpu/gemm_vec512.inc"
+#include "millrace/kernels/cpu/gemm_simd.inc"
+
+constexpr int64_t kDecodedBlocks = 16;           // of k, in a strip of two panels
+constexpr int64_t kDecodedBytes = kBlockK * 32;  // of a block of one panel
+
+// `count` blocks of a panel as bf16 [16 pairs of k][16 rows][2] each.
+template <WeightClass kClass>
+void decode(const GemmCall& call, const std::byte* panel, int64_t block_begin, int64_t count, std::byte* to) {
+  constexpr PanelLayout kLayout = panel_layout(kClass);
+  constexpr auto kZeroPoint = static_cast<float>(kZero<kClass>);
+  const PanelStride stride = stride_of<kClass>(call);
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i byte = _mm512_set1_epi32(0xff);
+  for (int64_t b = 0; b < count; ++b) {
+    Block<kClass, 1> w;
+    const std::byte* block = panel + stride.block_offset(block_begin + b);
+    prefetch_block<kClass>(block + kPrefetchBytes);
+    load_weights(block, panel + stride.header_offset(block_begin + b), call.group, 0, 0, w);
+    MR_UNROLL for (int q = 0; q < 8; ++q) {
+      const F scale = w.scale[kClass == WeightClass::kQ6_K ? q / 4 : 0][0];
+      F minimum;
+      if constexpr (kLayout.has_minimum) {
+        minimum = w.minimum[0];
+      } else {
+        minimum = mul(scale, _mm512_set1_ps(-kZeroPoint));
+      }
+      const I codes = w.codes[q][0];
+      const F values[4] = {fma(to_float(bit_and(codes, byte)), scale, minimum), fma(to_float(bit_and(_mm512_srli_epi32(codes, 8), byte)), scale, minimum),
+                           fma(to_float(bit_and(_mm512_srli_epi32(codes, 16), byte)), scale, minimum), fma(to_float(_mm512_srli_epi32(codes, 24)), scale, minimum)};
+      MR_UNROLL for (int pair = 0; pair < 2; ++pair) {
+        const auto both = (__m512i)_mm512_cvtne2ps_pbh(values[2 * pair + 1], values[2 * pair]);
+        _mm512_store_si512(to + b * kDecodedBytes + (2 * q + pair) * 64, _mm512_permutexvar_epi16(interleave, both));
+      }
+    }
+  }
+}
+
+template <WeightClass kClass>
+MR_INLINE void gemm_prompt(const GemmCall& call) {
+  alignas(64) std::byte strip[2 * kDecodedBlocks * kDecodedBytes];
+  const int64_t num_blocks = call.k / kBlockK, chunk = even_share(num_blocks, kDecodedBlocks, kChunkMultiple<kClass>), x_stride = call.x->k_padded();
+  for (int64_t panel = 0; panel < call.num_panels; panel += 2) {
+    const int64_t num_panels = call.num_panels - panel < 2 ? 1 : 2;
+    for (int64_t block = 0; block < num_blocks; block += chunk) {
+      const int64_t count = num_blocks - block < chunk ? num_blocks - block : chunk;
+      for (int64_t p = 0; p < num_panels; ++p) decode<kClass>(call, call.panels + (panel + p) * call.panel_bytes, block, count, strip + p * count * kDecodedBytes);
+      multiply_bf16({.panels = strip,
+                     .panel_bytes = count * kDecodedBytes,
+                     .num_panels = num_panels,
+                     .num_pairs = count * kBlockK / 2,
+                     .x = call.x->bf16 + call.row_begin * x_stride + block * kBlockK,
+                     .x_stride = x_stride,
+                     .num_rows = call.num_rows,
+                     .y = call.y + panel * 16,
+                     .y_stride = call.y_stride,
+                     .adds = block > 0});
+    }
+  }
+}
+
+}  // namespace
+
+void prompt_q4_0(const GemmCall& call) { gemm_prompt<WeightClass::kQ4_0>(call); }
+void prompt_q4_1(const GemmCall& call) { gemm_prompt<WeightClass::kQ4_1>(call); }
+void prompt_q5_0(const GemmCall& call) { gemm_prompt<WeightClass::kQ5_0>(call); }
+void prompt_q5_1(const GemmCall& call) { gemm_prompt<WeightClass::kQ5_1>(call); }
+void prompt_q8_0(const GemmCall& call) { gemm_prompt<WeightClass::kQ8_0>(call); }
+void prompt_q4_k(const GemmCall& call) { gemm_prompt<WeightClass::kQ4_K>(call); }
+void prompt_q5_k(const GemmCall& call) { gemm_prompt<WeightClass::kQ5_K>(call); }
+void prompt_q6_k(const GemmCall& call) { gemm_prompt<WeightClass::kQ6_K>(call); }
+void prompt_int2_zero(const GemmCall& call) { gemm_prompt<WeightClass::kInt2Zero>(call); }
+void prompt_int3_zero(const GemmCall& call) { gemm_prompt<WeightClass::kInt3Zero>(call); }
+void prompt_int4(const GemmCall& call) { gemm_prompt<WeightClass::kInt4>(call); }
+void prompt_int4_zero(const GemmCall& call) { gemm_prompt<WeightClass::kInt4Zero>(call); }
+void prompt_int8(const GemmCall& call) { gemm_prompt<WeightClass::kInt8>(call); }
+void prompt_int8_zero(const GemmCall& call) { gemm_prompt<WeightClass::kInt8Zero>(call); }
+void prompt_code4(const GemmCall& call) { gemm_prompt<WeightClass::kCode4>(call); }
+
+}  // namespace millrace::amx
