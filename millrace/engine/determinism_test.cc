@@ -15,7 +15,9 @@ namespace {
 // Sequences stepped together through an executor, with block tables that interleave their blocks.
 class Batch {
  public:
-  Batch(CpuExecutor& executor, int32_t num_sequences, int64_t max_tokens) : executor_(executor), sequences_(static_cast<std::size_t>(num_sequences)) {
+  // Each sequence begins with `num_prompt_tokens` tokens of a prompt; those that follow count as generated.
+  Batch(CpuExecutor& executor, int32_t num_sequences, int64_t max_tokens, int64_t num_prompt_tokens)
+      : executor_(executor), sequences_(static_cast<std::size_t>(num_sequences)), num_prompt_tokens_(static_cast<int32_t>(num_prompt_tokens)) {
     blocks_each_ = (max_tokens + kKvBlockTokens - 1) / kKvBlockTokens;
     const std::vector<int64_t> num_blocks(executor.info().kv_groups.size(), blocks_each_ * num_sequences);
     EXPECT_TRUE(executor.allocate_kv(num_blocks).is_ok());
@@ -30,7 +32,8 @@ class Batch {
     for (const auto& [sequence, tokens] : work) {
       const auto row = static_cast<int32_t>(plan_.tokens.size());
       plan_.tokens.insert(plan_.tokens.end(), tokens.begin(), tokens.end());
-      plan_.sequences.push_back({row, row + static_cast<int32_t>(tokens.size()), static_cast<int32_t>(sequences_[static_cast<std::size_t>(sequence)]), false});
+      plan_.sequences.push_back({row, row + static_cast<int32_t>(tokens.size()), static_cast<int32_t>(sequences_[static_cast<std::size_t>(sequence)]), false,
+                                 num_prompt_tokens_});
       plan_.outputs.push_back({row + static_cast<int32_t>(tokens.size()) - 1, nullptr});
     }
     plan_.table_begin.push_back(0);
@@ -55,6 +58,7 @@ class Batch {
  private:
   CpuExecutor& executor_;
   std::vector<int64_t> sequences_;  // tokens in KV
+  int32_t num_prompt_tokens_;
   int64_t blocks_each_ = 0;
   StepPlan plan_;
 };
@@ -79,7 +83,7 @@ struct Case {
 using Trace = std::vector<std::vector<float>>;
 
 Trace alone(CpuExecutor& executor, const Case& c, const std::vector<int32_t>& tokens, int64_t chunk) {
-  Batch batch(executor, 1, static_cast<int64_t>(tokens.size()));
+  Batch batch(executor, 1, static_cast<int64_t>(tokens.size()), c.prompt_tokens);
   Trace trace;
   std::vector<std::vector<float>> logits;
   for (int64_t begin = 0; begin < c.prompt_tokens; begin += chunk) logits = batch.step({{0, slice(tokens, begin, std::min(c.prompt_tokens, begin + chunk))}});
@@ -93,7 +97,7 @@ Trace among(CpuExecutor& executor, const Case& c, const std::vector<int32_t>& to
   std::mt19937 random(static_cast<unsigned>(num_strangers));
   const int64_t vocab_size = executor.info().vocab_size, max_tokens = static_cast<int64_t>(tokens.size());
   const auto subject = static_cast<int32_t>(num_strangers / 2);
-  Batch batch(executor, num_strangers + 1, max_tokens);
+  Batch batch(executor, num_strangers + 1, max_tokens, c.prompt_tokens);
   std::vector<int64_t> lengths(static_cast<std::size_t>(num_strangers) + 1, 0);
   const int64_t rows_each = std::max<int64_t>(1, executor.options().max_rows / (num_strangers + 1));
   Trace trace;

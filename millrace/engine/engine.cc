@@ -27,7 +27,7 @@ constexpr double kInterTokenBounds[] = {.001, .0025, .005, .01, .025, .05, .075,
 constexpr double kLatencyBounds[] = {.01, .025, .05, .1, .3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 
 SchedulerOptions scheduler_options(const EngineOptions& options, const ExecutorInfo& info) {
-  SchedulerOptions result{options.max_running_sequences, options.step_tokens_max, options.prefill_chunk_max, {}};
+  SchedulerOptions result{options.max_running_sequences, options.step_tokens_max, options.prefill_chunk_max, {}, info.prompt_differs};
   for (const KvGroupSpec& group : info.kv_groups) result.windows.push_back(group.window);
   return result;
 }
@@ -374,7 +374,8 @@ void Engine::Impl::build_plan(std::span<const Scheduler::Planned> planned) {
     const auto first = sequence.tokens.begin() + sequence.num_computed;
     plan_.tokens.insert(plan_.tokens.end(), first, first + rows.num_rows);
     const int32_t row_end = static_cast<int32_t>(plan_.tokens.size());
-    plan_.sequences.push_back({row_begin, row_end, static_cast<int32_t>(sequence.num_computed), sequence.request.rope_long});
+    plan_.sequences.push_back({row_begin, row_end, static_cast<int32_t>(sequence.num_computed), sequence.request.rope_long,
+                               static_cast<int32_t>(sequence.num_prompt_tokens)});
     if (!rows.wants_token()) continue;
     const std::span<const int32_t> tokens(sequence.tokens);
     const int64_t num_completion_tokens = sequence.completion.num_tokens();

@@ -13,8 +13,8 @@
 #include "millrace/model/step_plan.h"
 #include "millrace/sampling/sampling.h"
 
-// For tests: an executor with a hash in the network's place. What a row writes to KV depends on its token, its position, the rope variant
-// and on everything it reads through its block tables, in every group; the logits depend on that. So a wrong table, a block
+// For tests: an executor with a hash in the network's place. What a row writes to KV depends on its token, its position, the rope variant,
+// whether it is a prompt's and on everything it reads through its block tables, in every group; the logits depend on that. So a wrong table, a block
 // handed out twice or a stale block changes tokens, as it would with a network.
 namespace millrace {
 
@@ -31,8 +31,8 @@ class FakeNetwork {
 
   // The hidden state of a row. read(group, position) gives what was written there.
   template <class Read>
-  uint64_t row(int32_t token, int64_t position, bool rope_long, Read read) const {
-    uint64_t hidden = mix(mix(static_cast<uint64_t>(token), static_cast<uint64_t>(position)), rope_long ? 1 : 0);
+  uint64_t row(int32_t token, int64_t position, bool rope_long, bool of_prompt, Read read) const {
+    uint64_t hidden = mix(mix(static_cast<uint64_t>(token), static_cast<uint64_t>(position)), (rope_long ? 1 : 0) + (of_prompt ? 2 : 0));
     for (std::size_t g = 0; g < windows_.size(); ++g) {
       const int64_t first = windows_[g] ? std::max<int64_t>(0, position - *windows_[g]) : 0;
       for (int64_t p = first; p < position; ++p) hidden = mix(hidden, read(g, p));
@@ -58,6 +58,7 @@ class FakeExecutor : public Executor {
     info_.vocab_size = network_.vocab_size();
     info_.max_positions = max_positions;
     info_.rope_short_length = rope_short_length;
+    info_.prompt_differs = true;
     for (const auto& window : network_.windows()) info_.kv_groups.push_back({1, 1, 1, window, kKvBlockTokens * int64_t{sizeof(uint64_t)}});
   }
 
@@ -104,7 +105,7 @@ class FakeExecutor : public Executor {
       for (int32_t row = sequence.row_begin; row < sequence.row_end; ++row) {
         const int64_t position = sequence.first_position + (row - sequence.row_begin);
         const int32_t token = plan.tokens[static_cast<std::size_t>(row)];
-        const uint64_t hidden = network_.row(token, position, sequence.rope_long, slot);
+        const uint64_t hidden = network_.row(token, position, sequence.rope_long, position < sequence.num_prompt_tokens, slot);
         for (std::size_t g = 0; g < kv_.size(); ++g) slot(g, position) = FakeNetwork::mix(hidden, g);
         hidden_[static_cast<std::size_t>(row)] = hidden;
       }
@@ -141,7 +142,7 @@ inline std::vector<int32_t> reference_completion(const FakeNetwork& network, con
   SamplingScratch scratch;
   uint64_t hidden = 0;
   for (std::size_t p = 0; static_cast<int64_t>(tokens.size() - prompt.size()) < num_tokens; ++p) {
-    hidden = network.row(tokens[p], static_cast<int64_t>(p), rope_long,
+    hidden = network.row(tokens[p], static_cast<int64_t>(p), rope_long, p < prompt.size(),
                          [&](std::size_t g, int64_t position) { return kv[g][static_cast<std::size_t>(position)]; });
     for (std::size_t g = 0; g < kv.size(); ++g) kv[g].push_back(FakeNetwork::mix(hidden, g));
     if (p + 1 < tokens.size()) continue;

@@ -44,10 +44,11 @@ BlockDigest PrefixHasher::root(std::string_view salt, bool rope_long) const {
   return sha256(text.data(), text.size());
 }
 
-BlockDigest PrefixHasher::next(const BlockDigest& parent, std::span<const int32_t, kKvBlockTokens> tokens) {
-  std::array<uint8_t, sizeof(BlockDigest::bytes) + kKvBlockTokens * sizeof(int32_t)> text;
+BlockDigest PrefixHasher::next(const BlockDigest& parent, std::span<const int32_t, kKvBlockTokens> tokens, int32_t num_prompt_tokens) {
+  std::array<uint8_t, sizeof(BlockDigest::bytes) + (kKvBlockTokens + 1) * sizeof(int32_t)> text;
   std::memcpy(text.data(), parent.bytes.data(), parent.bytes.size());
   std::memcpy(text.data() + parent.bytes.size(), tokens.data(), tokens.size_bytes());
+  std::memcpy(text.data() + parent.bytes.size() + tokens.size_bytes(), &num_prompt_tokens, sizeof num_prompt_tokens);
   return sha256(text.data(), text.size());
 }
 

@@ -199,8 +199,11 @@ void Scheduler::release_blocks(Sequence& sequence, bool forget) {
 
 void Scheduler::extend_digests(Sequence& sequence, int64_t num_blocks) {
   while (static_cast<int64_t>(sequence.digests.size()) < num_blocks) {
-    const std::span<const int32_t, kKvBlockTokens> tokens(sequence.tokens.data() + sequence.digests.size() * kKvBlockTokens, kKvBlockTokens);
-    sequence.digests.push_back(PrefixHasher::next(sequence.digests.empty() ? sequence.prefix_root : sequence.digests.back(), tokens));
+    const auto first = static_cast<int64_t>(sequence.digests.size()) * kKvBlockTokens;
+    const std::span<const int32_t, kKvBlockTokens> tokens(sequence.tokens.data() + first, kKvBlockTokens);
+    const int64_t of_prompt = options_.prompt_differs ? std::clamp<int64_t>(sequence.num_prompt_tokens - first, 0, kKvBlockTokens) : kKvBlockTokens;
+    sequence.digests.push_back(
+        PrefixHasher::next(sequence.digests.empty() ? sequence.prefix_root : sequence.digests.back(), tokens, static_cast<int32_t>(of_prompt)));
   }
 }
 

@@ -24,6 +24,7 @@ struct SchedulerOptions {
   int64_t step_tokens_max = 512;
   int64_t prefill_chunk_max = 256;
   std::vector<std::optional<int64_t>> windows;  // [num_groups] KvGroupSpec::window
+  bool prompt_differs = false;  // ExecutorInfo::prompt_differs: a cached prefix serves only tokens that would be computed in the same way
 };
 
 class Scheduler {

@@ -19,7 +19,7 @@ constexpr int64_t kDefaultSeeds = 200;
 constexpr int64_t kDefaultSeeds = 5000;
 #endif
 
-// A sequence with what its KV must hold: truth[p] is a hash of tokens 0..p.
+// A sequence with what its KV must hold: truth[p] is a hash of tokens 0..p, and where it matters of which were generated.
 struct SimulatedSequence : Sequence {
   std::vector<uint64_t> truth;
   int64_t max_tokens = 1;
@@ -72,6 +72,7 @@ class Simulation {
     options.windows = {std::nullopt};
     if (pick(0, 1) == 0) options.windows.push_back(pick(1, 100));
     if (pick(0, 3) == 0) options.windows[0] = pick(1, 50);
+    options.prompt_differs = pick(0, 1) == 0;
     return options;
   }
 
@@ -95,13 +96,14 @@ class Simulation {
     sequence->num_prompt_tokens = sequence->num_tokens();
     sequence->max_tokens = pick(1, kMaxTokens);
     sequence->shares_prefix = pick(0, 7) != 0;
-    for (const int32_t token : sequence->tokens) extend_truth(*sequence, token);
+    for (const int32_t token : sequence->tokens) extend_truth(*sequence, token, true);
     scheduler_.add(*sequence);
     sequences_.push_back(std::move(sequence));
   }
 
-  static void extend_truth(SimulatedSequence& sequence, int32_t token) {
-    sequence.truth.push_back(FakeNetwork::mix(sequence.truth.empty() ? 0 : sequence.truth.back(), static_cast<uint64_t>(token)));
+  void extend_truth(SimulatedSequence& sequence, int32_t token, bool of_prompt) {
+    const uint64_t row = static_cast<uint64_t>(token) + (options_.prompt_differs && !of_prompt ? 1000 : 0);
+    sequence.truth.push_back(FakeNetwork::mix(sequence.truth.empty() ? 0 : sequence.truth.back(), row));
   }
 
   void end(std::size_t index, bool failed) {
@@ -142,7 +144,7 @@ class Simulation {
     for (SimulatedSequence* sequence : wanting_) {
       const int32_t token = static_cast<int32_t>(sequence->truth.back() % 6);
       sequence->tokens.push_back(token);
-      extend_truth(*sequence, token);
+      extend_truth(*sequence, token, false);
     }
     for (std::size_t i = sequences_.size(); i-- > 0;) {
       if (sequences_[i]->num_tokens() - sequences_[i]->num_prompt_tokens < sequences_[i]->max_tokens) continue;

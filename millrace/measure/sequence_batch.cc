@@ -20,14 +20,16 @@ SequenceBatch::SequenceBatch(Executor& executor, int64_t num_sequences, int64_t 
     : executor_(&executor), num_sequences_(num_sequences), blocks_each_((tokens_max + kKvBlockTokens - 1) / kKvBlockTokens),
       rope_long_(executor.info().rope_short_length > 0 && tokens_max > executor.info().rope_short_length) {}
 
-void SequenceBatch::append(int64_t count, int64_t rows_max, const OnStep& on_step) {
+void SequenceBatch::append(int64_t count, int64_t rows_max, bool as_prompt, const OnStep& on_step) {
+  num_prompt_tokens_ = as_prompt ? num_tokens_ + count : std::min(num_prompt_tokens_, num_tokens_);
   plan_.clear();
   plan_sequences_.clear();
   for (int64_t s = 0; s < num_sequences_; ++s) {
     for (int64_t done = 0; done < count;) {
       const auto row = static_cast<int64_t>(plan_.tokens.size()), part = std::min(count - done, rows_max - row), first = num_tokens_ + done;
       for (int64_t i = 0; i < part; ++i) plan_.tokens.push_back(static_cast<int32_t>(((first + i + s) * 7919 + 13) % executor_->info().vocab_size));
-      plan_.sequences.push_back({static_cast<int32_t>(row), static_cast<int32_t>(row + part), static_cast<int32_t>(first), rope_long_});
+      plan_.sequences.push_back({static_cast<int32_t>(row), static_cast<int32_t>(row + part), static_cast<int32_t>(first), rope_long_,
+                                 static_cast<int32_t>(num_prompt_tokens_)});
       plan_sequences_.push_back(static_cast<int32_t>(s));
       done += part;
       if (done == count) plan_.outputs.push_back({static_cast<int32_t>(row + part - 1), nullptr});

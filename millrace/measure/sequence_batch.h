@@ -23,14 +23,15 @@ class SequenceBatch {
   // Appends `count` tokens to every sequence, in steps of at most `rows_max` rows, one sequence after the other; the logits after each
   // sequence's last one are computed. `on_step` is called after each step.
   using OnStep = std::function<void(const StepPlan& plan)>;
-  void append(int64_t count, int64_t rows_max, const OnStep& on_step);
+  // `as_prompt`: as tokens of the prompt; what is appended otherwise was generated.
+  void append(int64_t count, int64_t rows_max, bool as_prompt, const OnStep& on_step);
 
  private:
   SequenceBatch(Executor& executor, int64_t num_sequences, int64_t tokens_max);
   void run_step(const OnStep& on_step);
 
   Executor* executor_;
-  int64_t num_sequences_, blocks_each_, num_tokens_ = 0;
+  int64_t num_sequences_, blocks_each_, num_tokens_ = 0, num_prompt_tokens_ = 0;
   bool rope_long_;
   StepPlan plan_;
   std::vector<int32_t> plan_sequences_;  // parallel to plan_.sequences

@@ -1,5 +1,7 @@
 #include "millrace/measure/step_cost.h"
 
+#include <algorithm>
+
 namespace millrace {
 namespace {
 
@@ -30,14 +32,26 @@ int64_t published_bytes(const MatrixSource& matrix, int64_t num_rows) {
 
 int64_t norm_bytes(const Norm& norm) { return static_cast<int64_t>((norm.weight.size() + norm.bias.size()) * sizeof(float)); }
 
-OpCost linear_cost(const CpuExecutor& executor, const Op& op, int64_t num_rows) {
+// Rows of the step that are multiplied as a prompt's.
+int64_t num_prompt_rows(const CpuExecutor& executor, const StepPlan& plan) {
+  if (!executor.info().prompt_differs) return 0;
+  int64_t count = 0;
+  for (const auto& s : plan.sequences) count += std::clamp(s.num_prompt_tokens - s.first_position, 0, s.row_end - s.row_begin);
+  return count;
+}
+
+OpCost linear_cost(const CpuExecutor& executor, const Op& op, int64_t num_rows, int64_t prompt_rows) {
   OpCost cost;
   for (const LinearSegment& segment : op.segments) {
     const PackedMatrix& weight = executor.weights()[segment.weight];
-    const ActivationForm form = activation_form(weight.weight_class(), executor.options().isa, executor.options().path);
     cost.weight_bytes += published_bytes(executor.weights().linear(segment.weight).weight, weight.rows());
     cost.weight_bytes += static_cast<int64_t>(segment.bias.size() * sizeof(float));
-    operations(cost, arithmetic_of(form)) += 2.0 * static_cast<double>(weight.rows()) * static_cast<double>(weight.k()) * static_cast<double>(num_rows);
+    const auto add = [&](GemmPath path, int64_t rows) {
+      const ActivationForm form = activation_form(weight.weight_class(), executor.options().isa, path);
+      operations(cost, arithmetic_of(form)) += 2.0 * static_cast<double>(weight.rows()) * static_cast<double>(weight.k()) * static_cast<double>(rows);
+    };
+    add(executor.options().path, num_rows - prompt_rows);
+    add(GemmPath::kPrompt, prompt_rows);
   }
   return cost;
 }
@@ -82,7 +96,11 @@ std::vector<OpCost> step_cost(const CpuExecutor& executor, const StepPlan& plan)
         break;
       case OpKind::kNorm: cost.weight_bytes = norm_bytes(*op.norm); break;
       case OpKind::kLinear:
-        cost = linear_cost(executor, op, program.buffers[static_cast<std::size_t>(op.in)].output_rows ? num_outputs : num_rows);
+        if (program.buffers[static_cast<std::size_t>(op.in)].output_rows) {
+          cost = linear_cost(executor, op, num_outputs, 0);
+        } else {
+          cost = linear_cost(executor, op, num_rows, num_prompt_rows(executor, plan));
+        }
         break;
       case OpKind::kPosition:
         if (op.qk_norm && op.attention->q_norm) cost.weight_bytes += norm_bytes(*op.attention->q_norm);

@@ -36,14 +36,14 @@ double mfu(const PhaseResult& phase, const MachineBound& bound) { return bound.c
 Result<StepTimingResult> time_steps(CpuExecutor& executor, ThreadPool& pool, const ThreadProfile& machine, const StepTimingOptions& options) {
   MR_ASSIGN_OR_RETURN(SequenceBatch batch, SequenceBatch::create(executor, options.batch, options.depth + std::max(options.prompt_tokens, options.new_tokens)));
   const auto ignore = [](const StepPlan&) {};
-  if (options.depth > 0) batch.append(options.depth, options.chunk, ignore);
+  if (options.depth > 0) batch.append(options.depth, options.chunk, true, ignore);
   std::vector<Phase> phases;
   if (options.prompt_tokens > 0) phases.push_back({false, {.tokens = options.batch * options.prompt_tokens}, {}, {}});
   if (options.new_tokens > 0) phases.push_back({true, {.tokens = options.batch * options.new_tokens}, {}, {}});
   const auto run = [&](const Phase& phase, const SequenceBatch::OnStep& on_step) {
     batch.rewind(options.depth);
-    if (!phase.decodes) return batch.append(options.prompt_tokens, options.chunk, on_step);
-    for (int64_t i = 0; i < options.new_tokens; ++i) batch.append(1, options.batch, on_step);
+    if (!phase.decodes) return batch.append(options.prompt_tokens, options.chunk, true, on_step);
+    for (int64_t i = 0; i < options.new_tokens; ++i) batch.append(1, options.batch, false, on_step);
   };
 
   for (Phase& phase : phases) {

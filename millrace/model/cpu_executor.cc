@@ -41,6 +41,7 @@ CpuExecutor::CpuExecutor(const Network& network, std::shared_ptr<const Weights> 
     : network_(network), weights_ptr_(std::move(weights)), weights_(*weights_ptr_), program_(std::move(program)), pool_(pool), options_(options) {
   info_.vocab_size = network.vocab_size;
   info_.max_positions = network.max_positions;
+  info_.prompt_differs = options.path == GemmPath::kFast && has_prompt_path(options.isa);
   for (const Rope* rope : program_.ropes) info_.rope_short_length = std::max(info_.rope_short_length, rope->short_length);
   for (KvGroupSpec& group : program_.kv_groups) {
     const KvGeometry geometry{kv_format(options.kv_dtype), group.num_kv_heads, group.head_dim};
@@ -81,7 +82,7 @@ void CpuExecutor::plan_buffers() {
     for (const LinearSegment& segment : op.segments) k_max = std::max(k_max, weights_[segment.weight].k());
   }
   for (std::size_t i = 0; i < buffers_.size(); ++i) {
-    if (!used[i]) buffers_[i].forms = 0;
+    if (!used[i]) buffers_[i].forms = {};
     if (!buffers_[i].output_rows) activation_bytes_ += allocate(buffers_[i], max_rows);
   }
   reserve_outputs(1);
@@ -99,11 +100,13 @@ void CpuExecutor::plan_buffers() {
       attention_floats = std::max(attention_floats, attention_scratch_floats(kv_geometry_[g], op.attention->num_heads));
     }
   }
+  // Decoding weights is what a prompt's tokens share: as many of them a visit as there are.
+  if (info_.prompt_differs) prompt_tile_rows_ = std::max(kTileRows, max_rows);
   scratch_.resize(static_cast<std::size_t>(pool_.num_threads()));
   for (WorkerScratch& scratch : scratch_) {
     scratch.gemm = AlignedBuffer(bytes_of(round_up(k_max, 32) * kPanelRows, sizeof(float)));
-    scratch.tile_a = AlignedBuffer(bytes_of(kTileRows * kTileColumns, sizeof(float)));
-    scratch.tile_b = AlignedBuffer(bytes_of(kTileRows * kTileColumns, sizeof(float)));
+    scratch.tile_a = AlignedBuffer(bytes_of(prompt_tile_rows_ * kTileColumns, sizeof(float)));
+    scratch.tile_b = AlignedBuffer(bytes_of(prompt_tile_rows_ * kTileColumns, sizeof(float)));
     scratch.attention = AlignedBuffer(bytes_of(attention_floats, sizeof(float)));
     scratch.row = AlignedBuffer(bytes_of(width_max, sizeof(float)));
   }
@@ -156,7 +159,7 @@ int64_t CpuExecutor::allocate(Rows& buffer, int64_t capacity) {
 // Buffers with one row per output grow with the most outputs a step has had: usually a few, every row for scoring.
 void CpuExecutor::reserve_outputs(int64_t num_outputs) {
   for (Rows& buffer : buffers_) {
-    if (!buffer.output_rows || buffer.forms == 0 || buffer.capacity >= num_outputs) continue;
+    if (!buffer.output_rows || buffer.forms.any() == 0 || buffer.capacity >= num_outputs) continue;
     const int64_t capacity = std::max(num_outputs, std::min<int64_t>(2 * buffer.capacity, options_.max_rows));
     allocate(buffer, capacity);
   }
@@ -189,6 +192,7 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
   tokens_.resize(plan.tokens.size());
   positions_.resize(plan.tokens.size());
   sequence_of_row_.resize(plan.tokens.size());
+  path_of_row_.resize(plan.tokens.size());
   for (std::size_t i = 0; i < plan.tokens.size(); ++i) {
     const int32_t token = plan.tokens[i];
     tokens_[i] = token >= 0 ? token : output_.tokens[static_cast<std::size_t>(~token)].id;
@@ -199,6 +203,8 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
     for (int32_t row = sequence.row_begin; row < sequence.row_end; ++row) {
       positions_[static_cast<std::size_t>(row)] = sequence.first_position + row - sequence.row_begin;
       sequence_of_row_[static_cast<std::size_t>(row)] = static_cast<int32_t>(s);
+      const bool is_prompt = info_.prompt_differs && positions_[static_cast<std::size_t>(row)] < sequence.num_prompt_tokens;
+      path_of_row_[static_cast<std::size_t>(row)] = is_prompt ? GemmPath::kPrompt : options_.path;
     }
   }
   reserve_outputs(num_outputs_);
@@ -283,12 +289,15 @@ void CpuExecutor::run_stage(const Stage& stage, int64_t begin, int64_t end, Work
 }
 
 void CpuExecutor::store_forms(Rows& buffer, int64_t r, int64_t column, const float* values, int64_t count) {
-  if (buffer.has(ActivationForm::kF32) && buffer.row(r) + column != values) std::copy(values, values + count, buffer.row(r) + column);
-  if (buffer.has(ActivationForm::kInt8)) {
+  const bool is_prompt = !buffer.output_rows && path_of_row_[static_cast<std::size_t>(r)] == GemmPath::kPrompt;
+  const uint8_t forms = is_prompt ? buffer.forms.prompt : buffer.forms.fast;
+  const auto wants = [forms](ActivationForm form) { return (forms & static_cast<uint8_t>(form)) != 0; };
+  if (wants(ActivationForm::kF32) && buffer.row(r) + column != values) std::copy(values, values + count, buffer.row(r) + column);
+  if (wants(ActivationForm::kInt8)) {
     quantize_row_int8(options_.isa, values, count, buffer.codes.as<int8_t>() + r * buffer.k_padded + column,
                       buffer.scales.as<float>() + (r * buffer.k_padded + column) / 32, buffer.sums16.as<int16_t>() + (r * buffer.k_padded + column) / 16);
   }
-  if (buffer.has(ActivationForm::kBf16)) convert_row_bf16(options_.isa, values, count, buffer.bf16.as<uint16_t>() + r * buffer.k_padded + column);
+  if (wants(ActivationForm::kBf16)) convert_row_bf16(options_.isa, values, count, buffer.bf16.as<uint16_t>() + r * buffer.k_padded + column);
 }
 
 }  // namespace millrace

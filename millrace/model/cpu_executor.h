@@ -59,10 +59,10 @@ class CpuExecutor final : public Executor {
   // The memory of one Buffer: max_rows rows of every form it has.
   struct Rows {
     int64_t width = 0, f32_stride = 0, k_padded = 0, capacity = 0;
-    uint8_t forms = 0;
+    ActivationForms forms;
     bool output_rows = false;
     AlignedBuffer f32, codes, scales, sums16, bf16;
-    bool has(ActivationForm form) const { return (forms & static_cast<uint8_t>(form)) != 0; }
+    bool has(ActivationForm form) const { return (forms.any() & static_cast<uint8_t>(form)) != 0; }
     float* row(int64_t r) { return f32.as<float>() + r * f32_stride; }
     Activations view(int64_t num_rows) const;
   };
@@ -108,6 +108,9 @@ class CpuExecutor final : public Executor {
   int64_t linear_units(const Op& op) const;
   Activations linear_input(const Stage& stage, WorkerScratch& scratch);
   void linear(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch);
+  // Calls visit(path, row_begin, row_end) for the rows that are multiplied in one way, at most `rows_max` of them at a time.
+  template <class Visit>
+  void for_row_runs(const Op& op, int64_t num_rows, int64_t rows_max, const Visit& visit) const;
   void linear_panels(const Op& op, const Activations& x, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch);
   void activated_unit(const Op& op, const Activations& x, int64_t unit, WorkerScratch& scratch);
   void position(const Op& op, int64_t begin, int64_t end);
@@ -144,6 +147,7 @@ class CpuExecutor final : public Executor {
   std::vector<AlignedBuffer> rope_cos_, rope_sin_;  // [ropes] of [max_rows, rotary_dim / 2]
   std::vector<WorkerScratch> scratch_;              // [workers]
   std::vector<Stage> stages_;                       // of program_.ops, in order
+  int64_t prompt_tile_rows_ = kTileRows;            // the same for rows of a prompt
   int64_t chunk_units_ = 1;                         // of the stage being computed
   int64_t step_ = 0, num_stages_ = 0;
   int64_t activation_bytes_ = 0;
@@ -152,6 +156,7 @@ class CpuExecutor final : public Executor {
   const StepPlan* plan_ = nullptr;
   int64_t num_rows_ = 0, num_outputs_ = 0;
   std::vector<int32_t> positions_, sequence_of_row_, tokens_;  // [num_rows]
+  std::vector<GemmPath> path_of_row_;                          // [num_rows]
   std::vector<std::vector<AttentionItem>> attention_items_;    // [groups]
   std::vector<std::vector<int32_t>> attention_merges_;         // [groups] items that are the first segment of a split row
   std::vector<bool> heads_have_one_item_;                      // [groups] each kv head of each sequence has one item for all its rows

@@ -116,6 +116,20 @@ void CpuExecutor::linear(const Stage& stage, int64_t begin, int64_t end, WorkerS
   }
 }
 
+template <class Visit>
+void CpuExecutor::for_row_runs(const Op& op, int64_t num_rows, int64_t rows_max, const Visit& visit) const {
+  const bool one_path = buffers_[static_cast<std::size_t>(op.in)].output_rows;
+  const auto path_of = [&](int64_t row) { return one_path ? options_.path : path_of_row_[static_cast<std::size_t>(row)]; };
+  for (int64_t row = 0; row < num_rows;) {
+    const GemmPath path = path_of(row);
+    const int64_t most = std::min(num_rows, row + (path == GemmPath::kPrompt ? std::max(rows_max, prompt_tile_rows_) : rows_max));
+    int64_t end = one_path ? most : row + 1;
+    while (end < most && path_of(end) == path) ++end;
+    visit(path, row, end);
+    row = end;
+  }
+}
+
 void CpuExecutor::linear_panels(const Op& op, const Activations& x, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end,
                                 WorkerScratch& scratch) {
   const PackedMatrix& weight = weights_[segment.weight];
@@ -126,7 +140,9 @@ void CpuExecutor::linear_panels(const Op& op, const Activations& x, const Linear
   if (op.residual < 0) {
     Rows& out = rows(op.out);
     const int64_t column = segment.column + panel_begin * kPanelRows, columns = columns_of(panel_begin, panel_end);
-    gemm(isa, options_.path, weight, x, panel_begin, panel_end, 0, count, out.row(0) + column, out.f32_stride, scratch.gemm.as<float>());
+    for_row_runs(op, count, count, [&](GemmPath path, int64_t row, int64_t row_end) {
+      gemm(isa, path, weight, x, panel_begin, panel_end, row, row_end, out.row(row) + column, out.f32_stride, scratch.gemm.as<float>());
+    });
     for (int64_t r = 0; r < count; ++r) {
       float* y = out.row(r) + column;
       if (bias != nullptr) add_row(isa, bias, columns, y);
@@ -139,16 +155,15 @@ void CpuExecutor::linear_panels(const Op& op, const Activations& x, const Linear
   float* tile = scratch.tile_a.as<float>();
   for (int64_t panel = panel_begin; panel < panel_end; panel += kTilePanels) {
     const int64_t end = std::min(panel_end, panel + kTilePanels), columns = columns_of(panel, end);
-    for (int64_t row = 0; row < count; row += kTileRows) {
-      const int64_t row_end = std::min(count, row + kTileRows);
-      gemm(isa, options_.path, weight, x, panel, end, row, row_end, tile, kTileColumns, scratch.gemm.as<float>());
+    for_row_runs(op, count, kTileRows, [&](GemmPath path, int64_t row, int64_t row_end) {
+      gemm(isa, path, weight, x, panel, end, row, row_end, tile, kTileColumns, scratch.gemm.as<float>());
       for (int64_t r = row; r < row_end; ++r) {
         float* y = tile + (r - row) * kTileColumns;
         if (bias != nullptr) add_row(isa, bias + (panel - panel_begin) * kPanelRows, columns, y);
         if (op.multiplier != 1.0f) scale_row(isa, y, op.multiplier, columns, y);
         add_row(isa, y, columns, residual.row(r) + panel * kPanelRows);
       }
-    }
+    });
   }
 }
 
@@ -161,10 +176,9 @@ void CpuExecutor::activated_unit(const Op& op, const Activations& x, int64_t uni
   const Isa isa = options_.isa;
   const ActivationKind kind = kind_of(*op.activation);
   float *a = scratch.tile_a.as<float>(), *b = scratch.tile_b.as<float>();
-  for (int64_t row = 0; row < count; row += kTileRows) {
-    const int64_t row_end = std::min(count, row + kTileRows);
-    gemm(isa, options_.path, up_weight, x, begin, end, row, row_end, b, kTileColumns, scratch.gemm.as<float>());
-    if (op.gated) gemm(isa, options_.path, weights_[op.segments[0].weight], x, begin, end, row, row_end, a, kTileColumns, scratch.gemm.as<float>());
+  for_row_runs(op, count, kTileRows, [&](GemmPath path, int64_t row, int64_t row_end) {
+    gemm(isa, path, up_weight, x, begin, end, row, row_end, b, kTileColumns, scratch.gemm.as<float>());
+    if (op.gated) gemm(isa, path, weights_[op.segments[0].weight], x, begin, end, row, row_end, a, kTileColumns, scratch.gemm.as<float>());
     for (int64_t r = row; r < row_end; ++r) {
       float *gate = a + (r - row) * kTileColumns, *y = b + (r - row) * kTileColumns;
       if (!up.bias.empty()) add_row(isa, up.bias.data() + column, columns, y);
@@ -176,7 +190,7 @@ void CpuExecutor::activated_unit(const Op& op, const Activations& x, int64_t uni
       }
       store_forms(out, r, column, y, columns);
     }
-  }
+  });
 }
 
 void CpuExecutor::position(const Op& op, int64_t begin, int64_t end) {
@@ -294,7 +308,7 @@ float* CpuExecutor::partials_of(const Op& op, const AttentionItem& item) {
 
 void CpuExecutor::finish_rows(const Op& op, const AttentionItem& item) {
   Rows& out = rows(op.out);
-  if (out.forms == static_cast<uint8_t>(ActivationForm::kF32)) return;
+  if (out.forms == kF32Only) return;
   const int64_t group_columns = op.attention->num_heads / op.attention->num_kv_heads * op.attention->head_dim;
   const int64_t first = plan_->sequences[static_cast<std::size_t>(item.sequence)].row_begin, column = item.kv_head * group_columns;
   for (int64_t r = first + item.row_begin; r < first + item.row_end; ++r) store_forms(out, r, column, out.row(r) + column, group_columns);

@@ -18,7 +18,7 @@ bool read_later(const Program& program, std::size_t index, BufferId buffer) {
 
 const Buffer& buffer_of(const Program& program, BufferId id) { return program.buffers[static_cast<std::size_t>(id)]; }
 
-bool only_f32(const Program& program, BufferId id) { return buffer_of(program, id).forms == static_cast<uint8_t>(ActivationForm::kF32); }
+bool only_f32(const Program& program, BufferId id) { return buffer_of(program, id).forms == kF32Only; }
 
 // The pair (ops[i], ops[i + 1]) as one operation, if a rule applies. Every rule needs that the buffer between them has no other reader.
 std::optional<Op> merged(const Program& program, std::size_t i) {
@@ -68,7 +68,10 @@ void fuse(Program& program) {
   for (std::size_t i = 0; i + 1 < program.ops.size();) {
     if (auto op = merged(program, i)) {
       // Attention writes f32 rows and then quantizes them in place, so its output keeps that form too.
-      if (op->kind == OpKind::kAttention) program.buffers[static_cast<std::size_t>(op->out)].forms |= static_cast<uint8_t>(ActivationForm::kF32);
+      if (op->kind == OpKind::kAttention) {
+        ActivationForms& forms = program.buffers[static_cast<std::size_t>(op->out)].forms;
+        forms = forms | kF32Only;
+      }
       program.ops[i] = std::move(*op);
       program.ops.erase(program.ops.begin() + static_cast<std::ptrdiff_t>(i) + 1);
       if (i > 0) --i;  // the merged operation may now merge with the one before

@@ -8,7 +8,6 @@ namespace {
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 constexpr uint8_t bit(ActivationForm form) { return static_cast<uint8_t>(form); }
-constexpr uint8_t kF32Only = bit(ActivationForm::kF32);
 
 class Lowering {
  public:
@@ -29,12 +28,13 @@ class Lowering {
   }
 
  private:
-  BufferId buffer(const std::string& name, int64_t width, uint8_t forms, bool output_rows = false) {
+  BufferId buffer(const std::string& name, int64_t width, ActivationForms forms, bool output_rows = false) {
     auto& buffers = program_.buffers;
+    if (output_rows) forms.prompt = forms.fast;  // what comes of a row is multiplied in one way, whosever it is
     for (std::size_t i = 0; i < buffers.size(); ++i) {
       if (buffers[i].name != name || buffers[i].output_rows != output_rows) continue;
       buffers[i].width = std::max(buffers[i].width, width);
-      buffers[i].forms |= forms;
+      buffers[i].forms = buffers[i].forms | forms;
       if (buffers[i].width == width) return static_cast<BufferId>(i);
     }
     // Layers of different widths (gemma 3n, pruned networks) get buffers of their own: activations are dense rows of one width.
@@ -48,16 +48,20 @@ class Lowering {
     return program_.ops.back();
   }
 
-  uint8_t forms_of(std::initializer_list<const Linear*> linears) const {
-    uint8_t forms = 0;
-    for (const Linear* linear : linears) forms |= bit(activation_form(weights_[weights_.id_of(*linear)].weight_class(), isa_, path_));
+  ActivationForms forms_of(std::initializer_list<const Linear*> linears) const {
+    ActivationForms forms;
+    for (const Linear* linear : linears) {
+      const WeightClass weight_class = weights_[weights_.id_of(*linear)].weight_class();
+      const GemmPath prompt_path = path_ == GemmPath::kFast ? GemmPath::kPrompt : path_;
+      forms = forms | ActivationForms{bit(activation_form(weight_class, isa_, path_)), bit(activation_form(weight_class, isa_, prompt_path))};
+    }
     return forms;
   }
 
   LinearSegment segment(const Linear& linear, int64_t column) const { return {weights_.id_of(linear), column, linear.bias}; }
 
   // norm (if any) and conversion of `in` for the consumers; returns the buffer that they read.
-  BufferId normed_input(const std::optional<Norm>& norm, BufferId in, const std::string& name, uint8_t forms, bool output_rows = false) {
+  BufferId normed_input(const std::optional<Norm>& norm, BufferId in, const std::string& name, ActivationForms forms, bool output_rows = false) {
     const BufferId converted = buffer(name, network_.hidden_size, forms, output_rows);
     if (norm) {
       const BufferId temporary = output_rows ? buffer("normed", network_.hidden_size, kF32Only, true) : normed_;
@@ -81,7 +85,7 @@ class Lowering {
     const auto mlp_forms = mlp.gated ? forms_of({&mlp.gate, &mlp.up}) : forms_of({&mlp.up});
     if (layer.parallel_residual) {
       // Both branches read the same hidden state, so both inputs are made before either branch adds to it.
-      const uint8_t shared = layer.shared_norm ? mlp_forms : uint8_t{0};
+      const ActivationForms shared = layer.shared_norm ? mlp_forms : ActivationForms{};
       const BufferId attention_in = normed_input(attention.norm, hidden_, "attention input", attention_forms | shared);
       const BufferId mlp_in = layer.shared_norm ? attention_in : normed_input(mlp.norm, hidden_, "mlp input", mlp_forms);
       attention_branch(attention, attention_in);

@@ -21,10 +21,19 @@ using BufferId = int32_t;
 using WeightId = int32_t;
 
 // Rows of activations. f32 rows, and the forms that consumers want, live side by side (kernels/gemm.h).
+// What the readers of a buffer want its rows as: ActivationForm bits. A prompt's rows may be multiplied otherwise (GemmPath::kPrompt).
+struct ActivationForms {
+  uint8_t fast = 0, prompt = 0;
+  uint8_t any() const { return fast | prompt; }
+  ActivationForms operator|(ActivationForms other) const { return {static_cast<uint8_t>(fast | other.fast), static_cast<uint8_t>(prompt | other.prompt)}; }
+  bool operator==(const ActivationForms&) const = default;
+};
+inline constexpr ActivationForms kF32Only{static_cast<uint8_t>(ActivationForm::kF32), static_cast<uint8_t>(ActivationForm::kF32)};
+
 struct Buffer {
   std::string name;
   int64_t width = 0;
-  uint8_t forms = 0;         // ActivationForm bits
+  ActivationForms forms;
   bool output_rows = false;  // one row per output of the step instead of one per token
 };
 

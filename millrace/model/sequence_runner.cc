@@ -13,8 +13,9 @@ Result<SequenceRunner> SequenceRunner::create(Executor& executor, int64_t max_to
   return runner;
 }
 
-void SequenceRunner::reset(int64_t expected_tokens) {
+void SequenceRunner::reset(int64_t expected_tokens, int64_t num_prompt_tokens) {
   num_tokens_ = 0;
+  num_prompt_tokens_ = num_prompt_tokens;
   rope_long_ = executor_->info().rope_short_length > 0 && expected_tokens > executor_->info().rope_short_length;
 }
 
@@ -33,7 +34,7 @@ Status SequenceRunner::append(std::span<const int32_t> tokens, int64_t chunk, bo
     const std::size_t count = std::min(tokens.size() - begin, static_cast<std::size_t>(chunk)), end = begin + count;
     plan_.clear();
     plan_.tokens.assign(tokens.begin() + static_cast<std::ptrdiff_t>(begin), tokens.begin() + static_cast<std::ptrdiff_t>(end));
-    plan_.sequences.push_back({0, static_cast<int32_t>(count), static_cast<int32_t>(num_tokens_), rope_long_});
+    plan_.sequences.push_back({0, static_cast<int32_t>(count), static_cast<int32_t>(num_tokens_), rope_long_, static_cast<int32_t>(num_prompt_tokens_)});
     const auto num_blocks = static_cast<int32_t>((num_tokens_ + static_cast<int64_t>(count) + kKvBlockTokens - 1) / kKvBlockTokens);
     plan_.table_begin.push_back(0);
     for (std::size_t g = 0; g < info.kv_groups.size(); ++g) {

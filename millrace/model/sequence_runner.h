@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -23,13 +24,14 @@ class SequenceRunner {
   Status append(std::span<const int32_t> tokens, int64_t chunk, bool all_positions, const OnLogits& on_logits);
 
   int64_t num_tokens() const { return num_tokens_; }
-  // Forgets everything, and says how long the next sequence will get: it decides the rope variant (docs/design.md D5).
-  void reset(int64_t expected_tokens);
+  // Forgets everything, and says how long the next sequence will get, which decides the rope variant (docs/design.md D5), and how many of
+  // its tokens are a prompt's.
+  void reset(int64_t expected_tokens, int64_t num_prompt_tokens = std::numeric_limits<int32_t>::max());
 
  private:
   SequenceRunner(Executor& executor, int64_t max_tokens) : executor_(&executor), max_tokens_(max_tokens) {}
   Executor* executor_;
-  int64_t max_tokens_, num_tokens_ = 0;
+  int64_t max_tokens_, num_tokens_ = 0, num_prompt_tokens_ = std::numeric_limits<int32_t>::max();
   bool rope_long_ = false;
   StepPlan plan_;
 };

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 #include <vector>
@@ -25,6 +26,7 @@ struct KvGroupSpec {
 struct ExecutorInfo {
   int64_t vocab_size = 0;
   int64_t max_positions = 0;      // longest context the network was made for
+  bool prompt_differs = false;    // a prompt's tokens are computed in another way than generated ones: their keys and values differ too
   int64_t rope_short_length = 0;  // requests longer than this use the long rope variant; 0: one variant
   std::vector<KvGroupSpec> kv_groups;
 };
@@ -34,6 +36,9 @@ struct StepPlan {
     int32_t row_begin = 0, row_end = 0;  // its rows of `tokens`, at consecutive positions
     int32_t first_position = 0;          // of row_begin; after the step first_position + (row_end - row_begin) tokens are in KV
     bool rope_long = false;
+    // Its tokens at positions below are the prompt's, and may be computed in another way (GemmPath::kPrompt) than those that it generated.
+    // The same in every step, so that a token's results do not depend on how it was scheduled.
+    int32_t num_prompt_tokens = std::numeric_limits<int32_t>::max();
   };
   struct Output {
     int32_t row = 0;                     // the row after which a token is wanted

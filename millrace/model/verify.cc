@@ -102,7 +102,7 @@ constexpr int64_t kChunk = 64;
 Result<PathOutput> run_path(SequenceRunner& runner, const ReferencePrompt& prompt) {
   PathOutput out;
   const auto num_tokens = static_cast<int64_t>(prompt.ids.size() + prompt.greedy.size());
-  runner.reset(num_tokens);
+  runner.reset(num_tokens, static_cast<int64_t>(prompt.ids.size()));
   MR_RETURN_IF_ERROR(runner.append(prompt.ids, kChunk, true, [&](int64_t, std::span<const float> logits) { out.logits.emplace_back(logits.begin(), logits.end()); }));
   std::vector<float> current = out.logits.back();
   for (std::size_t i = 0; i < prompt.greedy.size(); ++i) {
