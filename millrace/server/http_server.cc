@@ -35,6 +35,7 @@ constexpr std::size_t kReadBytes = HttpRequestParser::kUnparsedBytesMax;  // one
 constexpr std::size_t kPipelinedBytes = 32 << 10;   // what a client may send ahead while its request is being answered
 constexpr std::chrono::milliseconds kPausedCheck{250};  // how often a client that sends too far ahead is asked whether it is there
 constexpr std::chrono::milliseconds kLingerTimeout{2'000};
+constexpr std::chrono::milliseconds kLastReads{50};  // between the last connection taken and the end of idle ones
 
 std::string_view reason_phrase(int status) {
   const boost::beast::string_view reason = http::obsolete_reason(static_cast<http::status>(status));
@@ -70,6 +71,8 @@ struct HttpServer::Impl {
   void wait_for_signal();
   void stop_when_quiet(Clock::time_point deadline);
   awaitable<void> accept_loop();
+  void welcome(tcp::socket socket);
+  void stop_accepting();
   awaitable<void> read_loop(std::shared_ptr<HttpConnection> connection);
   awaitable<void> serve(std::shared_ptr<HttpConnection> connection);
   enum class Outcome { kRead, kRefused, kFailed, kOver };  // kOver: the connection is
@@ -332,26 +335,42 @@ awaitable<void> HttpServer::Impl::accept_loop() {
       co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
       continue;
     }
-    error_code ignored;
-    socket.set_option(tcp::no_delay(true), ignored);
-    socket.non_blocking(true, ignored);
-    const tcp::endpoint remote = socket.remote_endpoint(error);
-    if (error) continue;  // it has gone already
-    const asio::ip::address peer = HttpConnectionTable::counted_address(remote.address());
-    if (const std::string refusal = connections.refusal(peer); !refusal.empty()) {
-      const HttpResponse response = handler.protocol_error(503, refusal);
-      socket.write_some(asio::buffer(response_head(response, true, false, response.body.size()) + response.body), ignored);
-      socket.shutdown(tcp::socket::shutdown_send, ignored);
-      continue;
-    }
-    auto connection = std::make_shared<HttpConnection>(connections, io, std::move(socket), peer);
-    // An exception out of a coroutine ends its connection only.
-    const auto finish = [connection](const std::exception_ptr& exception) {
-      if (exception) connection->close();
-    };
-    asio::co_spawn(io, read_loop(connection), finish);
-    asio::co_spawn(io, serve(connection), finish);
+    welcome(std::move(socket));
   }
+}
+
+void HttpServer::Impl::welcome(tcp::socket socket) {
+  error_code error, ignored;
+  socket.set_option(tcp::no_delay(true), ignored);
+  socket.non_blocking(true, ignored);
+  const tcp::endpoint remote = socket.remote_endpoint(error);
+  if (error) return;  // it has gone already
+  const asio::ip::address peer = HttpConnectionTable::counted_address(remote.address());
+  if (const std::string refusal = connections.refusal(peer); !refusal.empty()) {
+    const HttpResponse response = handler.protocol_error(503, refusal);
+    socket.write_some(asio::buffer(response_head(response, true, false, response.body.size()) + response.body), ignored);
+    socket.shutdown(tcp::socket::shutdown_send, ignored);
+    return;
+  }
+  auto connection = std::make_shared<HttpConnection>(connections, io, std::move(socket), peer);
+  // An exception out of a coroutine ends its connection only.
+  const auto finish = [connection](const std::exception_ptr& exception) {
+    if (exception) connection->close();
+  };
+  asio::co_spawn(io, read_loop(connection), finish);
+  asio::co_spawn(io, serve(connection), finish);
+}
+
+// Closing the acceptor resets the connections that wait in it: those are taken first.
+void HttpServer::Impl::stop_accepting() {
+  error_code error;
+  acceptor.non_blocking(true, error);
+  while (!error) {
+    tcp::socket socket(io);
+    acceptor.accept(socket, error);
+    if (!error) welcome(std::move(socket));
+  }
+  acceptor.close(error);
 }
 
 void HttpServer::Impl::wait_for_signal() {
@@ -436,11 +455,13 @@ void HttpServer::stop(std::chrono::milliseconds grace) {
     if (grace == grace.zero()) impl_->io.stop();
     return;
   }
-  impl_->stopping = true;
-  error_code ignored;
-  impl_->acceptor.close(ignored);
-  impl_->connections.notify_all();
-  impl_->stop_when_quiet(Clock::now() + grace);
+  impl_->stop_accepting();
+  // What clients had sent by now is read, and answered, before idle connections end.
+  post_after(std::min(grace, kLastReads), [this, deadline = Clock::now() + grace] {
+    impl_->stopping = true;
+    impl_->connections.notify_all();
+    impl_->stop_when_quiet(deadline);
+  });
 }
 
 }  // namespace millrace
