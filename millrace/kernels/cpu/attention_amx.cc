@@ -174,7 +174,11 @@ void compute_bf16_segment(QueryTile& tile, int64_t segment) {
   {
     const TileScope scope(kPairsBytes, static_cast<int>(num_queries), static_cast<int>(num_queries));
     for (int64_t i = block_begin; i < block_end; ++i) {
-      if (from_memory) fetch(keys(i + kPiecesAhead), tile.layout.v_offset);
+      if (from_memory) {
+        // After the last keys come the first values.
+        const int64_t next = i + kPiecesAhead;
+        fetch(next < block_end ? keys(next) : values(block_begin + (next - block_end)), tile.layout.v_offset);
+      }
       score_block(reinterpret_cast<const std::byte*>(tile.queries), keys(i), tile.layout.k_dwords, tile.scores + i * kBlockTokens);
     }
   }
@@ -216,11 +220,13 @@ void compute_bf16_segment(QueryTile& tile, int64_t segment) {
   };
   for (int64_t i = block_begin; i < block_end;) {
     int64_t end = i;
-    while (end < block_end && is_shared(end)) {
-      if (from_memory) fetch(values(end + kPiecesAhead), kTilePairs * dim_padded * kPairBytes);
-      ++end;
+    while (end < block_end && is_shared(end)) ++end;
+    if (end > i) {
+      add(0, num_queries, i, end, [&](int64_t block) {
+        if (from_memory) fetch(values(block + kPiecesAhead), kTilePairs * dim_padded * kPairBytes);
+        return values(block);
+      });
     }
-    if (end > i) add(0, num_queries, i, end, values);
     for (i = end; i < block_end && !is_shared(i); ++i) {
       alignas(64) std::byte seen_values[kTilePairs * kQueryStride * kPairBytes];
       for (int64_t q = 0; q < num_queries;) {
