@@ -50,6 +50,7 @@ struct AttentionArgs {
   std::optional<float> softcap;
   std::optional<int64_t> window;    // keys at distance >= window are masked
   const float* alibi_slopes = nullptr;  // [num_heads]
+  bool of_prompt = true;            // the rows are a prompt's: AMX computes those in another way, which pays for many rows (docs/design.md D4)
 };
 
 // out[i, h, :] = sum over keys j of softmax_j(mask(cap(scale * q[i, h] . k[j]) + alibi)) v[j], online softmax, for rows

@@ -35,8 +35,8 @@ const GemmTable kAvx512VnniBf16 = {{avx512::gemm_f32, avx512::gemm_f16, avx512bf
                                     avx512::gemm_int2_zero, avx512::gemm_int3_zero, avx512::gemm_int4, avx512::gemm_int4_zero, avx512::gemm_int8,
                                     avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8},
                                    avx512::gemm_exact};
-const GemmTable kAmx = {{avx512::gemm_f32, avx512::gemm_f16, amx::gemm_bf16, amx::gemm_q4_0, amx::gemm_q4_1, amx::gemm_q5_0, amx::gemm_q5_1,
-                         amx::gemm_q8_0, amx::gemm_q4_k, amx::gemm_q5_k, amx::gemm_q6_k, avx512::gemm_int2_zero, avx512::gemm_int3_zero,
+const GemmTable kAmx = {{avx512::gemm_f32, avx512::gemm_f16, amx::gemm_bf16, avx512::gemm_q4_0, avx512::gemm_q4_1, avx512::gemm_q5_0, avx512::gemm_q5_1,
+                         avx512::gemm_q8_0, avx512::gemm_q4_k, avx512::gemm_q5_k, avx512::gemm_q6_k, avx512::gemm_int2_zero, avx512::gemm_int3_zero,
                          avx512::gemm_int4, avx512::gemm_int4_zero, avx512::gemm_int8, avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8},
                         avx512::gemm_exact,
                         {nullptr, nullptr, nullptr, amx::prompt_q4_0, amx::prompt_q4_1, amx::prompt_q5_0, amx::prompt_q5_1, amx::prompt_q8_0,

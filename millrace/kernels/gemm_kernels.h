@@ -67,7 +67,6 @@ namespace avx512 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GR
 namespace avx512bf16 { void gemm_bf16(const GemmCall&); }
 namespace amx {
 void gemm_bf16(const GemmCall&);
-MR_DECLARE_QUANTIZED_GEMM
 // GemmPath::kPrompt
 void prompt_q4_0(const GemmCall&);
 void prompt_q4_1(const GemmCall&);

@@ -254,7 +254,9 @@ void CpuExecutor::plan_attention() {
       const int32_t count = sequence.row_end - sequence.row_begin;
       AttentionArgs args{.num_rows = count, .first_position = sequence.first_position, .window = info_.kv_groups[g].window};
       const int64_t segments = count == 1 && split ? attention_num_segments(args, 0) : 1;
-      one_item = one_item && segments <= 1 && count <= kAttentionRows;
+      // An item's rows are computed in one way.
+      const int32_t of_prompt = info_.prompt_differs ? std::clamp(sequence.num_prompt_tokens - sequence.first_position, 0, count) : 0;
+      one_item = one_item && segments <= 1 && count <= kAttentionRows && (of_prompt == 0 || of_prompt == count);
       for (int32_t kv_head = 0; kv_head < num_kv_heads; ++kv_head) {
         if (segments > 1) {
           merges.push_back(static_cast<int32_t>(items.size()));
@@ -262,8 +264,10 @@ void CpuExecutor::plan_attention() {
           segments_max = std::max(segments_max, segments);
           continue;
         }
-        for (int32_t row = 0; row < count; row += kAttentionRows) {
-          items.push_back({static_cast<int32_t>(s), row, static_cast<int32_t>(std::min<int64_t>(count, row + kAttentionRows)), kv_head, -1});
+        for (int32_t row = 0; row < count;) {
+          const auto end = static_cast<int32_t>(std::min<int64_t>(row < of_prompt ? of_prompt : count, row + kAttentionRows));
+          items.push_back({static_cast<int32_t>(s), row, end, kv_head, -1});
+          row = end;
         }
       }
     }
@@ -321,9 +325,10 @@ void CpuExecutor::attention(const Stage& stage, int64_t begin, int64_t end, Work
   const KvView kv = kv_view(op);
   for (int64_t i = begin; i < end; ++i) {
     const AttentionItem& item = attention_items_[static_cast<std::size_t>(op.kv_group)][static_cast<std::size_t>(i)];
-    const AttentionArgs args = attention_args(op, item.sequence);
+    AttentionArgs args = attention_args(op, item.sequence);
+    const int64_t first = plan_->sequences[static_cast<std::size_t>(item.sequence)].row_begin;
+    args.of_prompt = path_of_row_[static_cast<std::size_t>(first + item.row_begin)] == GemmPath::kPrompt;
     if (absorbs_position) {
-      const int64_t first = plan_->sequences[static_cast<std::size_t>(item.sequence)].row_begin;
       for (int64_t row = first + item.row_begin; row < first + item.row_end; ++row) {
         for (int64_t head = item.kv_head * group_size; head < (item.kv_head + 1) * group_size; ++head) position_head(*stage.absorbs, row, head);
         position_head(*stage.absorbs, row, num_heads + item.kv_head);

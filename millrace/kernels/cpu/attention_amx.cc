@@ -171,16 +171,14 @@ void compute_bf16_segment(QueryTile& tile, int64_t segment) {
   const bool from_memory = num_queries < kMaxQueries;
 
   before_tile_loads();
-  {
-    const TileScope scope(kPairsBytes, static_cast<int>(num_queries), static_cast<int>(num_queries));
-    for (int64_t i = block_begin; i < block_end; ++i) {
-      if (from_memory) {
-        // After the last keys come the first values.
-        const int64_t next = i + kPiecesAhead;
-        fetch(next < block_end ? keys(next) : values(block_begin + (next - block_end)), tile.layout.v_offset);
-      }
-      score_block(reinterpret_cast<const std::byte*>(tile.queries), keys(i), tile.layout.k_dwords, tile.scores + i * kBlockTokens);
+  const TileScope scope(kPairsBytes, static_cast<int>(num_queries), static_cast<int>(num_queries));
+  for (int64_t i = block_begin; i < block_end; ++i) {
+    if (from_memory) {
+      // After the last keys come the first values.
+      const int64_t next = i + kPiecesAhead;
+      fetch(next < block_end ? keys(next) : values(block_begin + (next - block_end)), tile.layout.v_offset);
     }
+    score_block(reinterpret_cast<const std::byte*>(tile.queries), keys(i), tile.layout.k_dwords, tile.scores + i * kBlockTokens);
   }
 
   const bool adjust = tile.args.softcap.has_value() || tile.args.alibi_slopes != nullptr;
@@ -208,10 +206,6 @@ void compute_bf16_segment(QueryTile& tile, int64_t segment) {
     }
   }
 
-  const auto add = [&](int64_t first_query, int64_t count, int64_t begin, int64_t end, const auto& values_of) {
-    const TileScope scope(kPairsBytes, static_cast<int>(count), static_cast<int>(count));
-    add_values(tile.scores + first_query * kQueryStride, values_of, begin, end, dim_padded, tile.sums + first_query * kQueryStride);
-  };
   // Whether the block's values can be multiplied with all queries together.
   const auto is_shared = [&](int64_t block) {
     const KeyRange first = in_block(tile.seen[0], block * kBlockTokens), last = in_block(tile.seen[num_queries - 1], block * kBlockTokens);
@@ -221,22 +215,24 @@ void compute_bf16_segment(QueryTile& tile, int64_t segment) {
   for (int64_t i = block_begin; i < block_end;) {
     int64_t end = i;
     while (end < block_end && is_shared(end)) ++end;
-    if (end > i) {
-      add(0, num_queries, i, end, [&](int64_t block) {
-        if (from_memory) fetch(values(block + kPiecesAhead), kTilePairs * dim_padded * kPairBytes);
-        return values(block);
-      });
-    }
+    const auto values_of = [&](int64_t block) {
+      if (from_memory) fetch(values(block + kPiecesAhead), kTilePairs * dim_padded * kPairBytes);
+      return values(block);
+    };
+    if (end > i) add_values(tile.scores, values_of, i, end, dim_padded, tile.sums);
+    if (end == block_end) break;
     for (i = end; i < block_end && !is_shared(i); ++i) {
       alignas(64) std::byte seen_values[kTilePairs * kQueryStride * kPairBytes];
       for (int64_t q = 0; q < num_queries;) {
         int64_t q_end = q + 1;  // the queries of one row see the same keys
         while (q_end < num_queries && tile.rows[q_end] == tile.rows[q]) ++q_end;
         copy_seen(values(i), in_block(tile.seen[q], i * kBlockTokens), dim_padded, seen_values);
-        add(q, q_end - q, i, i + 1, [&](int64_t) { return seen_values; });
+        const TileScope some(kPairsBytes, static_cast<int>(q_end - q), static_cast<int>(q_end - q));
+        add_values(tile.scores + q * kQueryStride, [&](int64_t) { return seen_values; }, i, i + 1, dim_padded, tile.sums + q * kQueryStride);
         q = q_end;
       }
     }
+    scope.load();
   }
 }
 
