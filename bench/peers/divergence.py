@@ -12,6 +12,7 @@ from .peer import Unavailable
 
 MAGIC = b"_logits_"
 BOOTSTRAP_ROUNDS = 10_000
+GROUPS_MIN = 8  # of fewer parts the bootstrap's interval says nothing
 
 
 class ReferenceStream:
@@ -111,7 +112,7 @@ def summary(groups):
     difference = lambda group: group["millrace"]["kl"] - group["llama.cpp"]["kl"]  # noqa: E731
     ratio = lambda group: group["millrace"]["nll"] - group["llama.cpp"]["nll"]  # noqa: E731
     low, high = bootstrap_interval(groups, difference)
-    return {"kl": {engine: weighted_mean(groups, lambda group: group[engine]["kl"]) for engine in ("millrace", "llama.cpp")},
+    return {"num_groups": len(groups), "kl": {engine: weighted_mean(groups, lambda group: group[engine]["kl"]) for engine in ("millrace", "llama.cpp")},
             "top1": {engine: weighted_mean(groups, lambda group: group[engine]["top1"]) for engine in ("millrace", "llama.cpp")},
             "perplexity": {engine: math.exp(weighted_mean(groups, lambda group: group[engine]["nll"])) for engine in ("millrace", "llama.cpp")},
             "reference_perplexity": math.exp(weighted_mean(groups, lambda group: group["millrace"]["reference_nll"])),
@@ -120,6 +121,8 @@ def summary(groups):
 
 
 def verdict(found):
+    if found["num_groups"] < GROUPS_MIN:
+        return f"too few parts: {found['num_groups']}"
     if found["kl_difference_high"] <= 0:
         return "millrace is nearer"
     return "llama.cpp is nearer" if found["kl_difference_low"] > 0 else "no difference seen"
@@ -134,7 +137,8 @@ def table(run_):
             continue
         found = summary(result["groups"])
         scored = sum(group["windows"] for group in result["groups"]) * result["rows_each"]
-        lines.append(f"| {title} | {scored:,} | {found['kl']['millrace']:.6f} | {found['kl']['llama.cpp']:.6f} | {found['kl_difference']:+.6f} ({found['kl_difference_low']:+.6f} to "
-                     f"{found['kl_difference_high']:+.6f}) | {verdict(found)} | {100 * found['top1']['millrace']:.2f} %, {100 * found['top1']['llama.cpp']:.2f} % | "
+        interval = f" ({found['kl_difference_low']:+.6f} to {found['kl_difference_high']:+.6f})" if found["num_groups"] >= GROUPS_MIN else ""
+        lines.append(f"| {title} | {scored:,} | {found['kl']['millrace']:.6f} | {found['kl']['llama.cpp']:.6f} | {found['kl_difference']:+.6f}{interval} | {verdict(found)} | "
+                     f"{100 * found['top1']['millrace']:.2f} %, {100 * found['top1']['llama.cpp']:.2f} % | "
                      f"{found['reference_perplexity']:.4f}, {found['perplexity']['millrace']:.4f}, {found['perplexity']['llama.cpp']:.4f} | {found['perplexity_ratio']:.5f} |")
     return "\n".join(lines)

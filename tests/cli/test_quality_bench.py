@@ -89,13 +89,14 @@ def groups(differences, base=0.003, windows=4):
 
 
 def test_pairs_cancel_what_groups_have_in_common():
-    found = divergence.summary(groups([-1e-5, -2e-5, -3e-5, -2e-5]))
+    found = divergence.summary(groups([-1e-5, -2e-5, -3e-5, -2e-5] * 2))
     assert found["kl_difference"] == pytest.approx(-2e-5)
     assert -3e-5 <= found["kl_difference_low"] < found["kl_difference"] < found["kl_difference_high"] < 0
     assert divergence.verdict(found) == "millrace is nearer"
     assert found["perplexity_ratio"] == pytest.approx(1) and found["perplexity"]["millrace"] == pytest.approx(math.exp(3)) and found["top1"]["llama.cpp"] == pytest.approx(0.95)
-    assert divergence.verdict(divergence.summary(groups([1e-5, 2e-5, 3e-5]))) == "llama.cpp is nearer"
-    assert divergence.verdict(divergence.summary(groups([1e-5, -2e-5, 2e-5, -1e-5]))) == "no difference seen"
+    assert divergence.verdict(divergence.summary(groups([1e-5, 2e-5, 3e-5] * 3))) == "llama.cpp is nearer"
+    assert divergence.verdict(divergence.summary(groups([1e-5, -2e-5, 2e-5, -1e-5] * 2))) == "no difference seen"
+    assert divergence.verdict(divergence.summary(groups([-1e-5] * 7))) == "too few parts: 7"
 
 
 def test_the_interval_is_that_of_a_mean():
@@ -112,9 +113,9 @@ def test_larger_groups_weigh_more():
 
 
 def test_the_table_has_a_row_for_each_model():
-    run = {"models": {"A": {"rows_each": 255, "groups": groups([-1e-5, -2e-5])}, "B": {"groups": [], "failed": "no such file"}, "C": {"groups": []}}}
+    run = {"models": {"A": {"rows_each": 255, "groups": groups([-1e-5, -2e-5] * 4)}, "B": {"groups": [], "failed": "no such file"}, "C": {"groups": []}}}
     lines = divergence.table(run).splitlines()
-    assert len(lines) == 5 and "| A | 2,040 |" in lines[2] and "millrace is nearer" in lines[2]
+    assert len(lines) == 5 and "| A | 8,160 |" in lines[2] and "millrace is nearer" in lines[2]
     assert "no such file" in lines[3] and "not measured" in lines[4]
 
 
