@@ -97,7 +97,7 @@ setup_build() {  # setup_build PRESET [--no-tests] [target...]
     setup_say "configuring the $preset build"
     cmake --preset "$preset" "-DMILLRACE_TESTS=$tests" > "build/configure-$preset.log" 2>&1 || { cat "build/configure-$preset.log" >&2; setup_die "cmake --preset $preset failed"; }
   fi
-  setup_say "building ($preset)"
+  setup_say "building ($preset): seconds when little changed, the first time some minutes (progress: build/build-$preset.log)"
   local targets=()
   [ $# -gt 0 ] && targets=(--target "$@")
   cmake --build --preset "$preset" -j "$(nproc)" "${targets[@]}" > "build/build-$preset.log" 2>&1 ||
