@@ -1,5 +1,5 @@
-// One HTTP/1.1 (or 1.0) request, read from bytes as they come. No socket and no clock in here: what it makes of a text does not
-// depend on the pieces in which the text arrives (http_request_parser_test.cc and the fuzz target hold it to that).
+// One HTTP/1.1 (or 1.0) request, read from bytes as they come. No socket and no clock in here: which request it makes of a text,
+// if any, does not depend on the pieces in which the text arrives (http_request_parser_test.cc and the fuzz target hold it to that).
 //
 // Stricter than the standard where two programs could read one text as different requests, which is how requests are smuggled past a
 // proxy: folded lines, Transfer-Encoding beside Content-Length, several Host fields and the like are errors. Boost.Beast stays inside
