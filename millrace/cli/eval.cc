@@ -19,7 +19,7 @@ struct EvalOptions : ModelOptions {
   std::string text, against, against_path = "exact", save_logits, logits_format = "f32", kv_cache_dtype = "auto";
   std::optional<int64_t> context, stride, max_tokens;
   int64_t skip_tokens = 0;
-  bool exact = false, against_exact = false;
+  bool exact = false, against_exact = false, as_generated = false;
 };
 
 // What the model's predictions are compared with: `reference` needs the other members.
@@ -38,7 +38,8 @@ Result<std::vector<int32_t>> tokens_of(const Tokenizer& tokenizer, const std::st
   MR_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, tokenizer.encode(text, encode));
   const auto num_tokens = static_cast<int64_t>(tokens.size());
   tokens.erase(tokens.begin(), tokens.begin() + std::min(options.skip_tokens, num_tokens));
-  if (options.max_tokens && *options.max_tokens < static_cast<int64_t>(tokens.size())) tokens.resize(static_cast<std::size_t>(*options.max_tokens));
+  if (options.max_tokens && *options.max_tokens < static_cast<int64_t>(tokens.size()))
+    tokens.resize(static_cast<std::size_t>(*options.max_tokens));
   return tokens;
 }
 
@@ -168,7 +169,8 @@ Status check_options(const EvalOptions& options, bool against_file) {
   if (!against_file && options.text.empty())
     return Status::invalid_argument("--text is missing; only a file of logits given to --against brings its own");
   if (against_file && (options.context || options.stride || options.max_tokens || options.skip_tokens > 0)) {
-    return Status::invalid_argument("--context, --stride, --max-tokens and --skip-tokens cannot be given with a file of logits: its windows are fixed");
+    return Status::invalid_argument(
+        "--context, --stride, --max-tokens and --skip-tokens cannot be given with a file of logits: its windows are fixed");
   }
   if (!options.save_logits.empty() && !options.against.empty()) {
     std::error_code ignored;
@@ -256,7 +258,7 @@ Status run_eval(const EvalOptions& options) {
   OpenReference open;  // goes before the model, on whose threads it may compute
   open.file = std::move(file);
   MR_RETURN_IF_ERROR(open_reference(options, *model, source, outcome.text, kStepRows, open));
-  EvaluateOptions evaluation{.rows_max = kStepRows, .reference = open.reference.get()};
+  EvaluateOptions evaluation{.rows_max = kStepRows, .as_generated = options.as_generated, .reference = open.reference.get()};
   std::optional<LogitsWriter> writer;
   if (!options.save_logits.empty()) {
     MR_ASSIGN_OR_RETURN(const LogitsFormat format, parse_logits_format(options.logits_format));
@@ -270,7 +272,8 @@ Status run_eval(const EvalOptions& options) {
     MR_ASSIGN_OR_RETURN(outcome.evaluation, evaluate(*executor, outcome.text, model->pool(), evaluation));
   }
   outcome.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  outcome.path = path_name(options.exact, kv_dtype_name(kv_dtype));
+  outcome.path = path_name(options.exact, kv_dtype_name(kv_dtype)) +
+                 (executor->info().prompt_differs ? options.as_generated ? ", as generated" : ", as a prompt" : "");
   outcome.reference_title = open.title;
   const json::object found = to_json(options, *model, outcome);
   if (options.json) {
@@ -299,6 +302,8 @@ void register_eval(CLI::App& app, int& exit_status) {
   command->add_flag("--exact", options->exact, "The exact path: weights decoded to f32, f32 KV cache; slow");
   command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "Of the fast path: auto (bf16), f32, bf16 or int8")
       ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  command->add_flag("--as-generated", options->as_generated,
+                    "Computes the text as if the model had generated it; differs from a prompt on CPUs with AMX");
   command->add_option("--against", options->against,
                       "Reference: another model, or a file of logits (--save-logits, or llama.cpp's --kl-divergence-base)");
   command->add_flag("--against-exact", options->against_exact, "Reference: the exact path of this model");

@@ -67,7 +67,7 @@ Result<Evaluation> evaluate(Executor& executor, const TextWindows& text, ThreadP
         fmt::format("the reference predicts {} tokens, the model {}: they have no common vocabulary", reference->vocab_size(), vocab_size));
   }
   const int64_t logits_bytes = vocab_size * static_cast<int64_t>(sizeof(float));
-  const WindowSteps steps(text, options.rows_max, std::max<int64_t>(options.logits_bytes_max / logits_bytes, 1));
+  const WindowSteps steps(text, options.rows_max, std::max<int64_t>(options.logits_bytes_max / logits_bytes, 1), options.as_generated);
   MR_RETURN_IF_ERROR(steps.check(executor.info()));
   MR_RETURN_IF_ERROR(allocate_kv(executor, steps));
   if (reference != nullptr) MR_RETURN_IF_ERROR(reference->begin(steps));

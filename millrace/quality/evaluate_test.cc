@@ -106,6 +106,19 @@ TEST(Evaluate, AFileIsAsGoodAsTheModelThatWroteIt) {
   std::filesystem::remove(path);
 }
 
+TEST(Evaluate, ATextIsAPromptOrGenerated) {
+  ThreadPool pool(1);
+  for (const bool as_generated : {false, true}) {
+    HashExecutor model(kVocabSize), other(kVocabSize);
+    const auto reference = reference_from(other);
+    ASSERT_TRUE(
+        evaluate(model, windows(330, 100, std::nullopt), pool, {.as_generated = as_generated, .reference = reference.get()}).is_ok());
+    for (const HashExecutor* executor : {&model, &other}) {
+      EXPECT_EQ(executor->num_prompt_tokens_seen, as_generated ? 0 : std::numeric_limits<int32_t>::max());
+    }
+  }
+}
+
 TEST(Evaluate, WhatDoesNotFitIsAnError) {
   ThreadPool pool(2);
   const auto message = [&](HashExecutor model, const TextWindows& text, const EvaluateOptions& options = {}) {

@@ -21,6 +21,7 @@ class HashExecutor final : public Executor {
     info_.kv_groups.resize(num_groups);
   }
 
+  std::optional<int32_t> num_prompt_tokens_seen;  // of the last sequence
   std::optional<int32_t> poison_token;  // rows with it give logits that are not finite
 
   const ExecutorInfo& info() const override { return info_; }
@@ -47,6 +48,7 @@ class HashExecutor final : public Executor {
       const StepPlan::Sequence& sequence = plan.sequences[s];
       MR_CHECK(sequence.row_begin == next_row && sequence.row_end > next_row, "sequences in row order, covering every row");
       next_row = sequence.row_end;
+      num_prompt_tokens_seen = sequence.num_prompt_tokens;
       for (std::size_t g = 0; g < kv_.size(); ++g) {
         const auto slot = [&](int64_t position) -> int32_t& {
           const auto at = static_cast<std::size_t>(plan.table_begin[g * num_sequences + s] + position / kKvBlockTokens);

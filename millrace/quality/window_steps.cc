@@ -6,7 +6,8 @@
 
 namespace millrace {
 
-WindowSteps::WindowSteps(const TextWindows& text, int64_t rows_max, int64_t outputs_max) : text_(text) {
+WindowSteps::WindowSteps(const TextWindows& text, int64_t rows_max, int64_t outputs_max, bool as_generated)
+    : text_(text), as_generated_(as_generated) {
   MR_CHECK(rows_max > 0 && outputs_max > 0, "a step has rows");
   int64_t rows_left = 0, outputs_left = 0;
   const auto close = [&] {
@@ -77,6 +78,7 @@ void WindowSteps::plan(int64_t step, const ExecutorInfo& info, StepPlan& plan) c
     // The rope variant of length-dependent scalings is that of a request as long as the window.
     const bool rope_long = info.rope_short_length > 0 && window.count > info.rope_short_length;
     plan.sequences.push_back({row_begin, static_cast<int32_t>(plan.tokens.size()), static_cast<int32_t>(piece.begin), rope_long});
+    if (as_generated_) plan.sequences.back().num_prompt_tokens = 0;
   }
   plan.table_begin.push_back(0);
   for (std::size_t group = 0; group < info.kv_groups.size(); ++group) {

@@ -13,8 +13,9 @@ namespace millrace {
 // are cut changes no result (docs/design.md D5).
 class WindowSteps {
  public:
-  // A step has at most `rows_max` rows, of which at most `outputs_max` are scored; the windows must outlive this.
-  WindowSteps(const TextWindows& text, int64_t rows_max, int64_t outputs_max);
+  // A step has at most `rows_max` rows, of which at most `outputs_max` are scored; the windows must outlive this. Their tokens are computed
+  // as a prompt's, or as if they had been generated (docs/design.md D4).
+  WindowSteps(const TextWindows& text, int64_t rows_max, int64_t outputs_max, bool as_generated = false);
 
   // A scored row: in the order of the plan's outputs, which over all steps is the order of the windows and of their rows.
   struct Row {
@@ -22,10 +23,10 @@ class WindowSteps {
   };
 
   int64_t num_steps() const { return static_cast<int64_t>(steps_.size()); }
-  int64_t num_rows() const { return num_rows_; }                      // of all steps together
-  std::span<const Row> rows(int64_t step) const;                     // that are scored
+  int64_t num_rows() const { return num_rows_; }  // of all steps together
+  std::span<const Row> rows(int64_t step) const;  // that are scored
   std::span<const Row> rows() const { return rows_; }
-  int64_t kv_blocks() const { return num_slots_ * blocks_each_; }     // that each KV group needs
+  int64_t kv_blocks() const { return num_slots_ * blocks_each_; }  // that each KV group needs
 
   // An id outside of the vocabulary, or a window longer than the model's context, is an error.
   Status check(const ExecutorInfo& info) const;
@@ -40,10 +41,11 @@ class WindowSteps {
   };
 
   const TextWindows& text_;
+  bool as_generated_;
   std::vector<Piece> pieces_;
   std::vector<Row> rows_;
   std::vector<Step> steps_;
-  int64_t num_slots_ = 1;      // windows that one step touches, at most; window w has slot w % num_slots_ of the KV memory
+  int64_t num_slots_ = 1;  // windows that one step touches, at most; window w has slot w % num_slots_ of the KV memory
   int64_t blocks_each_ = 0, num_rows_ = 0;
 };
 
