@@ -43,6 +43,10 @@ void add_row(Isa isa, const float* x, int64_t size, float* y) { variant(isa).add
 
 void scale_row(Isa isa, const float* x, float scale, int64_t size, float* y) { variant(isa).scale_row(x, scale, size, y); }
 
+void add_scaled_row(Isa isa, const float* x, float scale, int64_t size, float* y) { variant(isa).add_scaled_row(x, scale, size, y); }
+
+void clip_row(Isa isa, float* x, float limit, int64_t size) { variant(isa).clip_row(x, limit, size); }
+
 void softcap_row(Isa isa, float* x, float cap, int64_t size) { variant(isa).softcap_row(x, cap, size); }
 
 RowMax max_row(Isa isa, const float* x, int64_t size) { return variant(isa).max_row(x, size); }

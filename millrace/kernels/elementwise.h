@@ -28,6 +28,10 @@ void activate_mul_row(Isa isa, ActivationKind kind, const float* gate, const flo
 void add_row(Isa isa, const float* x, int64_t size, float* y);
 // y = x * scale; y may be x
 void scale_row(Isa isa, const float* x, float scale, int64_t size, float* y);
+// y += x * scale, each in one rounding
+void add_scaled_row(Isa isa, const float* x, float scale, int64_t size, float* y);
+// x = -limit where it is below, limit where it is above; NaN stays
+void clip_row(Isa isa, float* x, float limit, int64_t size);
 // x = cap * tanh(x / cap)
 void softcap_row(Isa isa, float* x, float cap, int64_t size);
 // Largest value and its lowest index; NaN anywhere makes finite false.

@@ -66,6 +66,14 @@ void scale_row(const float* x, float scale, int64_t size, float* y) {
   for (int64_t i = 0; i < size; ++i) y[i] = x[i] * scale;
 }
 
+void add_scaled_row(const float* x, float scale, int64_t size, float* y) {
+  for (int64_t i = 0; i < size; ++i) y[i] = std::fma(x[i], scale, y[i]);
+}
+
+void clip_row(float* x, float limit, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) x[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
+}
+
 void softcap_row(float* x, float cap, int64_t size) {
   for (int64_t i = 0; i < size; ++i) x[i] = static_cast<float>(cap * std::tanh(static_cast<double>(x[i]) / cap));
 }
@@ -84,6 +92,7 @@ RowMax max_row(const float* x, int64_t size) {
 
 }  // namespace
 
-const ElementwiseVariant kElementwise = {rms_norm_row, layer_norm_row, rope_head, activate_row, activate_mul_row, add_row, scale_row, softcap_row, max_row};
+const ElementwiseVariant kElementwise = {rms_norm_row, layer_norm_row, rope_head, activate_row, activate_mul_row, add_row,
+                                       scale_row,    add_scaled_row, clip_row,  softcap_row,  max_row};
 
 }  // namespace millrace::ref

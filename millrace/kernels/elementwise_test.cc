@@ -189,6 +189,14 @@ TEST(Elementwise, SimpleRowsMatchReference) {
       ref::kElementwise.scale_row(b.data(), 0.3f, size, want.data());
       scale_row(isa, b.data(), 0.3f, size, got.data());
       expect_near(got, want, 0.0f, 0.0f);
+      want = got = a;
+      ref::kElementwise.add_scaled_row(b.data(), 0.3f, size, want.data());
+      add_scaled_row(isa, b.data(), 0.3f, size, got.data());
+      expect_near(got, want, 0.0f, 0.0f);
+      want = got = b;
+      ref::kElementwise.clip_row(want.data(), 15.0f, size);
+      clip_row(isa, got.data(), 15.0f, size);
+      expect_near(got, want, 0.0f, 0.0f);
       want = got = b;
       ref::kElementwise.softcap_row(want.data(), 30.0f, size);
       softcap_row(isa, got.data(), 30.0f, size);
@@ -204,6 +212,20 @@ TEST(Elementwise, SimpleRowsMatchReference) {
         expect_near(up, got, 0.0f, 0.0f);
       }
     }
+  });
+}
+
+TEST(Elementwise, ClipKeepsWhatIsWithinAndNaN) {
+  for_variants([](Isa isa) {
+    Row x(5);
+    const float values[] = {2.5f, -2.5f, 2.0f, -0.5f, std::nanf("")};
+    for (int i = 0; i < 5; ++i) x.data()[i] = values[i];
+    clip_row(isa, x.data(), 2.0f, 5);
+    EXPECT_EQ(x[0], 2.0f);
+    EXPECT_EQ(x[1], -2.0f);
+    EXPECT_EQ(x[2], 2.0f);
+    EXPECT_EQ(x[3], -0.5f);
+    EXPECT_TRUE(std::isnan(x[4]));
   });
 }
 

@@ -15,6 +15,8 @@ struct ElementwiseVariant {
   void (*activate_mul_row)(ActivationKind kind, const float* gate, const float* up, int64_t size, float* y);
   void (*add_row)(const float* x, int64_t size, float* y);
   void (*scale_row)(const float* x, float scale, int64_t size, float* y);
+  void (*add_scaled_row)(const float* x, float scale, int64_t size, float* y);
+  void (*clip_row)(float* x, float limit, int64_t size);
   void (*softcap_row)(float* x, float cap, int64_t size);
   RowMax (*max_row)(const float* x, int64_t size);
 };
