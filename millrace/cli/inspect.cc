@@ -24,7 +24,12 @@ json::object describe_network(const Network& network) {
     shapes["num_heads"] = attention.num_heads;
     shapes["num_kv_heads"] = attention.num_kv_heads;
     shapes["head_dim"] = attention.head_dim;
-    shapes["intermediate_size"] = network.layers[0].mlp.up.weight.rows();
+    const MlpLayer& mlp = network.layers.back().mlp;  // the first layers of some mixtures of experts are dense
+    shapes["intermediate_size"] = mlp.mixture ? mlp.mixture->experts[0].up.weight.rows() : mlp.up.weight.rows();
+    if (mlp.mixture) {
+      shapes["num_experts"] = mlp.mixture->rule.num_experts;
+      shapes["experts_per_token"] = mlp.mixture->rule.experts_per_token;
+    }
     shapes["position"] = attention.rope ? "rope" : !attention.alibi_slopes.empty() ? "alibi" : network.positions ? "learned" : "none";
   }
   shapes["tied_head"] = network.tied_head;

@@ -1,6 +1,7 @@
 #include "millrace/measure/step_cost.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace millrace {
 namespace {
@@ -50,9 +51,15 @@ OpCost linear_cost(const CpuExecutor& executor, const Op& op, int64_t num_rows, 
       const ActivationForm form = activation_form(weight.weight_class(), executor.options().isa, path);
       operations(cost, arithmetic_of(form)) += 2.0 * static_cast<double>(weight.rows()) * static_cast<double>(weight.k()) * static_cast<double>(rows);
     };
-    add(executor.options().path, num_rows - prompt_rows);
-    add(GemmPath::kPrompt, prompt_rows);
+    add(op.exact ? GemmPath::kExact : executor.options().path, num_rows - prompt_rows);
+    add(op.exact ? GemmPath::kExact : GemmPath::kPrompt, prompt_rows);
   }
+  if (op.mixture == nullptr) return cost;
+  // Above all experts were counted for all rows. A row is computed by some of them, and read are those that some row takes: how many is known only
+  // after routing, so it is what independent, even choices would give.
+  const double share = static_cast<double>(op.mixture->rule.experts_per_token) / static_cast<double>(op.mixture->rule.num_experts);
+  cost.weight_bytes = static_cast<int64_t>(static_cast<double>(cost.weight_bytes) * (1 - std::pow(1 - share, static_cast<double>(num_rows))));
+  for (double& count : cost.operations) count *= share;
   return cost;
 }
 
@@ -102,6 +109,10 @@ std::vector<OpCost> step_cost(const CpuExecutor& executor, const StepPlan& plan)
           cost = linear_cost(executor, op, num_rows, num_prompt_rows(executor, plan));
         }
         break;
+      case OpKind::kHeadsNorm:
+        if (op.attention->q_norm) cost.weight_bytes += norm_bytes(*op.attention->q_norm);
+        if (op.attention->k_norm) cost.weight_bytes += norm_bytes(*op.attention->k_norm);
+        break;
       case OpKind::kPosition:
         if (op.qk_norm && op.attention->q_norm) cost.weight_bytes += norm_bytes(*op.attention->q_norm);
         if (op.qk_norm && op.attention->k_norm) cost.weight_bytes += norm_bytes(*op.attention->k_norm);
@@ -113,6 +124,9 @@ std::vector<OpCost> step_cost(const CpuExecutor& executor, const StepPlan& plan)
         if (num_outputs == 0) return costs;
         break;
       case OpKind::kConvert:
+      case OpKind::kRoute:
+      case OpKind::kDispatch:
+      case OpKind::kCombine:
       case OpKind::kActivate:
       case OpKind::kAdd:
       case OpKind::kSample: break;

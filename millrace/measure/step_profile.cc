@@ -34,6 +34,12 @@ OpLabel linear_label(const Network& network, const Weights& weights, const Op& o
   const AttentionLayer& attention = layer.attention;
   if (linear == &attention.q || linear == &attention.k || linear == &attention.v) return {"attention", "q k v"};
   if (linear == &attention.o) return {"attention", "output"};
+  if (const auto& mixture = layer.mlp.mixture) {
+    if (linear == &mixture->router) return {"experts", "router"};
+    if (mixture->shared && linear == &mixture->shared->down) return {"experts", "shared down"};
+    if (op.mixture == nullptr) return {"experts", layer.mlp.gated ? "shared gate and up" : "shared up"};
+    return {"experts", linear == &mixture->experts[0].down ? "down" : layer.mlp.gated ? "gate and up" : "up"};
+  }
   if (linear == &layer.mlp.down) return {"mlp", "down"};
   return {"mlp", layer.mlp.gated ? "gate and up" : "up"};
 }
@@ -50,6 +56,10 @@ OpLabel op_label(const CpuExecutor& executor, const Op& op) {
     case OpKind::kEmbed: return {"embedding", "embedding"};
     case OpKind::kNorm: return norm_label(network, op);
     case OpKind::kLinear: return linear_label(network, executor.weights(), op);
+    case OpKind::kRoute: return {"experts", "routing"};
+    case OpKind::kDispatch: return {"experts", "dispatch"};
+    case OpKind::kCombine: return {"experts", "combine"};
+    case OpKind::kHeadsNorm: return {"attention", "q k norm"};
     case OpKind::kPosition: return {"attention", "rope and KV"};
     case OpKind::kAttention: return {"attention", "attention"};
     case OpKind::kActivate: return {"mlp", "activation"};

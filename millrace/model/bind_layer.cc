@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "millrace/model/bind_mlp.h"
 #include "millrace/model/rope_scaling.h"
 #include "millrace/model/transforms.h"
 
@@ -9,7 +10,7 @@ namespace millrace {
 
 namespace {
 
-constexpr int64_t kHeadsMax = 4096, kHeadDimMax = 512, kIntermediateMax = int64_t{1} << 22, kPositionsMax = int64_t{1} << 31;
+constexpr int64_t kHeadsMax = 4096, kHeadDimMax = 512, kPositionsMax = int64_t{1} << 31;
 
 // How a layer's positions enter its attention, and how rows of q and k must be reordered for it.
 struct BoundPosition {
@@ -27,7 +28,10 @@ Result<BoundPosition> bind_position(const BindContext& context, const BindPlace&
   const BindWords& words = place.words;
   static constexpr std::string_view kKinds[] = {"rope", "alibi", "none"};
   MR_ASSIGN_OR_RETURN(const int kind, words.choice("kind", "none", kKinds));
-  if (kind == 1) position.alibi_slopes = alibi_slopes(geometry.num_heads);
+  if (kind == 1) {
+    MR_ASSIGN_OR_RETURN(const double max_bias, words.number("max_bias", "8", 1e-6, 64));
+    position.alibi_slopes = alibi_slopes(geometry.num_heads, max_bias);
+  }
   if (kind != 0) return position;
 
   static constexpr std::string_view kPairings[] = {"half", "interleaved"};
@@ -122,14 +126,25 @@ Result<AttentionLayer> bind_attention(const BindContext& context, const BindPlac
   attention.scale = static_cast<float>(scale);
   MR_ASSIGN_OR_RETURN(const std::optional<double> softcap, words.optional_number("softcap", "none", 1e-6, 1e9));
   if (softcap) attention.softcap = static_cast<float>(*softcap);
+  MR_ASSIGN_OR_RETURN(const std::optional<double> clip, words.optional_number("clip", "none", 1e-6, 1e9));
+  if (clip) attention.clip = static_cast<float>(*clip);
   MR_ASSIGN_OR_RETURN(attention.window, words.optional_integer("window", "none", 1, kPositionsMax));
 
   MR_ASSIGN_OR_RETURN(BoundPosition position, bind_position(context, place, geometry));
   MR_ASSIGN_OR_RETURN(attention.norm, bind_norm(context, place, "norm", context.hidden_size, "hidden_size"));
   MR_RETURN_IF_ERROR(bind_qkv(context, place, geometry, position, attention));
-  MR_ASSIGN_OR_RETURN(attention.q_norm, bind_norm(context, place, "q_norm", geometry.head_dim, "head_dim"));
-  MR_ASSIGN_OR_RETURN(attention.k_norm, bind_norm(context, place, "k_norm", geometry.head_dim, "head_dim"));
   const int64_t q_rows = geometry.num_heads * geometry.head_dim;
+  static constexpr std::string_view kHeadNorms[] = {"head", "each_head", "all_heads"};
+  MR_ASSIGN_OR_RETURN(const int head_norm, words.choice("head_norm", "head", kHeadNorms));
+  attention.head_norm = static_cast<HeadNorm>(head_norm);
+  NormSize q_size{geometry.head_dim, "head_dim", 0, "num_heads"}, k_size{geometry.head_dim, "head_dim", 0, "num_kv_heads"};
+  if (attention.head_norm == HeadNorm::kEachHead) q_size.num_heads = geometry.num_heads, k_size.num_heads = geometry.num_kv_heads;
+  if (attention.head_norm == HeadNorm::kAllHeads) {
+    q_size = {q_rows, "num_heads * head_dim", 0, {}};
+    k_size = {geometry.num_kv_heads * geometry.head_dim, "num_kv_heads * head_dim", 0, {}};
+  }
+  MR_ASSIGN_OR_RETURN(attention.q_norm, bind_norm(context, place, "q_norm", q_size));
+  MR_ASSIGN_OR_RETURN(attention.k_norm, bind_norm(context, place, "k_norm", k_size));
   MR_ASSIGN_OR_RETURN(const StoredLinear o, bind_linear(context, place, "o", context.hidden_size, "hidden_size", q_rows, "num_heads * head_dim"));
   attention.o = o.take(consecutive_rows(0, context.hidden_size));
   MR_ASSIGN_OR_RETURN(attention.post_norm, bind_norm(context, place, "post_norm", context.hidden_size, "hidden_size"));
@@ -137,55 +152,6 @@ Result<AttentionLayer> bind_attention(const BindContext& context, const BindPlac
   attention.alibi_slopes = std::move(position.alibi_slopes);
   max_positions = position.max_positions;
   return attention;
-}
-
-struct ActivationName {
-  std::string_view name;
-  Activation activation;
-};
-
-// The names of transformers' ACT2FN. "gelu_new", "gelu_pytorch_tanh" and "gelu_fast" are one formula.
-constexpr ActivationName kActivations[] = {
-    {"silu", Activation::kSilu},          {"swish", Activation::kSilu},           {"gelu", Activation::kGeluErf},
-    {"gelu_new", Activation::kGeluTanh},  {"gelu_pytorch_tanh", Activation::kGeluTanh}, {"gelu_fast", Activation::kGeluTanh},
-    {"gelu_tanh", Activation::kGeluTanh}, {"gelu_erf", Activation::kGeluErf},     {"relu", Activation::kRelu},
-    {"relu2", Activation::kReluSquared},  {"quick_gelu", Activation::kQuickGelu},
-};
-
-Result<MlpLayer> bind_mlp(const BindContext& context, const BindPlace& place) {
-  const BindWords& words = place.words;
-  MlpLayer mlp;
-  static constexpr std::string_view kKinds[] = {"gated", "plain"};
-  MR_ASSIGN_OR_RETURN(const int kind, words.choice("kind", "gated", kKinds));
-  mlp.gated = kind == 0;
-  std::vector<std::string_view> names;
-  for (const ActivationName& activation : kActivations) names.push_back(activation.name);
-  MR_ASSIGN_OR_RETURN(const int activation, words.choice("activation", "hidden_act", names));
-  mlp.activation = kActivations[activation].activation;
-  MR_ASSIGN_OR_RETURN(const int64_t size, words.integer("intermediate_size", "intermediate_size", 1, kIntermediateMax));
-
-  MR_ASSIGN_OR_RETURN(mlp.norm, bind_norm(context, place, "norm", context.hidden_size, "hidden_size"));
-  const bool fused = words.find("gate_up") != nullptr;
-  if (mlp.gated != (fused || words.find("gate") != nullptr)) {
-    return Status::invalid_argument(fmt::format("{}: a gated mlp has \"gate\" and \"up\" or \"gate_up\", a plain one only \"up\"", context.config.where(words.place("kind"))));
-  }
-  if (fused) {
-    MR_ASSIGN_OR_RETURN(const StoredLinear gate_up, bind_linear(context, place, "gate_up", 2 * size, "2 * intermediate_size", context.hidden_size,
-                                                                "hidden_size", "split into gate, up"));
-    mlp.gate = gate_up.take(consecutive_rows(0, size));
-    mlp.up = gate_up.take(consecutive_rows(size, size));
-  } else {
-    if (mlp.gated) {
-      MR_ASSIGN_OR_RETURN(const StoredLinear gate, bind_linear(context, place, "gate", size, "intermediate_size", context.hidden_size, "hidden_size"));
-      mlp.gate = gate.take(consecutive_rows(0, size));
-    }
-    MR_ASSIGN_OR_RETURN(const StoredLinear up, bind_linear(context, place, "up", size, "intermediate_size", context.hidden_size, "hidden_size"));
-    mlp.up = up.take(consecutive_rows(0, size));
-  }
-  MR_ASSIGN_OR_RETURN(const StoredLinear down, bind_linear(context, place, "down", context.hidden_size, "hidden_size", size, "intermediate_size"));
-  mlp.down = down.take(consecutive_rows(0, context.hidden_size));
-  MR_ASSIGN_OR_RETURN(mlp.post_norm, bind_norm(context, place, "post_norm", context.hidden_size, "hidden_size"));
-  return mlp;
 }
 
 }  // namespace
@@ -200,9 +166,8 @@ Result<BoundLayer> bind_layer(const BindContext& context, const json::object& de
   bound.layer.residual_multiplier = static_cast<float>(multiplier);
   const std::string role = fmt::format("layers.{}", layer);
   const BindPlace attention{words.object("attention"), &scopes, role + ".attention", transposed};
-  const BindPlace mlp{words.object("mlp"), &scopes, role + ".mlp", transposed};
   MR_ASSIGN_OR_RETURN(bound.layer.attention, bind_attention(context, attention, bound.max_positions));
-  MR_ASSIGN_OR_RETURN(bound.layer.mlp, bind_mlp(context, mlp));
+  MR_ASSIGN_OR_RETURN(bound.layer.mlp, bind_mlp(context, words, {words, &scopes, role + ".mlp", transposed}));
   bound.layer.shared_norm = bound.layer.parallel_residual && bound.layer.attention.norm && !bound.layer.mlp.norm;
   return bound;
 }

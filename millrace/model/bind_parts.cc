@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "millrace/model/transforms.h"
@@ -14,6 +15,30 @@ namespace {
 // The names of a part: the word itself, or its "name".
 const json::value& names_of(const json::value& word) { return word.is_object() ? word.get_object().at("name") : word; }
 
+// The numbers of a norm's weight or bias, or empty where the checkpoint does not have it.
+Result<std::vector<float>> read_norm(const BindContext& context, const BindPlace& place, std::string_view word, const json::value& names,
+                                     std::string_view suffix, const NormSize& size, const std::string& transforms) {
+  const std::string role = place.role_of(word) + (suffix == ".bias" ? ".bias" : ""), one = fmt::format("[{}]", size.size_words);
+  if (size.num_heads == 0) {
+    const SourceTensor* tensor = context.tensors.find(names, place.scopes, place.layer(), suffix);
+    if (tensor == nullptr) return std::vector<float>();
+    MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {size.size}, one, role, transforms));
+    return context.tensors.read(*tensor);
+  }
+  MR_ASSIGN_OR_RETURN(const auto tensors, context.tensors.find_each(names, place.scopes, place.layer(), suffix, "{head}", size.num_heads));
+  std::vector<float> numbers;
+  for (const SourceTensor* tensor : tensors) {
+    if (tensors.size() == 1 && (size.num_heads > 1 || tensor->shape.size() == 2)) {
+      MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {size.num_heads, size.size}, fmt::format("[{}, {}]", size.num_heads_words, size.size_words), role, transforms));
+    } else {
+      MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {size.size}, one, role, transforms));
+    }
+    MR_ASSIGN_OR_RETURN(const std::vector<float> part, context.tensors.read(*tensor));
+    numbers.insert(numbers.end(), part.begin(), part.end());
+  }
+  return numbers;
+}
+
 }  // namespace
 
 Status missing_tensor(const BindContext& context, const BindPlace& place, std::string_view word, const json::value& names, std::string_view suffix) {
@@ -22,7 +47,7 @@ Status missing_tensor(const BindContext& context, const BindPlace& place, std::s
                                               context.config.where(place.words.place(word))));
 }
 
-Result<std::optional<Norm>> bind_norm(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words) {
+Result<std::optional<Norm>> bind_norm(const BindContext& context, const BindPlace& place, std::string_view word, const NormSize& size) {
   const json::value* value = place.words.find(word);
   if (value == nullptr) return std::optional<Norm>();
   const json::object no_words;
@@ -43,21 +68,16 @@ Result<std::optional<Norm>> bind_norm(const BindContext& context, const BindPlac
   Norm norm;
   norm.kind = kind == 0 ? Norm::Kind::kRms : Norm::Kind::kLayer;
   norm.eps = static_cast<float>(eps);
+  if (value->is_object() && own.find("name") == nullptr) return std::optional<Norm>(std::move(norm));
   const json::value& names = names_of(*value);
-  const SourceTensor* weight = context.tensors.find(names, place.scopes, place.layer(), ".weight");
-  if (weight == nullptr) return missing_tensor(context, place, word, names, ".weight");
-  const std::string shape_words = fmt::format("[{}]", size_words);
-  MR_RETURN_IF_ERROR(context.tensors.use(*weight, {size}, shape_words, place.role_of(word), add_one ? "add one" : ""));
-  MR_ASSIGN_OR_RETURN(norm.weight, context.tensors.read(*weight));
+  MR_ASSIGN_OR_RETURN(norm.weight, read_norm(context, place, word, names, ".weight", size, add_one ? "add one" : ""));
+  if (norm.weight.empty()) return missing_tensor(context, place, word, names, ".weight");
   if (add_one) {
     for (float& number : norm.weight) number += 1.0f;
   }
-  const SourceTensor* bias = context.tensors.find(names, place.scopes, place.layer(), ".bias");
-  if (wants_bias.value_or(bias != nullptr)) {
-    if (bias == nullptr) return missing_tensor(context, place, word, names, ".bias");
-    MR_RETURN_IF_ERROR(context.tensors.use(*bias, {size}, shape_words, place.role_of(word) + ".bias", ""));
-    MR_ASSIGN_OR_RETURN(norm.bias, context.tensors.read(*bias));
-  }
+  if (!wants_bias.value_or(true)) return std::optional<Norm>(std::move(norm));
+  MR_ASSIGN_OR_RETURN(norm.bias, read_norm(context, place, word, names, ".bias", size, ""));
+  if (wants_bias && norm.bias.empty()) return missing_tensor(context, place, word, names, ".bias");
   return std::optional<Norm>(std::move(norm));
 }
 
@@ -67,6 +87,7 @@ Linear StoredLinear::take(std::vector<int32_t> rows) const {
     linear.bias.reserve(rows.size());
     for (const int32_t row : rows) linear.bias.push_back(bias[static_cast<std::size_t>(row)]);
   }
+  for (int32_t& row : rows) row += static_cast<int32_t>(first_row);
   linear.weight = {weight, transposed, grouped, std::move(rows), k};
   return linear;
 }
@@ -93,6 +114,48 @@ bool all_zero(const std::vector<float>& numbers) {
   return std::all_of(numbers.begin(), numbers.end(), [](float number) { return number == 0; });
 }
 
+// Makes `stored` what the quantizer stored.
+Status take_encoded(const BindContext& context, EncodedMatrix encoded, const std::string& role, std::string_view transforms, StoredLinear& stored) {
+  // Quantizers write [out, in] whatever the plain checkpoint had.
+  stored.transposed = false;
+  stored.weight = encoded.parts[0].tensor;
+  stored.grouped = std::move(encoded.weights);
+  if (!stored.grouped->columns.empty()) {
+    return Status::unsupported(fmt::format("{}: \"{}\": columns in act-order (desc_act, a g_idx that is not i / group_size) are not supported yet", context.checkpoint.path(),
+                                           stored.weight->name));
+  }
+  for (std::size_t i = 0; i < encoded.parts.size(); ++i) {
+    const auto& part = encoded.parts[i];
+    const std::string meaning = i == 0 ? fmt::format("{}{}{}", describe(*stored.grouped), transforms.empty() ? "" : ", ", transforms) : std::string(part.meaning);
+    context.tensors.use_part(*part.tensor, role, meaning);
+  }
+  return Status::ok();
+}
+
+// The experts that a quantizer stored, a module each; empty where they are plain.
+Result<std::vector<StoredLinear>> find_encoded_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count, int64_t rows, int64_t k,
+                                                       std::string_view transforms) {
+  static constexpr std::string_view kPlace = "{expert}";
+  std::vector<StoredLinear> experts;
+  if (context.encoding == nullptr) return experts;
+  for (const std::string& module : context.tensors.candidates(*place.words.find(word), place.scopes, place.layer(), "")) {
+    const std::size_t at = module.find(kPlace);
+    if (at == std::string::npos) continue;
+    for (int64_t e = 0; e < count; ++e) {
+      std::string numbered = module;
+      numbered.replace(at, kPlace.size(), fmt::format("{}", e));
+      MR_ASSIGN_OR_RETURN(std::optional<EncodedMatrix> encoded, context.encoding->find(context.checkpoint, numbered, rows, k));
+      if (!encoded && e == 0) break;
+      if (!encoded) return Status::invalid_argument(fmt::format("{}: \"{}\" is not quantized as the experts before it are", context.checkpoint.path(), numbered));
+      StoredLinear stored{.k = k};
+      MR_RETURN_IF_ERROR(take_encoded(context, std::move(*encoded), place.role_of(fmt::format("experts.{}.{}", e, word)), transforms, stored));
+      experts.push_back(std::move(stored));
+    }
+    if (!experts.empty()) return experts;
+  }
+  return experts;
+}
+
 }  // namespace
 
 Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& place, std::string_view word, int64_t rows, std::string_view rows_words,
@@ -113,18 +176,7 @@ Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& pl
   if (stored.weight == nullptr) return missing_tensor(context, place, word, names, ".weight");
   const std::string done = fmt::format("{}{}{}", transposed ? "transposed" : "", transposed && !transforms.empty() ? ", " : "", transforms);
   if (encoded) {
-    // Quantizers write [out, in] whatever the plain checkpoint had.
-    stored.transposed = false;
-    stored.grouped = std::move(encoded->weights);
-    if (!stored.grouped->columns.empty()) {
-      return Status::unsupported(fmt::format("{}: \"{}\": columns in act-order (desc_act, a g_idx that is not i / group_size) are not supported yet", context.checkpoint.path(),
-                                             stored.weight->name));
-    }
-    for (std::size_t i = 0; i < encoded->parts.size(); ++i) {
-      const auto& part = encoded->parts[i];
-      const std::string meaning = i == 0 ? fmt::format("{}{}{}", describe(*stored.grouped), transforms.empty() ? "" : ", ", transforms) : std::string(part.meaning);
-      context.tensors.use_part(*part.tensor, place.role_of(word), meaning);
-    }
+    MR_RETURN_IF_ERROR(take_encoded(context, std::move(*encoded), place.role_of(word), transforms, stored));
   } else if (transposed) {
     MR_RETURN_IF_ERROR(context.tensors.use(*stored.weight, {k, rows}, fmt::format("[{}, {}]", k_words, rows_words), place.role_of(word), done));
     if (dtype_info(stored.weight->dtype).block_elements > 1) {
@@ -145,6 +197,37 @@ Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& pl
     if (all_zero(zeros)) context.tensors.set_aside(*bias, place.role_of(word) + ".bias, all zero");
   }
   return stored;
+}
+
+Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count, int64_t rows,
+                                               std::string_view rows_words, int64_t k, std::string_view k_words, std::string_view transforms) {
+  std::vector<StoredLinear> experts;
+  const json::value* names = place.words.find(word);
+  if (names == nullptr) return experts;
+  MR_ASSIGN_OR_RETURN(experts, find_encoded_experts(context, place, word, count, rows, k, transforms));
+  if (!experts.empty()) return experts;
+  MR_ASSIGN_OR_RETURN(const auto tensors, context.tensors.find_each(*names, place.scopes, place.layer(), ".weight", "{expert}", count));
+  const bool stacked = tensors.size() == 1 && (count > 1 || tensors[0]->shape.size() == 3);
+  if (stacked && count * rows > std::numeric_limits<int32_t>::max()) {
+    return Status::unsupported(fmt::format("{}: \"{}\" has {} rows in all, at most 2^31 - 1 are supported", context.checkpoint.path(), tensors[0]->name, count * rows));
+  }
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    std::vector<int64_t> shape = {rows, k};
+    std::string words = fmt::format("[{}, {}]", rows_words, k_words), role = place.role_of(stacked ? fmt::format("experts.{}", word) : fmt::format("experts.{}.{}", i, word));
+    if (stacked) {
+      shape.insert(shape.begin(), count);
+      words.insert(1, "num_experts, ");
+    }
+    MR_RETURN_IF_ERROR(context.tensors.use(*tensors[i], shape, words, std::move(role), std::string(transforms)));
+    const int64_t in_stack = stacked ? count : 1;
+    for (int64_t n = 0; n < in_stack; ++n) experts.push_back({.weight = tensors[i], .k = k, .first_row = n * rows});
+  }
+  return experts;
+}
+
+bool has_linear(const BindContext& context, const BindPlace& place, std::string_view word) {
+  const json::value* value = place.words.find(word);
+  return value != nullptr && context.tensors.find(names_of(*value), place.scopes, place.layer(), ".weight") != nullptr;
 }
 
 Result<std::vector<float>> bind_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words) {

@@ -36,8 +36,20 @@ struct BindPlace {
 // Error "missing tensor ..." with the place that wants it.
 Status missing_tensor(const BindContext& context, const BindPlace& place, std::string_view word, const json::value& names, std::string_view suffix);
 
-// A norm over `size` numbers; absent where the family does not name one or its "when" is false.
-Result<std::optional<Norm>> bind_norm(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words);
+// How many numbers a norm is over. num_heads > 0: each head has its own weights, stored as [num_heads, size] or as a tensor each, with "{head}" in
+// its name.
+struct NormSize {
+  int64_t size = 0;
+  std::string_view size_words;  // for errors
+  int64_t num_heads = 0;
+  std::string_view num_heads_words;
+};
+
+// Absent where the family does not name one or its "when" is false. A norm without a name has no weights.
+Result<std::optional<Norm>> bind_norm(const BindContext& context, const BindPlace& place, std::string_view word, const NormSize& size);
+inline Result<std::optional<Norm>> bind_norm(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words) {
+  return bind_norm(context, place, word, NormSize{size, size_words, 0, {}});
+}
 
 // A stored matrix with its bias, of which one or several row selections become Linears.
 struct StoredLinear {
@@ -46,6 +58,7 @@ struct StoredLinear {
   bool transposed = false;
   int64_t k = 0;
   std::vector<float> bias;  // of the stored rows, or empty
+  int64_t first_row = 0;    // of the tensor, where this is one matrix of a stack
 
   Linear take(std::vector<int32_t> rows) const;
 };
@@ -54,6 +67,13 @@ struct StoredLinear {
 // `bias`: true where there must be one, false where there must not; none: as stored. The component's "bias" word; a matrix may have its own.
 Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& place, std::string_view word, int64_t rows, std::string_view rows_words,
                                  int64_t k, std::string_view k_words, std::string_view transforms = "");
+
+// The matrices of `count` experts: a tensor each, with "{expert}" in its name, or one tensor [count, rows, k]. Empty where the checkpoint has none.
+Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count, int64_t rows,
+                                               std::string_view rows_words, int64_t k, std::string_view k_words, std::string_view transforms = "");
+
+// Whether the checkpoint has the matrix that `word` names.
+bool has_linear(const BindContext& context, const BindPlace& place, std::string_view word);
 
 // The numbers of an optional vector tensor, or empty.
 Result<std::vector<float>> bind_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words);

@@ -85,6 +85,28 @@ const SourceTensor* BindTensors::find(const json::value& names, const json::valu
   return nullptr;
 }
 
+Result<std::vector<const SourceTensor*>> BindTensors::find_each(const json::value& names, const json::value* scopes, std::optional<int64_t> layer,
+                                                                std::string_view suffix, std::string_view placeholder, int64_t count) const {
+  for (const std::string& name : candidates(names, scopes, layer, suffix)) {
+    const std::size_t at = name.find(placeholder);
+    if (at == std::string::npos) {
+      if (const SourceTensor* tensor = checkpoint_.find(name)) return std::vector<const SourceTensor*>{tensor};
+      continue;
+    }
+    std::vector<const SourceTensor*> tensors;
+    for (int64_t number = 0; number < count; ++number) {
+      std::string numbered = name;
+      numbered.replace(at, placeholder.size(), fmt::format("{}", number));
+      tensors.push_back(checkpoint_.find(numbered));
+      if (tensors.back() != nullptr) continue;
+      if (number == 0) break;
+      return Status::invalid_argument(fmt::format("{}: missing tensor \"{}\", expected {} of them", checkpoint_.path(), numbered, count));
+    }
+    if (tensors.back() != nullptr) return tensors;
+  }
+  return std::vector<const SourceTensor*>();
+}
+
 std::string BindTensors::wanted(const json::value& names, const json::value* scopes, std::optional<int64_t> layer,
                                 std::string_view suffix) const {
   const std::vector<std::string> full = candidates(names, scopes, layer, suffix);

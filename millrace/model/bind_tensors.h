@@ -20,6 +20,11 @@ class BindTensors {
   // `suffix` is ".weight" or ".bias". Null where the checkpoint has none of them.
   const SourceTensor* find(const json::value& names, const json::value* scopes, std::optional<int64_t> layer, std::string_view suffix) const;
 
+  // The same for what there are `count` of. A name with `placeholder` in it ("{head}") names one tensor each, the placeholder giving way to the
+  // number; a name without it names one tensor that holds all of them. Empty where the checkpoint has none; an error where it has some.
+  Result<std::vector<const SourceTensor*>> find_each(const json::value& names, const json::value* scopes, std::optional<int64_t> layer,
+                                                     std::string_view suffix, std::string_view placeholder, int64_t count) const;
+
   // For errors: the full names that find() looked for, as `"a.weight" or "b.weight"`.
   std::string wanted(const json::value& names, const json::value* scopes, std::optional<int64_t> layer, std::string_view suffix) const;
 

@@ -69,6 +69,7 @@ void CpuExecutor::plan_buffers() {
     buffer.width = spec.width;
     buffer.forms = spec.forms;
     buffer.output_rows = spec.output_rows;
+    buffer.rows_per_token = spec.rows_per_token;
     buffer.f32_stride = round_up(spec.width, kPanelRows);
     buffer.k_padded = round_up(spec.width, 32);
     width_max = std::max(width_max, buffer.k_padded);
@@ -76,14 +77,14 @@ void CpuExecutor::plan_buffers() {
   // Which buffers an operation left after fusion still touches; the others get no memory.
   std::vector<bool> used(buffers_.size(), false);
   for (const Op& op : program_.ops) {
-    for (BufferId id : {op.in, op.out, op.residual}) {
+    for (BufferId id : {op.in, op.out, op.residual, op.shared, op.shared_gate}) {
       if (id >= 0) used[static_cast<std::size_t>(id)] = true;
     }
     for (const LinearSegment& segment : op.segments) k_max = std::max(k_max, weights_[segment.weight].k());
   }
   for (std::size_t i = 0; i < buffers_.size(); ++i) {
     if (!used[i]) buffers_[i].forms = {};
-    if (!buffers_[i].output_rows) activation_bytes_ += allocate(buffers_[i], max_rows);
+    if (!buffers_[i].output_rows) activation_bytes_ += allocate(buffers_[i], max_rows * buffers_[i].rows_per_token);
   }
   reserve_outputs(1);
 
@@ -102,6 +103,15 @@ void CpuExecutor::plan_buffers() {
   }
   // Decoding weights is what a prompt's tokens share: as many of them a visit as there are.
   if (info_.prompt_differs) prompt_tile_rows_ = std::max(kTileRows, max_rows);
+  for (const Op& op : program_.ops) {
+    if (op.kind != OpKind::kRoute) continue;
+    const RoutingRule& rule = op.mixture->rule;
+    const auto places = std::max(routed_experts_.size(), static_cast<std::size_t>(max_rows * rule.experts_per_token));
+    for (auto* list : {&routed_experts_, &routed_places_, &place_tokens_}) list->resize(places);
+    routed_weights_.resize(places);
+    expert_begin_.resize(std::max(expert_begin_.size(), static_cast<std::size_t>(rule.num_experts) + 1));
+    active_experts_.reserve(static_cast<std::size_t>(rule.num_experts));
+  }
   scratch_.resize(static_cast<std::size_t>(pool_.num_threads()));
   for (WorkerScratch& scratch : scratch_) {
     scratch.gemm = AlignedBuffer(bytes_of(round_up(k_max, 32) * kPanelRows, sizeof(float)));
@@ -244,6 +254,7 @@ bool CpuExecutor::is_absorbed(const Stage& stage) const {
 
 // Some chunks a thread, so that a slower one computes fewer of them; more where one is long enough that claiming it does not count.
 int64_t CpuExecutor::num_chunks(const Stage& stage) {
+  if (stage.op->kind == OpKind::kDispatch) sort_by_expert(*stage.op);  // all tokens are routed by now, and nobody else is at work
   constexpr int64_t kHeadsPerChunk = 8;
   const int64_t chunks_per_thread = num_rows_ >= 32 ? 16 : 4;
   const int64_t units = stage_units(stage), units_min = stage.op->kind == OpKind::kPosition ? kHeadsPerChunk : 1;
@@ -261,9 +272,15 @@ int64_t CpuExecutor::stage_units(const Stage& stage) const {
     case OpKind::kEmbed: return num_rows_;
     case OpKind::kNorm:
     case OpKind::kConvert:
+    case OpKind::kHeadsNorm:
     case OpKind::kActivate:
     case OpKind::kAdd: return num_rows(buffers_[static_cast<std::size_t>(op.in)]);
-    case OpKind::kLinear: return linear_units(op);
+    case OpKind::kLinear:
+      if (op.mixture == nullptr) return linear_units(op, op.segments);
+      return static_cast<int64_t>(active_experts_.size()) * linear_units(op, expert_segments(op, 0));
+    case OpKind::kRoute: return num_rows_;
+    case OpKind::kDispatch: return num_rows_ * op.mixture->rule.experts_per_token;
+    case OpKind::kCombine: return num_rows_;
     case OpKind::kPosition: return num_rows_ * (op.attention->num_heads + op.attention->num_kv_heads);
     case OpKind::kAttention: return static_cast<int64_t>(stage.merges ? attention_merges_[group].size() : attention_items_[group].size());
     case OpKind::kGather:
@@ -279,6 +296,10 @@ void CpuExecutor::run_stage(const Stage& stage, int64_t begin, int64_t end, Work
     case OpKind::kNorm: return norm(op, begin, end, op.residual < 0 ? rows(op.out) : rows(op.residual), scratch);
     case OpKind::kConvert: return convert(op, begin, end);
     case OpKind::kLinear: return linear(stage, begin, end, scratch);
+    case OpKind::kRoute: return route(op, begin, end);
+    case OpKind::kDispatch: return dispatch(op, begin, end);
+    case OpKind::kCombine: return combine(op, begin, end, scratch);
+    case OpKind::kHeadsNorm: return heads_norm(op, begin, end);
     case OpKind::kPosition: return position(op, begin, end);
     case OpKind::kAttention: return stage.merges ? merge(op, begin, end) : attention(stage, begin, end, scratch);
     case OpKind::kActivate: return activate(op, begin, end);
@@ -288,9 +309,15 @@ void CpuExecutor::run_stage(const Stage& stage, int64_t begin, int64_t end, Work
   }
 }
 
+// How row r of the buffer is multiplied: as the token that it is of.
+GemmPath CpuExecutor::path_of(const Rows& buffer, int64_t r) const {
+  if (buffer.output_rows) return options_.path;
+  const int64_t token = buffer.rows_per_token == 1 ? r : place_tokens_[static_cast<std::size_t>(r)];
+  return path_of_row_[static_cast<std::size_t>(token)];
+}
+
 void CpuExecutor::store_forms(Rows& buffer, int64_t r, int64_t column, const float* values, int64_t count) {
-  const bool is_prompt = !buffer.output_rows && path_of_row_[static_cast<std::size_t>(r)] == GemmPath::kPrompt;
-  const uint8_t forms = is_prompt ? buffer.forms.prompt : buffer.forms.fast;
+  const uint8_t forms = path_of(buffer, r) == GemmPath::kPrompt ? buffer.forms.prompt : buffer.forms.fast;
   const auto wants = [forms](ActivationForm form) { return (forms & static_cast<uint8_t>(form)) != 0; };
   if (wants(ActivationForm::kF32) && buffer.row(r) + column != values) std::copy(values, values + count, buffer.row(r) + column);
   if (wants(ActivationForm::kInt8)) {

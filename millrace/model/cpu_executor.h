@@ -58,7 +58,7 @@ class CpuExecutor final : public Executor {
 
   // The memory of one Buffer: max_rows rows of every form it has.
   struct Rows {
-    int64_t width = 0, f32_stride = 0, k_padded = 0, capacity = 0;
+    int64_t width = 0, f32_stride = 0, k_padded = 0, capacity = 0, rows_per_token = 1;
     ActivationForms forms;
     bool output_rows = false;
     AlignedBuffer f32, codes, scales, sums16, bf16;
@@ -105,14 +105,27 @@ class CpuExecutor final : public Executor {
   void embed(const Op& op, int64_t begin, int64_t end);
   void norm(const Op& op, int64_t begin, int64_t end, Rows& out, WorkerScratch& scratch);
   void convert(const Op& op, int64_t begin, int64_t end);
-  int64_t linear_units(const Op& op) const;
+  int64_t linear_units(const Op& op, std::span<const LinearSegment> segments) const;
   Activations linear_input(const Stage& stage, WorkerScratch& scratch);
   void linear(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch);
-  // Calls visit(path, row_begin, row_end) for the rows that are multiplied in one way, at most `rows_max` of them at a time.
+  // Some rows of a linear operation's input, and the matrices for them: all of both, or those of one expert.
+  struct LinearPart {
+    const Activations& x;
+    std::span<const LinearSegment> segments;
+    int64_t row_begin, row_end;
+  };
+  // Calls visit(path, row_begin, row_end) for the part's rows that are multiplied in one way, at most `rows_max` of them at a time.
   template <class Visit>
-  void for_row_runs(const Op& op, int64_t num_rows, int64_t rows_max, const Visit& visit) const;
-  void linear_panels(const Op& op, const Activations& x, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch);
-  void activated_unit(const Op& op, const Activations& x, int64_t unit, WorkerScratch& scratch);
+  void for_row_runs(const Op& op, const LinearPart& part, int64_t rows_max, const Visit& visit) const;
+  void linear_part(const Op& op, const LinearPart& part, int64_t begin, int64_t end, WorkerScratch& scratch);
+  void linear_panels(const Op& op, const LinearPart& part, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch);
+  void activated_unit(const Op& op, const LinearPart& part, int64_t unit, WorkerScratch& scratch);
+  std::span<const LinearSegment> expert_segments(const Op& op, int64_t expert) const;
+  void route(const Op& op, int64_t begin, int64_t end);
+  void sort_by_expert(const Op& op);
+  void dispatch(const Op& op, int64_t begin, int64_t end);
+  void combine(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
+  void heads_norm(const Op& op, int64_t begin, int64_t end);
   void position(const Op& op, int64_t begin, int64_t end);
   void position_head(const Op& op, int64_t row, int64_t head);
   void attention(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch);
@@ -126,7 +139,8 @@ class CpuExecutor final : public Executor {
   void sample(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
 
   Rows& rows(BufferId id) { return buffers_[static_cast<std::size_t>(id)]; }
-  int64_t num_rows(const Rows& buffer) const { return buffer.output_rows ? num_outputs_ : num_rows_; }
+  int64_t num_rows(const Rows& buffer) const { return buffer.output_rows ? num_outputs_ : num_rows_ * buffer.rows_per_token; }
+  GemmPath path_of(const Rows& buffer, int64_t r) const;
   // Puts columns [column, column + count) of row r, given as f32, into every form of `buffer`; column is a multiple of 32.
   void store_forms(Rows& buffer, int64_t r, int64_t column, const float* values, int64_t count);
   KvView kv_view(const Op& op);
@@ -161,6 +175,11 @@ class CpuExecutor final : public Executor {
   std::vector<std::vector<int32_t>> attention_merges_;         // [groups] items that are the first segment of a split row
   std::vector<bool> heads_have_one_item_;                      // [groups] each kv head of each sequence has one item for all its rows
   std::vector<int64_t> num_segments_;                          // [groups] partials per (row, head): the stride
+  // Of the layer with a mixture of experts being computed. A place is a row of a buffer whose rows are sorted by expert.
+  std::vector<int32_t> routed_experts_, routed_places_, place_tokens_;  // [num_rows * experts_per_token]; the last by place
+  std::vector<float> routed_weights_;
+  std::vector<int32_t> expert_begin_;                          // [num_experts + 1] its first place
+  std::vector<int32_t> active_experts_;                        // those that some token takes, ascending
   AlignedBuffer partials_;
   StepOutput output_;
   StepTimes* times_ = nullptr;

@@ -20,11 +20,13 @@ ActivationKind kind_of(Activation activation) {
   return ActivationKind::kSilu;
 }
 
-void apply_norm(Isa isa, const Norm& norm, const float* x, int64_t size, float* y) {
+// `first`: where among the norm's weights those of x begin.
+void apply_norm(Isa isa, const Norm& norm, const float* x, int64_t size, float* y, int64_t first = 0) {
+  const float* weight = norm.weight.empty() ? nullptr : norm.weight.data() + first;
   if (norm.kind == Norm::Kind::kRms) {
-    rms_norm_row(isa, x, norm.weight.data(), norm.eps, size, y);
+    rms_norm_row(isa, x, weight, norm.eps, size, y);
   } else {
-    layer_norm_row(isa, x, norm.weight.data(), norm.bias.empty() ? nullptr : norm.bias.data(), norm.eps, size, y);
+    layer_norm_row(isa, x, weight, norm.bias.empty() ? nullptr : norm.bias.data() + first, norm.eps, size, y);
   }
 }
 
@@ -80,10 +82,10 @@ void CpuExecutor::convert(const Op& op, int64_t begin, int64_t end) {
 }
 
 // With an activation the gate's and the up projection's panels are walked together, otherwise the segments one after the other.
-int64_t CpuExecutor::linear_units(const Op& op) const {
-  if (op.activation) return num_units(weights_[op.segments.back().weight].num_panels(), kTilePanels);
+int64_t CpuExecutor::linear_units(const Op& op, std::span<const LinearSegment> segments) const {
+  if (op.activation) return num_units(weights_[segments.back().weight].num_panels(), kTilePanels);
   int64_t units = 0;
-  for (const LinearSegment& segment : op.segments) units += num_units(weights_[segment.weight].num_panels(), kTilePanels);
+  for (const LinearSegment& segment : segments) units += num_units(weights_[segment.weight].num_panels(), kTilePanels);
   return units;
 }
 
@@ -103,49 +105,61 @@ Activations CpuExecutor::linear_input(const Stage& stage, WorkerScratch& scratch
 void CpuExecutor::linear(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch) {
   const Op& op = *stage.op;
   const Activations x = linear_input(stage, scratch);
+  if (op.mixture == nullptr) return linear_part(op, {x, op.segments, 0, x.num_rows}, begin, end, scratch);
+  // Experts are of one shape, so units are numbered expert by expert, of those that some token takes.
+  const int64_t units = linear_units(op, expert_segments(op, 0));
+  for (int64_t first = begin / units * units; first < end; first += units) {
+    const int64_t expert = active_experts_[static_cast<std::size_t>(first / units)];
+    const LinearPart part{x, expert_segments(op, expert), expert_begin_[static_cast<std::size_t>(expert)], expert_begin_[static_cast<std::size_t>(expert) + 1]};
+    linear_part(op, part, std::max(begin, first) - first, std::min(end, first + units) - first, scratch);
+  }
+}
+
+void CpuExecutor::linear_part(const Op& op, const LinearPart& part, int64_t begin, int64_t end, WorkerScratch& scratch) {
   if (op.activation) {
-    for (int64_t unit = begin; unit < end; ++unit) activated_unit(op, x, unit, scratch);
+    for (int64_t unit = begin; unit < end; ++unit) activated_unit(op, part, unit, scratch);
     return;
   }
   int64_t first = 0;  // unit number of the segment's first panel
-  for (const LinearSegment& segment : op.segments) {
+  for (const LinearSegment& segment : part.segments) {
     const int64_t panels = weights_[segment.weight].num_panels(), count = num_units(panels, kTilePanels);
     const int64_t from = std::max(begin, first) - first, to = std::min(end, first + count) - first;
-    if (from < to) linear_panels(op, x, segment, from * kTilePanels, std::min(panels, to * kTilePanels), scratch);
+    if (from < to) linear_panels(op, part, segment, from * kTilePanels, std::min(panels, to * kTilePanels), scratch);
     first += count;
   }
 }
 
 template <class Visit>
-void CpuExecutor::for_row_runs(const Op& op, int64_t num_rows, int64_t rows_max, const Visit& visit) const {
-  const bool one_path = buffers_[static_cast<std::size_t>(op.in)].output_rows;
-  const auto path_of = [&](int64_t row) { return one_path ? options_.path : path_of_row_[static_cast<std::size_t>(row)]; };
-  for (int64_t row = 0; row < num_rows;) {
-    const GemmPath path = path_of(row);
-    const int64_t most = std::min(num_rows, row + (path == GemmPath::kPrompt ? std::max(rows_max, prompt_tile_rows_) : rows_max));
+void CpuExecutor::for_row_runs(const Op& op, const LinearPart& part, int64_t rows_max, const Visit& visit) const {
+  const Rows& in = buffers_[static_cast<std::size_t>(op.in)];
+  const bool one_path = op.exact || in.output_rows;
+  const auto path_of_input = [&](int64_t row) { return op.exact ? GemmPath::kExact : path_of(in, row); };
+  for (int64_t row = part.row_begin; row < part.row_end;) {
+    const GemmPath path = path_of_input(row);
+    const int64_t most = std::min(part.row_end, row + (path == GemmPath::kPrompt ? std::max(rows_max, prompt_tile_rows_) : rows_max));
     int64_t end = one_path ? most : row + 1;
-    while (end < most && path_of(end) == path) ++end;
+    while (end < most && path_of_input(end) == path) ++end;
     visit(path, row, end);
     row = end;
   }
 }
 
-void CpuExecutor::linear_panels(const Op& op, const Activations& x, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end,
+void CpuExecutor::linear_panels(const Op& op, const LinearPart& part, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end,
                                 WorkerScratch& scratch) {
   const PackedMatrix& weight = weights_[segment.weight];
-  const int64_t count = x.num_rows;
   const Isa isa = options_.isa;
   const auto columns_of = [&](int64_t begin, int64_t end) { return std::min(end * kPanelRows, weight.rows()) - begin * kPanelRows; };
   const float* bias = segment.bias.empty() ? nullptr : segment.bias.data() + panel_begin * kPanelRows;
   if (op.residual < 0) {
     Rows& out = rows(op.out);
     const int64_t column = segment.column + panel_begin * kPanelRows, columns = columns_of(panel_begin, panel_end);
-    for_row_runs(op, count, count, [&](GemmPath path, int64_t row, int64_t row_end) {
-      gemm(isa, path, weight, x, panel_begin, panel_end, row, row_end, out.row(row) + column, out.f32_stride, scratch.gemm.as<float>());
+    for_row_runs(op, part, part.row_end - part.row_begin, [&](GemmPath path, int64_t row, int64_t row_end) {
+      gemm(isa, path, weight, part.x, panel_begin, panel_end, row, row_end, out.row(row) + column, out.f32_stride, scratch.gemm.as<float>());
     });
-    for (int64_t r = 0; r < count; ++r) {
+    for (int64_t r = part.row_begin; r < part.row_end; ++r) {
       float* y = out.row(r) + column;
       if (bias != nullptr) add_row(isa, bias, columns, y);
+      if (op.clip) clip_row(isa, y, *op.clip, columns);
       if (op.scale != 1.0f) scale_row(isa, y, op.scale, columns, y);
       if (op.softcap) softcap_row(isa, y, *op.softcap, columns);
     }
@@ -155,8 +169,8 @@ void CpuExecutor::linear_panels(const Op& op, const Activations& x, const Linear
   float* tile = scratch.tile_a.as<float>();
   for (int64_t panel = panel_begin; panel < panel_end; panel += kTilePanels) {
     const int64_t end = std::min(panel_end, panel + kTilePanels), columns = columns_of(panel, end);
-    for_row_runs(op, count, kTileRows, [&](GemmPath path, int64_t row, int64_t row_end) {
-      gemm(isa, path, weight, x, panel, end, row, row_end, tile, kTileColumns, scratch.gemm.as<float>());
+    for_row_runs(op, part, kTileRows, [&](GemmPath path, int64_t row, int64_t row_end) {
+      gemm(isa, path, weight, part.x, panel, end, row, row_end, tile, kTileColumns, scratch.gemm.as<float>());
       for (int64_t r = row; r < row_end; ++r) {
         float* y = tile + (r - row) * kTileColumns;
         if (bias != nullptr) add_row(isa, bias + (panel - panel_begin) * kPanelRows, columns, y);
@@ -167,30 +181,39 @@ void CpuExecutor::linear_panels(const Op& op, const Activations& x, const Linear
   }
 }
 
-void CpuExecutor::activated_unit(const Op& op, const Activations& x, int64_t unit, WorkerScratch& scratch) {
+void CpuExecutor::activated_unit(const Op& op, const LinearPart& part, int64_t unit, WorkerScratch& scratch) {
   Rows& out = rows(op.out);
-  const LinearSegment& up = op.segments.back();
+  const LinearSegment &gate = part.segments.front(), &up = part.segments.back();
   const PackedMatrix& up_weight = weights_[up.weight];
-  const int64_t count = x.num_rows, begin = unit * kTilePanels, end = std::min(up_weight.num_panels(), begin + kTilePanels);
+  const int64_t begin = unit * kTilePanels, end = std::min(up_weight.num_panels(), begin + kTilePanels);
   const int64_t column = begin * kPanelRows, columns = std::min(end * kPanelRows, up_weight.rows()) - column;
   const Isa isa = options_.isa;
   const ActivationKind kind = kind_of(*op.activation);
   float *a = scratch.tile_a.as<float>(), *b = scratch.tile_b.as<float>();
-  for_row_runs(op, count, kTileRows, [&](GemmPath path, int64_t row, int64_t row_end) {
-    gemm(isa, path, up_weight, x, begin, end, row, row_end, b, kTileColumns, scratch.gemm.as<float>());
-    if (op.gated) gemm(isa, path, weights_[op.segments[0].weight], x, begin, end, row, row_end, a, kTileColumns, scratch.gemm.as<float>());
+  for_row_runs(op, part, kTileRows, [&](GemmPath path, int64_t row, int64_t row_end) {
+    gemm(isa, path, up_weight, part.x, begin, end, row, row_end, b, kTileColumns, scratch.gemm.as<float>());
+    if (op.gated) gemm(isa, path, weights_[gate.weight], part.x, begin, end, row, row_end, a, kTileColumns, scratch.gemm.as<float>());
     for (int64_t r = row; r < row_end; ++r) {
-      float *gate = a + (r - row) * kTileColumns, *y = b + (r - row) * kTileColumns;
+      float *g = a + (r - row) * kTileColumns, *y = b + (r - row) * kTileColumns;
       if (!up.bias.empty()) add_row(isa, up.bias.data() + column, columns, y);
       if (op.gated) {
-        if (!op.segments[0].bias.empty()) add_row(isa, op.segments[0].bias.data() + column, columns, gate);
-        activate_mul_row(isa, kind, gate, y, columns, y);
+        if (!gate.bias.empty()) add_row(isa, gate.bias.data() + column, columns, g);
+        activate_mul_row(isa, kind, g, y, columns, y);
       } else {
         activate_row(isa, kind, y, columns, y);
       }
       store_forms(out, r, column, y, columns);
     }
   });
+}
+
+void CpuExecutor::heads_norm(const Op& op, int64_t begin, int64_t end) {
+  const AttentionLayer& layer = *op.attention;
+  for (int64_t r = begin; r < end; ++r) {
+    float *q = rows(op.out).row(r), *k = q + op.k_column;
+    if (layer.q_norm) apply_norm(options_.isa, *layer.q_norm, q, layer.num_heads * layer.head_dim, q);
+    if (layer.k_norm) apply_norm(options_.isa, *layer.k_norm, k, layer.num_kv_heads * layer.head_dim, k);
+  }
 }
 
 void CpuExecutor::position(const Op& op, int64_t begin, int64_t end) {
@@ -208,7 +231,8 @@ void CpuExecutor::position_head(const Op& op, int64_t r, int64_t head) {
   float* vector = is_query ? row + head * size : row + op.k_column + kv_head * size;
   if (op.qk_norm) {
     const auto& norm = is_query ? layer.q_norm : layer.k_norm;
-    if (norm) apply_norm(isa, *norm, vector, size, vector);
+    const int64_t first = layer.head_norm == HeadNorm::kEachHead ? (is_query ? head : kv_head) * size : 0;
+    if (norm) apply_norm(isa, *norm, vector, size, vector, first);
   }
   if (op.rope) {
     const auto t = static_cast<std::size_t>(op.rope_table);

@@ -58,6 +58,12 @@ Status Expression::error(std::string message) const {
   return Status::invalid_argument(fmt::format("{} (in the expression \"{}\")", message, text_));
 }
 
+namespace {
+
+Status out_of_fuel() { return Status::resource_exhausted("the family's expressions take too many steps to evaluate"); }
+
+}  // namespace
+
 Result<ExpressionValue> Expression::evaluate(const ExpressionScope& scope) const { return evaluate(root_, scope); }
 
 Result<ExpressionValue> Expression::evaluate_present(int node, const ExpressionScope& scope) const {
@@ -73,7 +79,7 @@ Result<bool> Expression::evaluate_condition(int node, const ExpressionScope& sco
 }
 
 Result<ExpressionValue> Expression::evaluate(int index_of_node, const ExpressionScope& scope) const {
-  if (scope.fuel != nullptr && --*scope.fuel < 0) return Status::resource_exhausted("the family's expressions take too many steps to evaluate");
+  if (scope.fuel != nullptr && --*scope.fuel < 0) return out_of_fuel();
   const Node& node = nodes_[static_cast<std::size_t>(index_of_node)];
   const auto operand = [&](std::size_t n) { return node.operands[n]; };
   switch (node.op) {
@@ -118,6 +124,20 @@ Result<ExpressionValue> Expression::evaluate(int index_of_node, const Expression
       MR_ASSIGN_OR_RETURN(const ExpressionValue value, evaluate(operand(0), scope));
       const auto* found = std::get_if<const json::value*>(&value);
       return ExpressionValue(found != nullptr && (*found)->is_array());
+    }
+    case Op::kContains: {
+      MR_ASSIGN_OR_RETURN(const ExpressionValue list, evaluate(operand(0), scope));
+      MR_ASSIGN_OR_RETURN(const ExpressionValue wanted, evaluate_present(operand(1), scope));
+      if (std::holds_alternative<AbsentValue>(list) || std::holds_alternative<NoneValue>(list)) return ExpressionValue(false);
+      const auto* value = std::get_if<const json::value*>(&list);
+      if (value == nullptr || !(*value)->is_array()) return error(fmt::format("contains takes a list, not {}", kind_name(list)));
+      bool found = false;
+      for (const json::value& element : (*value)->get_array()) {
+        if (scope.fuel != nullptr && --*scope.fuel < 0) return out_of_fuel();
+        MR_ASSIGN_OR_RETURN(const ExpressionValue equal, compare(Op::kEqual, value_of(element), wanted));
+        found = found || std::get<bool>(equal);
+      }
+      return ExpressionValue(found);
     }
     case Op::kHasTensor: {
       MR_ASSIGN_OR_RETURN(const ExpressionValue value, evaluate_present(operand(0), scope));

@@ -207,7 +207,8 @@ class Expression::Parser {
       Op op;
       std::size_t arguments;
     } kFunctions[] = {{"exists", Op::kExists, 1}, {"is_list", Op::kIsList, 1}, {"has_tensor", Op::kHasTensor, 1}, {"sqrt", Op::kSqrt, 1},
-                      {"floor", Op::kFloor, 1},   {"min", Op::kMin, 2},        {"max", Op::kMax, 2}};
+                      {"floor", Op::kFloor, 1},   {"min", Op::kMin, 2},        {"max", Op::kMax, 2},
+                      {"contains", Op::kContains, 2}};
     std::vector<int> arguments;
     do {
       MR_ASSIGN_OR_RETURN(const int argument, choice());

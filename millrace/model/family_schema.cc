@@ -34,7 +34,7 @@ struct Word {
 };
 
 constexpr Word kNormWords[] = {
-    {"name", Kind::kNames, {}, true}, {"kind", Kind::kExpression},    {"eps", Kind::kExpression},
+    {"name", Kind::kNames},           {"kind", Kind::kExpression}, {"eps", Kind::kExpression},
     {"add_one", Kind::kExpression},   {"bias", Kind::kExpression}, {"when", Kind::kExpression},
 };
 
@@ -49,6 +49,7 @@ constexpr Word kPositionWords[] = {
     {"stored_pairing", Kind::kExpression},
     {"theta", Kind::kExpression},
     {"rotary_dim", Kind::kExpression},
+    {"max_bias", Kind::kExpression},
     {"parameters", Kind::kExpression},
     {"original_max_positions", Kind::kExpression},
     {"frequency_factors", Kind::kNames},
@@ -68,6 +69,8 @@ constexpr Word kAttentionWords[] = {
     {"bias", Kind::kExpression},
     {"q_norm", Kind::kNormOrNames},
     {"k_norm", Kind::kNormOrNames},
+    {"head_norm", Kind::kExpression},
+    {"clip", Kind::kExpression},
     {"num_heads", Kind::kExpression},
     {"num_kv_heads", Kind::kExpression},
     {"head_dim", Kind::kExpression},
@@ -90,6 +93,37 @@ constexpr Word kMlpWords[] = {
     {"intermediate_size", Kind::kExpression},
 };
 
+constexpr Word kSharedExpertWords[] = {
+    {"when", Kind::kExpression},
+    {"gate", Kind::kLinearOrNames},
+    {"up", Kind::kLinearOrNames},
+    {"gate_up", Kind::kLinearOrNames},
+    {"down", Kind::kLinearOrNames, {}, true},
+    {"bias", Kind::kExpression},
+    {"intermediate_size", Kind::kExpression, {}, true},
+    {"output_gate", Kind::kLinearOrNames},
+};
+
+constexpr Word kMoeWords[] = {
+    {"when", Kind::kExpression},
+    {"norm", Kind::kNormOrNames},
+    {"post_norm", Kind::kNormOrNames},
+    {"num_experts", Kind::kExpression},
+    {"experts_per_token", Kind::kExpression},
+    {"router", Kind::kLinearOrNames, {}, true},
+    {"scoring", Kind::kExpression},
+    {"normalize", Kind::kExpression},
+    {"scale", Kind::kExpression},
+    {"kind", Kind::kExpression},
+    {"activation", Kind::kExpression},
+    {"gate", Kind::kNames},
+    {"up", Kind::kNames},
+    {"gate_up", Kind::kNames},
+    {"down", Kind::kNames, {}, true},
+    {"intermediate_size", Kind::kExpression},
+    {"shared", Kind::kObject, kSharedExpertWords},
+};
+
 constexpr Word kLayerWords[] = {
     {"count", Kind::kExpression, {}, true},
     {"scope", Kind::kNames, {}, true},
@@ -97,7 +131,8 @@ constexpr Word kLayerWords[] = {
     {"parallel_residual", Kind::kExpression},
     {"residual_multiplier", Kind::kExpression},
     {"attention", Kind::kObject, kAttentionWords, true},
-    {"mlp", Kind::kObject, kMlpWords, true},
+    {"mlp", Kind::kObject, kMlpWords},
+    {"moe", Kind::kObject, kMoeWords},
 };
 
 constexpr Word kEmbeddingWords[] = {
@@ -215,33 +250,42 @@ Status check_object(const json::value& value, std::span<const Word> words, const
 }
 
 // Either one fused matrix or its parts.
-Status check_fusion(const json::object& component, const std::string& place, std::string_view fused, std::span<const std::string_view> parts) {
-  for (const std::string_view part : parts) {
-    if (component.contains(fused) && component.contains(part)) return fail(below(place, part), fmt::format("stands beside \"{}\", which contains it", fused));
-    if (!component.contains(fused) && !component.contains(part)) return fail(below(place, part), "this word is missing");
+Status check_qkv(const json::object& attention, const std::string& place) {
+  for (const std::string_view part : {"q", "k", "v"}) {
+    if (attention.contains("qkv") && attention.contains(part)) return fail(below(place, part), "stands beside \"qkv\", which contains it");
+    if (!attention.contains("qkv") && !attention.contains(part)) return fail(below(place, part), "this word is missing");
+  }
+  if (attention.contains("qkv") != attention.contains("layout")) return fail(place + ".layout", "\"layout\" and \"qkv\" belong together");
+  return Status::ok();
+}
+
+// One fused matrix, or its parts, or both where checkpoints differ.
+Status check_mlp(const json::object& mlp, const std::string& place) {
+  if (!mlp.contains("gate_up") && !mlp.contains("up")) return fail(place + ".up", "this word is missing");
+  if (mlp.contains("gate_up") && mlp.contains("gate") != mlp.contains("up")) {
+    return fail(below(place, mlp.contains("up") ? "up" : "gate"), "beside \"gate_up\" either both \"gate\" and \"up\" stand or none");
   }
   return Status::ok();
+}
+
+Status check_layer(const json::object& layer, const std::string& place) {
+  MR_RETURN_IF_ERROR(check_qkv(layer.at("attention").get_object(), place + ".attention"));
+  const json::value *mlp = layer.if_contains("mlp"), *moe = layer.if_contains("moe");
+  if (mlp == nullptr && moe == nullptr) return fail(place + ".mlp", "this word is missing, and so is \"moe\"");
+  if (mlp != nullptr) MR_RETURN_IF_ERROR(check_mlp(mlp->get_object(), place + ".mlp"));
+  if (moe == nullptr) return Status::ok();
+  const json::object& words = moe->get_object();
+  MR_RETURN_IF_ERROR(check_mlp(words, place + ".moe"));
+  const json::value* shared = words.if_contains("shared");
+  return shared != nullptr ? check_mlp(shared->get_object(), place + ".moe.shared") : Status::ok();
 }
 
 }  // namespace
 
 Status check_family_words(const json::object& description) {
   MR_RETURN_IF_ERROR(check_object(description, kFamilyWords, ""));
-  static constexpr std::string_view kQkv[] = {"q", "k", "v"};
   const json::array& layers = description.at("layers").get_array();
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    const json::object& layer = layers[i].get_object();
-    const std::string place = fmt::format("layers[{}]", i);
-    const json::object& attention = layer.at("attention").get_object();
-    const json::object& mlp = layer.at("mlp").get_object();
-    MR_RETURN_IF_ERROR(check_fusion(attention, place + ".attention", "qkv", kQkv));
-    if (attention.contains("qkv") != attention.contains("layout")) {
-      return fail(place + ".attention.layout", "\"layout\" and \"qkv\" belong together");
-    }
-    static constexpr std::string_view kUp[] = {"up"};
-    MR_RETURN_IF_ERROR(check_fusion(mlp, place + ".mlp", "gate_up", kUp));
-    if (mlp.contains("gate_up") && mlp.contains("gate")) return fail(place + ".mlp.gate", "stands beside \"gate_up\", which contains it");
-  }
+  for (std::size_t i = 0; i < layers.size(); ++i) MR_RETURN_IF_ERROR(check_layer(layers[i].get_object(), fmt::format("layers[{}]", i)));
   const bool gguf = description.contains("gguf"), named = description.contains("gguf_architecture");
   if (gguf != named) return fail(gguf ? "gguf_architecture" : "gguf", "\"gguf\" and \"gguf_architecture\" belong together");
   return Status::ok();

@@ -5,7 +5,7 @@
 namespace millrace {
 namespace {
 
-bool reads(const Op& op, BufferId buffer) { return op.in == buffer || op.residual == buffer || (op.kind == OpKind::kPosition && op.out == buffer); }
+bool reads(const Op& op, BufferId buffer) { return op.in == buffer || op.residual == buffer || op.shared == buffer || op.shared_gate == buffer || (op.kind == OpKind::kPosition && op.out == buffer); }
 
 // Whether anything after op `index` sees what it left in `buffer`.
 bool read_later(const Program& program, std::size_t index, BufferId buffer) {
@@ -52,7 +52,7 @@ std::optional<Op> merged(const Program& program, std::size_t i) {
     op.out = second.out;
     return op;
   }
-  if (second.kind == OpKind::kAdd && (first.kind == OpKind::kNorm || (first.kind == OpKind::kLinear && !first.activation)) && first.residual < 0) {
+  if (second.kind == OpKind::kAdd && (first.kind == OpKind::kNorm || first.kind == OpKind::kCombine || (first.kind == OpKind::kLinear && !first.activation)) && first.residual < 0) {
     Op op = first;
     op.out = -1;
     op.residual = second.residual;

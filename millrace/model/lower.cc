@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <span>
 
 #include "millrace/model/program.h"
 
@@ -28,17 +29,17 @@ class Lowering {
   }
 
  private:
-  BufferId buffer(const std::string& name, int64_t width, ActivationForms forms, bool output_rows = false) {
+  BufferId buffer(const std::string& name, int64_t width, ActivationForms forms, bool output_rows = false, int64_t rows_per_token = 1) {
     auto& buffers = program_.buffers;
     if (output_rows) forms.prompt = forms.fast;  // what comes of a row is multiplied in one way, whosever it is
     for (std::size_t i = 0; i < buffers.size(); ++i) {
-      if (buffers[i].name != name || buffers[i].output_rows != output_rows) continue;
+      if (buffers[i].name != name || buffers[i].output_rows != output_rows || buffers[i].rows_per_token != rows_per_token) continue;
       buffers[i].width = std::max(buffers[i].width, width);
       buffers[i].forms = buffers[i].forms | forms;
       if (buffers[i].width == width) return static_cast<BufferId>(i);
     }
     // Layers of different widths (gemma 3n, pruned networks) get buffers of their own: activations are dense rows of one width.
-    buffers.push_back({name, width, forms, output_rows});
+    buffers.push_back({name, width, forms, output_rows, rows_per_token});
     return static_cast<BufferId>(buffers.size() - 1);
   }
 
@@ -56,6 +57,14 @@ class Lowering {
       forms = forms | ActivationForms{bit(activation_form(weight_class, isa_, path_)), bit(activation_form(weight_class, isa_, prompt_path))};
     }
     return forms;
+  }
+
+  ActivationForms input_forms(const MlpLayer& mlp) const {
+    const auto of = [&](const auto& expert) { return mlp.gated ? forms_of({&expert.gate, &expert.up}) : forms_of({&expert.up}); };
+    if (!mlp.mixture) return of(mlp);
+    ActivationForms forms = kF32Only;  // for the router
+    for (const Expert& expert : mlp.mixture->experts) forms = forms | of(expert);
+    return mlp.mixture->shared ? forms | of(*mlp.mixture->shared) : forms;
   }
 
   LinearSegment segment(const Linear& linear, int64_t column) const { return {weights_.id_of(linear), column, linear.bias}; }
@@ -82,7 +91,7 @@ class Lowering {
     const AttentionLayer& attention = layer.attention;
     const MlpLayer& mlp = layer.mlp;
     const auto attention_forms = forms_of({&attention.q, &attention.k, &attention.v});
-    const auto mlp_forms = mlp.gated ? forms_of({&mlp.gate, &mlp.up}) : forms_of({&mlp.up});
+    const ActivationForms mlp_forms = input_forms(mlp);
     if (layer.parallel_residual) {
       // Both branches read the same hidden state, so both inputs are made before either branch adds to it.
       const ActivationForms shared = layer.shared_norm ? mlp_forms : ActivationForms{};
@@ -105,10 +114,12 @@ class Lowering {
     const int64_t k_column = round_up(q_size, kPanelRows), v_column = k_column + round_up(kv_size, kPanelRows);
     const BufferId qkv = buffer("qkv", v_column + round_up(kv_size, kPanelRows), kF32Only);
     add({.kind = OpKind::kLinear, .in = in, .out = qkv,
-         .segments = {segment(attention.q, 0), segment(attention.k, k_column), segment(attention.v, v_column)}});
+         .segments = {segment(attention.q, 0), segment(attention.k, k_column), segment(attention.v, v_column)}, .clip = attention.clip});
+    const bool has_norm = attention.q_norm || attention.k_norm, heads_together = attention.head_norm == HeadNorm::kAllHeads;
+    if (has_norm && heads_together) add({.kind = OpKind::kHeadsNorm, .in = qkv, .out = qkv, .attention = &attention, .k_column = k_column});
     Op position{.kind = OpKind::kPosition, .out = qkv, .attention = &attention, .k_column = k_column, .v_column = v_column};
     kv_group(attention, position);
-    if (attention.q_norm || attention.k_norm) {
+    if (has_norm && !heads_together) {
       Op op = position;
       op.qk_norm = true;
       add(std::move(op));
@@ -130,20 +141,57 @@ class Lowering {
   }
 
   void mlp_branch(const MlpLayer& mlp, BufferId in) {
-    const int64_t size = mlp.up.weight.rows(), padded = round_up(size, kPanelRows);
-    const BufferId projected = buffer("mlp projections", mlp.gated ? 2 * padded : padded, kF32Only);
-    std::vector<LinearSegment> segments;
-    if (mlp.gated) {
-      segments = {segment(mlp.gate, 0), segment(mlp.up, padded)};
+    if (mlp.mixture) {
+      mixture(mlp, *mlp.mixture, in);
     } else {
-      segments = {segment(mlp.up, 0)};
+      experts(mlp, std::span(&mlp, 1), in, sum_, "mlp", nullptr);
     }
-    add({.kind = OpKind::kLinear, .in = in, .out = projected, .segments = std::move(segments)});
-    const BufferId activated = buffer("mlp activated", size, kF32Only);
+  }
+
+  // The same chain of operations for one mlp over all rows and for many experts, each over its own rows.
+  template <class Part>
+  void experts(const MlpLayer& mlp, std::span<const Part> parts, BufferId in, BufferId out, const std::string& name, const Mixture* mixture) {
+    const int64_t size = parts[0].up.weight.rows(), padded = round_up(size, kPanelRows);
+    const int64_t rows_per_token = mixture != nullptr ? mixture->rule.experts_per_token : 1;
+    std::vector<LinearSegment> up, down;
+    ActivationForms forms;
+    for (const Part& part : parts) {
+      if (mlp.gated) up.push_back(segment(part.gate, 0));
+      up.push_back(segment(part.up, mlp.gated ? padded : 0));
+      down.push_back(segment(part.down, 0));
+      forms = forms | forms_of({&part.down});
+    }
+    const BufferId projected = buffer(name + " projections", mlp.gated ? 2 * padded : padded, kF32Only, false, rows_per_token);
+    add({.kind = OpKind::kLinear, .in = in, .out = projected, .segments = std::move(up), .mixture = mixture});
+    const BufferId activated = buffer(name + " activated", size, kF32Only, false, rows_per_token);
     add({.kind = OpKind::kActivate, .in = projected, .out = activated, .activation = mlp.activation, .gated = mlp.gated});
-    const BufferId converted = buffer("mlp output", size, forms_of({&mlp.down}));
+    const BufferId converted = buffer(name + " output", size, forms, false, rows_per_token);
     add({.kind = OpKind::kConvert, .in = activated, .out = converted});
-    add({.kind = OpKind::kLinear, .in = converted, .out = sum_, .segments = {segment(mlp.down, 0)}});
+    add({.kind = OpKind::kLinear, .in = converted, .out = out, .segments = std::move(down), .mixture = mixture});
+  }
+
+  // The router stays on the exact path: a rounded logit would choose another expert, which is no small error.
+  void mixture(const MlpLayer& mlp, const Mixture& mixture, BufferId in) {
+    const int64_t hidden = network_.hidden_size, gate_column = round_up(mixture.rule.num_experts, kPanelRows);
+    const int64_t rows_per_token = mixture.rule.experts_per_token;
+    const BufferId logits = buffer("router logits", gate_column + (mixture.shared_gate ? kPanelRows : 0), kF32Only);
+    std::vector<LinearSegment> router = {segment(mixture.router, 0)};
+    if (mixture.shared_gate) router.push_back(segment(*mixture.shared_gate, gate_column));
+    add({.kind = OpKind::kLinear, .in = in, .out = logits, .segments = std::move(router), .exact = true});
+    Op combine{.kind = OpKind::kCombine, .out = sum_, .mixture = &mixture};
+    if (mixture.shared) {
+      combine.shared = buffer("shared expert", hidden, kF32Only);
+      if (mixture.shared_gate) combine.shared_gate = logits, combine.shared_gate_column = gate_column;
+      experts(mlp, std::span(&*mixture.shared, 1), in, combine.shared, "shared expert", nullptr);
+    }
+    add({.kind = OpKind::kRoute, .in = logits, .mixture = &mixture});
+    ActivationForms forms;
+    for (const Expert& expert : mixture.experts) forms = forms | (mlp.gated ? forms_of({&expert.gate, &expert.up}) : forms_of({&expert.up}));
+    const BufferId dispatched = buffer("experts input", hidden, forms, false, rows_per_token);
+    add({.kind = OpKind::kDispatch, .in = in, .out = dispatched, .mixture = &mixture});
+    combine.in = buffer("experts sum", hidden, kF32Only, false, rows_per_token);
+    experts(mlp, std::span(mixture.experts), dispatched, combine.in, "experts", &mixture);
+    add(std::move(combine));
   }
 
   void head() {
@@ -201,6 +249,10 @@ std::string_view op_name(OpKind kind) {
     case OpKind::kNorm: return "norm";
     case OpKind::kConvert: return "convert";
     case OpKind::kLinear: return "linear";
+    case OpKind::kRoute: return "route";
+    case OpKind::kDispatch: return "dispatch";
+    case OpKind::kCombine: return "combine";
+    case OpKind::kHeadsNorm: return "norm of all heads";
     case OpKind::kPosition: return "position";
     case OpKind::kAttention: return "attention";
     case OpKind::kActivate: return "activate";

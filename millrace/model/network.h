@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "millrace/formats/checkpoint.h"
+#include "millrace/kernels/expert_routing.h"
 #include "millrace/tensor/grouped_weights.h"
 
 // A network with every name, number and tensor resolved: what a family file (families/*.json) says about one checkpoint.
@@ -34,7 +36,7 @@ struct Linear {
 struct Norm {
   enum class Kind { kRms, kLayer };
   Kind kind = Kind::kRms;
-  std::vector<float> weight;  // [size], with transforms such as "add one" applied
+  std::vector<float> weight;  // [size], with transforms such as "add one" applied; empty: ones
   std::vector<float> bias;    // [size], or empty
   float eps = 1e-5f;
 };
@@ -55,11 +57,16 @@ struct Rope {
 
 enum class Activation { kSilu, kGeluTanh, kGeluErf, kRelu, kReluSquared, kQuickGelu };
 
+// What a norm of q or k is taken over: one head, all heads sharing a weight; one head, each with its own weight; all heads of a token at once.
+enum class HeadNorm { kHead, kEachHead, kAllHeads };
+
 struct AttentionLayer {
   std::optional<Norm> norm;        // before; absent in post-norm networks
   std::optional<Norm> post_norm;   // on the output, before the residual is added
   Linear q, k, v, o;               // q [num_heads * head_dim, hidden], k v [num_kv_heads * head_dim, hidden], o [hidden, num_heads * head_dim]
-  std::optional<Norm> q_norm, k_norm;  // over head_dim, every head apart; before rope
+  std::optional<float> clip;       // q, k and v are limited to [-clip, clip]
+  std::optional<Norm> q_norm, k_norm;  // before rope
+  HeadNorm head_norm = HeadNorm::kHead;  // kHead: weights [head_dim]; else [num_heads * head_dim] and [num_kv_heads * head_dim]
   int64_t num_heads = 0, num_kv_heads = 0, head_dim = 0;
   float scale = 0;                 // multiplies q . k
   std::optional<float> softcap;    // scores = cap * tanh(scores / cap)
@@ -68,11 +75,26 @@ struct AttentionLayer {
   std::vector<float> alibi_slopes; // [num_heads], or empty: score += slope * key position
 };
 
+// down(activation(gate(x)) * up(x)), or without a gate down(activation(up(x))).
+struct Expert {
+  Linear gate, up, down;           // gate: of no rows in an mlp that is not gated
+};
+
+// A mixture of experts, arXiv:1701.06538: of every token the sum over its experts of weight * expert(x), in the order of the experts.
+struct Mixture {
+  Linear router;                   // [num_experts, hidden]
+  RoutingRule rule;
+  std::vector<Expert> experts;     // [num_experts]
+  std::optional<Expert> shared;    // added for every token
+  std::optional<Linear> shared_gate;  // [1, hidden]: the shared expert counts sigmoid(shared_gate(x))
+};
+
 struct MlpLayer {
   std::optional<Norm> norm, post_norm;
   bool gated = true;               // down(activation(gate(x)) * up(x)), else down(activation(up(x)))
   Activation activation = Activation::kSilu;
-  Linear gate, up, down;
+  Linear gate, up, down;           // of no rows where there is a mixture
+  std::optional<Mixture> mixture;
 };
 
 struct DecoderLayer {
@@ -104,6 +126,10 @@ struct Network {
     std::string tensor, dtype, shape, role, transforms;
   };
   std::vector<Binding> bindings;
+
+  bool has_mixture() const {
+    return std::any_of(layers.begin(), layers.end(), [](const DecoderLayer& layer) { return layer.mlp.mixture.has_value(); });
+  }
 };
 
 }  // namespace millrace

@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "millrace/base/thread_pool.h"
@@ -35,6 +36,7 @@ struct Buffer {
   int64_t width = 0;
   ActivationForms forms;
   bool output_rows = false;  // one row per output of the step instead of one per token
+  int64_t rows_per_token = 1;  // more: one for each expert of a token, all tokens' rows sorted by expert
 };
 
 enum class OpKind : uint8_t {
@@ -42,6 +44,10 @@ enum class OpKind : uint8_t {
   kNorm,       // out = norm(in) in out's forms;  with residual: residual += multiplier * norm(in)
   kConvert,    // in (f32) -> out in out's forms
   kLinear,     // out = in * weights + bias;  with activation: out = act(gate) * up or act(up);  with residual: residual += multiplier * (...)
+  kRoute,      // in (the router's logits) -> which experts each token takes, and their weights
+  kDispatch,   // out[row of a token and expert] = in[token], rows sorted by expert
+  kCombine,    // out = sum over a token's experts of weight * in, + shared * sigmoid(shared gate);  with residual: residual += multiplier * (...)
+  kHeadsNorm,  // on the q and k columns of out: the norm over all heads of a token
   kPosition,   // on the q, k, v columns of out: q/k norm, rope, kv write (each a flag)
   kAttention,  // in (q columns) -> out
   kActivate,   // out = act(in gate columns) * in up columns, or act(in)
@@ -65,15 +71,20 @@ struct Op {
   float multiplier = 1.0f;         // of what is added to the residual, or of the embedding
   const Norm* norm = nullptr;      // kNorm, kEmbed
   std::vector<LinearSegment> segments;              // kLinear
+  bool exact = false;                               // kLinear: on the exact path, whatever the program's
+  const Mixture* mixture = nullptr;                 // kRoute, kDispatch, kCombine; kLinear: segments of each expert in turn, for its rows
+  BufferId shared = -1, shared_gate = -1;           // kCombine
+  int64_t shared_gate_column = 0;
   std::optional<Activation> activation;             // kActivate, kLinear
   bool gated = false;                               // segments (gate, up), or columns (gate | up)
   std::optional<float> softcap;                     // kLinear: of the result (logits)
   float scale = 1.0f;                               // kLinear: of the result (logits)
   bool qk_norm = false, rope = false, kv_write = false;  // kPosition
-  const AttentionLayer* attention = nullptr;        // kPosition, kAttention
+  std::optional<float> clip;                        // kLinear: of the result (q, k and v)
+  const AttentionLayer* attention = nullptr;        // kHeadsNorm, kPosition, kAttention
   int32_t kv_group = -1, kv_layer = -1;             // layer index within its KV group
   int32_t rope_table = -1;                          // kPosition: which of Program::ropes
-  int64_t k_column = 0, v_column = 0;               // kPosition: of the qkv buffer; q is at 0
+  int64_t k_column = 0, v_column = 0;               // kHeadsNorm, kPosition: of the qkv buffer; q is at 0
 };
 
 struct Program {
@@ -108,6 +119,7 @@ class Weights {
  private:
   std::vector<PackedMatrix> matrices_;
   std::vector<const Linear*> linears_;  // parallel to matrices_
+  std::unordered_map<const Linear*, WeightId> ids_;
   const Network* network_ = nullptr;
   WeightId embedding_id_ = -1;
 };

@@ -48,9 +48,9 @@ std::vector<int32_t> reorder_pairing(const std::vector<int32_t>& rows, int64_t h
   return reordered;
 }
 
-std::vector<float> alibi_slopes(int64_t num_heads) {
+std::vector<float> alibi_slopes(int64_t num_heads, double max_bias) {
   const int64_t whole = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(num_heads)));
-  const auto base = [](int64_t heads) { return static_cast<float>(std::exp2(-8.0 / static_cast<double>(heads))); };
+  const auto base = [max_bias](int64_t heads) { return static_cast<float>(std::exp2(-max_bias / static_cast<double>(heads))); };
   std::vector<float> slopes;
   for (int64_t i = 1; i <= whole; ++i) slopes.push_back(std::pow(base(whole), static_cast<float>(i)));
   for (int64_t i = 0; i < num_heads - whole; ++i) slopes.push_back(std::pow(base(2 * whole), static_cast<float>(2 * i + 1)));

@@ -29,7 +29,8 @@ QkvRows per_kv_group_rows(const AttentionGeometry& geometry);
 // stored interleaved equals rotating by (i, i + d/2) what this gives; q . k does not change with a common order of their dimensions.
 std::vector<int32_t> reorder_pairing(const std::vector<int32_t>& rows, int64_t head_dim, int64_t rotary_dim, Rope::Pairing stored, Rope::Pairing wanted);
 
-// ALiBi's slopes, arXiv:2108.12409: powers of 2^(-8/n) for n heads; between powers of two, as the paper's code interleaves them.
-std::vector<float> alibi_slopes(int64_t num_heads);
+// ALiBi's slopes, arXiv:2108.12409: powers of 2^(-max_bias/n) for n heads; between powers of two, as the paper's code interleaves them.
+// `max_bias` is the largest exponent: MPT's alibi_bias_max.
+std::vector<float> alibi_slopes(int64_t num_heads, double max_bias = 8);
 
 }  // namespace millrace

@@ -47,6 +47,7 @@ TEST(Transforms, AlibiSlopes) {
   EXPECT_FLOAT_EQ(twelve[7], 0.00390625f);
   EXPECT_FLOAT_EQ(twelve[8], 0.70710678f);
   EXPECT_FLOAT_EQ(twelve[11], 0.08838835f);
+  EXPECT_THAT(alibi_slopes(4, 4), ElementsAre(0.5f, 0.25f, 0.125f, 0.0625f));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <mutex>
 
@@ -44,17 +45,39 @@ Result<PackedMatrix> pack_matrix(const MatrixSource& source) {
   return packed;
 }
 
+// The rows of a stack of matrices (experts) that this one is made of, so that those of the others are not dropped while they are read.
+SourceTensor part_of(const MatrixSource& source) {
+  SourceTensor part = *source.tensor;
+  const auto bytes = row_bytes(part.dtype, source.k);
+  if (part.shape.size() < 3 || source.row_map.empty() || !bytes) return part;
+  const auto [first, last] = std::minmax_element(source.row_map.begin(), source.row_map.end());
+  part.data = part.data.subspan(static_cast<std::size_t>(*first * *bytes), static_cast<std::size_t>((*last - *first + 1) * *bytes));
+  return part;
+}
+
 }  // namespace
 
 Result<Weights> Weights::pack(const Network& network, const Checkpoint& checkpoint, ThreadPool& pool) {
   Weights weights;
   weights.network_ = &network;
-  const auto add = [&](const Linear& linear) { weights.linears_.push_back(&linear); };
+  const auto add = [&](const Linear& linear) {
+    weights.ids_.emplace(&linear, static_cast<WeightId>(weights.linears_.size()));
+    weights.linears_.push_back(&linear);
+  };
+  const auto add_mlp = [&](const auto& mlp) {
+    for (const Linear* linear : {&mlp.gate, &mlp.up, &mlp.down}) {
+      if (linear->weight.tensor != nullptr) add(*linear);
+    }
+  };
   for (const DecoderLayer& layer : network.layers) {
     for (const Linear* linear : {&layer.attention.q, &layer.attention.k, &layer.attention.v, &layer.attention.o}) add(*linear);
-    if (layer.mlp.gated) add(layer.mlp.gate);
-    add(layer.mlp.up);
-    add(layer.mlp.down);
+    add_mlp(layer.mlp);
+    if (!layer.mlp.mixture) continue;
+    const Mixture& mixture = *layer.mlp.mixture;
+    add(mixture.router);
+    for (const Expert& expert : mixture.experts) add_mlp(expert);
+    if (mixture.shared) add_mlp(*mixture.shared);
+    if (mixture.shared_gate) add(*mixture.shared_gate);
   }
   add(network.head);
   weights.matrices_.resize(weights.linears_.size());
@@ -69,7 +92,7 @@ Result<Weights> Weights::pack(const Network& network, const Checkpoint& checkpoi
     if (packed.is_ok()) {
       weights.matrices_[i] = std::move(packed).value();
       // The file's pages have served; what is needed again (a fused tensor's other parts) is read again.
-      if (!source.transposed) checkpoint.drop_pages(*source.tensor);
+      if (!source.transposed) checkpoint.drop_pages(part_of(source));
     } else {
       const std::lock_guard lock(mutex);
       if (error.is_ok()) error = packed.status();
@@ -84,11 +107,9 @@ Result<Weights> Weights::pack(const Network& network, const Checkpoint& checkpoi
 }
 
 WeightId Weights::id_of(const Linear& linear) const {
-  for (std::size_t i = 0; i < linears_.size(); ++i) {
-    if (linears_[i] == &linear) return static_cast<WeightId>(i);
-  }
-  MR_CHECK(false, "a linear layer that was not packed");
-  return -1;
+  const auto found = ids_.find(&linear);
+  MR_CHECK(found != ids_.end(), "a linear layer that was not packed");
+  return found->second;
 }
 
 int64_t Weights::bytes() const {

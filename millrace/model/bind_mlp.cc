@@ -1,0 +1,152 @@
+#include "millrace/model/bind_mlp.h"
+
+#include <fmt/format.h>
+
+#include "millrace/model/transforms.h"
+
+namespace millrace {
+
+namespace {
+
+constexpr int64_t kIntermediateMax = int64_t{1} << 22;
+
+struct ActivationName {
+  std::string_view name;
+  Activation activation;
+};
+
+// The names of transformers' ACT2FN. "gelu_new", "gelu_pytorch_tanh" and "gelu_fast" are one formula.
+constexpr ActivationName kActivations[] = {
+    {"silu", Activation::kSilu},          {"swish", Activation::kSilu},           {"gelu", Activation::kGeluErf},
+    {"gelu_new", Activation::kGeluTanh},  {"gelu_pytorch_tanh", Activation::kGeluTanh}, {"gelu_fast", Activation::kGeluTanh},
+    {"gelu_tanh", Activation::kGeluTanh}, {"gelu_erf", Activation::kGeluErf},     {"relu", Activation::kRelu},
+    {"relu2", Activation::kReluSquared},  {"quick_gelu", Activation::kQuickGelu},
+};
+
+// What an mlp and a mixture of experts have in common.
+Status bind_common(const BindContext& context, const BindPlace& place, MlpLayer& mlp) {
+  const BindWords& words = place.words;
+  static constexpr std::string_view kKinds[] = {"gated", "plain"};
+  MR_ASSIGN_OR_RETURN(const int kind, words.choice("kind", "gated", kKinds));
+  mlp.gated = kind == 0;
+  if (mlp.gated != (words.find("gate_up") != nullptr || words.find("gate") != nullptr)) {
+    return Status::invalid_argument(fmt::format("{}: a gated mlp has \"gate\" and \"up\" or \"gate_up\", a plain one only \"up\"", context.config.where(words.place("kind"))));
+  }
+  std::vector<std::string_view> names;
+  for (const ActivationName& activation : kActivations) names.push_back(activation.name);
+  MR_ASSIGN_OR_RETURN(const int activation, words.choice("activation", "hidden_act", names));
+  mlp.activation = kActivations[activation].activation;
+  MR_ASSIGN_OR_RETURN(mlp.norm, bind_norm(context, place, "norm", context.hidden_size, "hidden_size"));
+  MR_ASSIGN_OR_RETURN(mlp.post_norm, bind_norm(context, place, "post_norm", context.hidden_size, "hidden_size"));
+  return Status::ok();
+}
+
+Result<Expert> bind_dense(const BindContext& context, const BindPlace& place, int64_t size) {
+  Expert mlp;
+  // Beside its parts the fused matrix is an alternative.
+  const bool fused = place.words.find("gate_up") != nullptr && (place.words.find("up") == nullptr || has_linear(context, place, "gate_up"));
+  if (fused) {
+    MR_ASSIGN_OR_RETURN(const StoredLinear gate_up, bind_linear(context, place, "gate_up", 2 * size, "2 * intermediate_size", context.hidden_size,
+                                                                "hidden_size", "split into gate, up"));
+    mlp.gate = gate_up.take(consecutive_rows(0, size));
+    mlp.up = gate_up.take(consecutive_rows(size, size));
+  } else {
+    if (place.words.find("gate") != nullptr) {
+      MR_ASSIGN_OR_RETURN(const StoredLinear gate, bind_linear(context, place, "gate", size, "intermediate_size", context.hidden_size, "hidden_size"));
+      mlp.gate = gate.take(consecutive_rows(0, size));
+    }
+    MR_ASSIGN_OR_RETURN(const StoredLinear up, bind_linear(context, place, "up", size, "intermediate_size", context.hidden_size, "hidden_size"));
+    mlp.up = up.take(consecutive_rows(0, size));
+  }
+  MR_ASSIGN_OR_RETURN(const StoredLinear down, bind_linear(context, place, "down", context.hidden_size, "hidden_size", size, "intermediate_size"));
+  mlp.down = down.take(consecutive_rows(0, context.hidden_size));
+  return mlp;
+}
+
+Result<std::vector<StoredLinear>> bind_required_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count, int64_t rows,
+                                                        std::string_view rows_words, int64_t k, std::string_view k_words) {
+  MR_ASSIGN_OR_RETURN(std::vector<StoredLinear> experts, bind_experts(context, place, word, count, rows, rows_words, k, k_words));
+  if (experts.empty()) return missing_tensor(context, place, word, *place.words.find(word), ".weight");
+  return experts;
+}
+
+Status bind_all_experts(const BindContext& context, const BindPlace& place, int64_t size, std::vector<Expert>& experts) {
+  const auto count = static_cast<int64_t>(experts.size()), hidden = context.hidden_size;
+  MR_ASSIGN_OR_RETURN(const auto gate_up, bind_experts(context, place, "gate_up", count, 2 * size, "2 * intermediate_size", hidden, "hidden_size", "split into gate, up"));
+  if (gate_up.empty() && place.words.find("up") == nullptr) return missing_tensor(context, place, "gate_up", *place.words.find("gate_up"), ".weight");
+  for (std::size_t e = 0; e < gate_up.size(); ++e) {
+    experts[e].gate = gate_up[e].take(consecutive_rows(0, size));
+    experts[e].up = gate_up[e].take(consecutive_rows(size, size));
+  }
+  if (gate_up.empty()) {
+    if (place.words.find("gate") != nullptr) {
+      MR_ASSIGN_OR_RETURN(const auto gate, bind_required_experts(context, place, "gate", count, size, "intermediate_size", hidden, "hidden_size"));
+      for (std::size_t e = 0; e < experts.size(); ++e) experts[e].gate = gate[e].take(consecutive_rows(0, size));
+    }
+    MR_ASSIGN_OR_RETURN(const auto up, bind_required_experts(context, place, "up", count, size, "intermediate_size", hidden, "hidden_size"));
+    for (std::size_t e = 0; e < experts.size(); ++e) experts[e].up = up[e].take(consecutive_rows(0, size));
+  }
+  MR_ASSIGN_OR_RETURN(const auto down, bind_required_experts(context, place, "down", count, hidden, "hidden_size", size, "intermediate_size"));
+  for (std::size_t e = 0; e < experts.size(); ++e) experts[e].down = down[e].take(consecutive_rows(0, hidden));
+  return Status::ok();
+}
+
+Result<Mixture> bind_mixture(const BindContext& context, const BindPlace& place) {
+  const BindWords& words = place.words;
+  Mixture mixture;
+  RoutingRule& rule = mixture.rule;
+  MR_ASSIGN_OR_RETURN(rule.num_experts, words.integer("num_experts", "num_experts ?? num_local_experts", 1, RoutingRule::kMaxExperts));
+  MR_ASSIGN_OR_RETURN(rule.experts_per_token, words.integer("experts_per_token", "num_experts_per_tok", 1, rule.num_experts));
+  static constexpr std::string_view kScorings[] = {"softmax", "sigmoid"};
+  MR_ASSIGN_OR_RETURN(const int scoring, words.choice("scoring", "softmax", kScorings));
+  rule.scoring = scoring == 0 ? RoutingRule::Scoring::kSoftmax : RoutingRule::Scoring::kSigmoid;
+  MR_ASSIGN_OR_RETURN(rule.normalize, words.flag("normalize", "true"));
+  MR_ASSIGN_OR_RETURN(const double scale, words.number("scale", "1", 1e-6, 1e6));
+  rule.scale = static_cast<float>(scale);
+  MR_ASSIGN_OR_RETURN(const int64_t size, words.integer("intermediate_size", "moe_intermediate_size ?? intermediate_size", 1, kIntermediateMax));
+
+  MR_ASSIGN_OR_RETURN(const StoredLinear router, bind_linear(context, place, "router", rule.num_experts, "num_experts", context.hidden_size, "hidden_size"));
+  mixture.router = router.take(consecutive_rows(0, rule.num_experts));
+  mixture.experts.resize(static_cast<std::size_t>(rule.num_experts));
+  MR_RETURN_IF_ERROR(bind_all_experts(context, place, size, mixture.experts));
+
+  if (words.find("shared") == nullptr) return mixture;
+  const BindPlace shared{words.object("shared"), place.scopes, place.role_of("shared"), place.transposed};
+  MR_ASSIGN_OR_RETURN(const bool has_shared, shared.words.flag("when", "true"));
+  if (!has_shared) return mixture;
+  MR_ASSIGN_OR_RETURN(const int64_t shared_size, shared.words.integer("intermediate_size", "", 1, kIntermediateMax));
+  MR_ASSIGN_OR_RETURN(mixture.shared, bind_dense(context, shared, shared_size));
+  if (shared.words.find("output_gate") == nullptr) return mixture;
+  MR_ASSIGN_OR_RETURN(const StoredLinear gate, bind_linear(context, shared, "output_gate", 1, "1", context.hidden_size, "hidden_size"));
+  mixture.shared_gate = gate.take({0});
+  return mixture;
+}
+
+}  // namespace
+
+Result<MlpLayer> bind_mlp(const BindContext& context, const BindWords& layer, const BindPlace& place) {
+  MlpLayer mlp;
+  BindPlace own = place;
+  if (layer.find("moe") != nullptr) {
+    own.words = layer.object("moe");
+    MR_ASSIGN_OR_RETURN(const bool applies, own.words.flag("when", "true"));
+    if (applies) {
+      MR_RETURN_IF_ERROR(bind_common(context, own, mlp));
+      MR_ASSIGN_OR_RETURN(mlp.mixture, bind_mixture(context, own));
+      return mlp;
+    }
+  }
+  if (layer.find("mlp") == nullptr) {
+    return Status::invalid_argument(fmt::format("{}: layer {} is no mixture of experts, and the family has no \"mlp\"", context.config.where(layer.place("moe")), *layer.layer()));
+  }
+  own.words = layer.object("mlp");
+  MR_RETURN_IF_ERROR(bind_common(context, own, mlp));
+  MR_ASSIGN_OR_RETURN(const int64_t size, own.words.integer("intermediate_size", "intermediate_size", 1, kIntermediateMax));
+  MR_ASSIGN_OR_RETURN(Expert dense, bind_dense(context, own, size));
+  mlp.gate = std::move(dense.gate);
+  mlp.up = std::move(dense.up);
+  mlp.down = std::move(dense.down);
+  return mlp;
+}
+
+}  // namespace millrace

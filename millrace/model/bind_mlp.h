@@ -1,0 +1,11 @@
+#pragma once
+
+#include "millrace/model/bind_parts.h"
+
+namespace millrace {
+
+// Resolves a layer's mlp: of the words "moe" where they apply to the layer, else of "mlp". `layer` are the layer's words; `place` says whose tensors they
+// are, its words are not read.
+Result<MlpLayer> bind_mlp(const BindContext& context, const BindWords& layer, const BindPlace& place);
+
+}  // namespace millrace
