@@ -35,7 +35,7 @@ and `tests/cli/test_numbers.py` runs that for all of them. Of the real models on
 (`tests/golden/real`); `tools/make_reference.py` makes a reference of any other, see [verify.md](verify.md).
 
 ## Families from outside
-These are no part of the binary, and serve as examples and tests of `--family`:
+These are no part of the binary, and serve as examples and tests of `--family` (`model/family_outside_test.cc`, `tests/cli/test_families.py`):
 
 | file | `architectures` |
 |---|---|
@@ -62,8 +62,8 @@ def page():
     if goldens:
         sys.exit(f"error: golden models without a family: {', '.join(goldens)}")
     outside = []
-    for path in sorted((ROOT / "tests/golden/families").glob("*.json")):
-        outside.append(f"| `tests/golden/families/{path.name}` | {names(json.loads(path.read_text()).get('architectures'))} |\n")
+    for path in sorted((ROOT / "tests/golden/outside").glob("*/millrace_family.json")):
+        outside.append(f"| `{path.relative_to(ROOT)}` | {names(json.loads(path.read_text()).get('architectures'))} |\n")
     return HEAD + "".join(rows) + TAIL + "".join(outside)
 
 

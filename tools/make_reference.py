@@ -159,6 +159,28 @@ def compute(model, name, text, ids, num_greedy):
     return result
 
 
+def write_reference(path, prompts, out, about_prompts, num_greedy=24):
+    """Writes the reference file of the model at `path`. `prompts`: (name, text or None, ids) each, or a function of (vocab_size, encode)."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model, about, encode = load(path)
+        if callable(prompts):
+            prompts = prompts(model.get_input_embeddings().weight.shape[0], encode)
+        results = [compute(model, *prompt, num_greedy) for prompt in prompts]
+    reference = {"format": FORMAT, "name": os.path.basename(os.path.normpath(path)), "kind": "decoder", **about_prompts, **about,
+                 "computed": "float32, eager attention, no KV cache, CPU", "made_with": {"transformers": transformers.__version__, "torch": torch.__version__},
+                 "model_type": model.config.model_type, "hf_class": type(model).__name__}
+    with open(out, "w", encoding="utf8") as file:
+        # One line for what the file is about, one for each prompt: short, and a changed prompt shows as a changed line.
+        lines = ",\n  ".join(json.dumps(result, ensure_ascii=False) for result in results)
+        file.write(f'{json.dumps(reference)[:-1]},\n "prompts": [\n  {lines}\n]}}\n')
+    print(f"{out}: {len(results)} prompts of {', '.join(str(len(p['ids'])) for p in results)} token ids, "
+          f"smallest greedy margin {min((p.get('min_margin', float('inf')) for p in results)):.4g}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
@@ -169,27 +191,13 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of the random token ids")
     options = parser.parse_args()
     try:
-        import torch
-        import transformers
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
     except ImportError as error:
         fail(f"{error.name} is not installed; install tools/requirements-reference.txt")
 
-    torch.manual_seed(0)
-    with torch.no_grad():
-        model, about, encode = load(options.model)
-        vocab_size = model.get_input_embeddings().weight.shape[0]
-        prompts = chosen_prompts(options, vocab_size, encode)
-        results = [compute(model, *prompt, options.greedy) for prompt in prompts]
     drawn = {} if options.prompts or options.text else {"seed": options.seed}
-    reference = {"format": FORMAT, "name": os.path.basename(os.path.normpath(options.model)), "kind": "decoder", **drawn, **about,
-                 "computed": "float32, eager attention, no KV cache, CPU", "made_with": {"transformers": transformers.__version__, "torch": torch.__version__},
-                 "model_type": model.config.model_type, "hf_class": type(model).__name__}
-    with open(options.out, "w", encoding="utf8") as file:
-        # One line for what the file is about, one for each prompt: short, and a changed prompt shows as a changed line.
-        lines = ",\n  ".join(json.dumps(result, ensure_ascii=False) for result in results)
-        file.write(f'{json.dumps(reference)[:-1]},\n "prompts": [\n  {lines}\n]}}\n')
-    print(f"{options.out}: {len(results)} prompts of {', '.join(str(len(p['ids'])) for p in results)} token ids, "
-          f"smallest greedy margin {min((p.get('min_margin', float('inf')) for p in results)):.4g}")
+    write_reference(options.model, lambda vocab_size, encode: chosen_prompts(options, vocab_size, encode), options.out, drawn, options.greedy)
 
 
 if __name__ == "__main__":

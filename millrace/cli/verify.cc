@@ -59,7 +59,7 @@ Result<bool> run_verify(const VerifyOptions& options) {
   for (std::size_t i = 0; i < model->weights().size(); ++i) {
     int8_activations |= activation_form(model->weights()[static_cast<WeightId>(i)].weight_class(), model->isa(), GemmPath::kFast) == ActivationForm::kInt8;
   }
-  VerifyTolerance tolerance = default_tolerance(int8_activations, kv_dtype);
+  VerifyTolerance tolerance = default_tolerance(int8_activations, kv_dtype, model->network().has_mixture());
   if (options.exact_tolerance) tolerance.exact_logit = static_cast<float>(*options.exact_tolerance);
   if (options.fast_l2) tolerance.fast_relative_l2 = static_cast<float>(*options.fast_l2);
   if (options.fast_kl) tolerance.fast_kl = static_cast<float>(*options.fast_kl);

@@ -58,7 +58,7 @@ OpCost linear_cost(const CpuExecutor& executor, const Op& op, int64_t num_rows, 
   // Above all experts were counted for all rows. A row is computed by some of them, and read are those that some row takes: how many is known only
   // after routing, so it is what independent, even choices would give.
   const double share = static_cast<double>(op.mixture->rule.experts_per_token) / static_cast<double>(op.mixture->rule.num_experts);
-  cost.weight_bytes = static_cast<int64_t>(static_cast<double>(cost.weight_bytes) * (1 - std::pow(1 - share, static_cast<double>(num_rows))));
+  cost.weight_bytes = std::llround(static_cast<double>(cost.weight_bytes) * (1 - std::pow(1 - share, static_cast<double>(num_rows))));
   for (double& count : cost.operations) count *= share;
   return cost;
 }

@@ -76,6 +76,21 @@ TEST_F(StepCostTest, CountsEveryMatrixOnce) {
   EXPECT_DOUBLE_EQ(prefill.all_operations(), 2.0 * (40 * kLayers * layer + head));
 }
 
+// tests/golden/models/mixtral: as llama, but 2 layers of 4 experts, of which a token takes 2.
+TEST_F(StepCostTest, CountsTheExpertsThatTokensTake) {
+  load("mixtral", KvDType::kBf16);
+  const int64_t layers = 2, experts = 4, q = kHeads * kHeadDim, kv = kKvHeads * kHeadDim, expert = 3 * kHidden * kIntermediate;
+  const int64_t dense = kHidden * (q + 2 * kv) + q * kHidden + experts * kHidden, head = kVocabulary * kHidden;
+  const OpCost decode = sum(plan_of(1, 0), OpKind::kLinear);
+  EXPECT_EQ(decode.weight_bytes, 2 * (layers * (dense + 2 * expert) + head));
+  EXPECT_DOUBLE_EQ(decode.all_operations(), 2.0 * (layers * (dense + 2 * expert) + head));
+  // Of two tokens' even choices, 3 of 4 experts are read; of many tokens' all.
+  EXPECT_EQ(sum(plan_of(2, 0), OpKind::kLinear).weight_bytes, 2 * (layers * (dense + 3 * expert) + head));
+  const OpCost prefill = sum(plan_of(60, 0), OpKind::kLinear);
+  EXPECT_EQ(prefill.weight_bytes, 2 * (layers * (dense + 4 * expert) + head));
+  EXPECT_DOUBLE_EQ(prefill.all_operations(), 2.0 * (60 * layers * (dense + 2 * expert) + head));
+}
+
 TEST_F(StepCostTest, CountsNormsAndEmbeddingRows) {
   EXPECT_EQ(sum(plan_of(5, 0), OpKind::kEmbed).weight_bytes, 5 * kHidden * 2);
   EXPECT_EQ(sum(plan_of(5, 0), OpKind::kNorm).weight_bytes, (2 * kLayers + 1) * kHidden * 4);

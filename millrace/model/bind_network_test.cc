@@ -145,7 +145,7 @@ TEST(BindNetwork, RefusesHostileConfigurations) {
 TEST(BindNetwork, SurvivesAnyValueOfAnyField) {
   const std::string_view nasty[] = {"null", "true", "0", "-1", "0.5", "9223372036854775807", "-9223372036854775808", "18446744073709551615", "1e308", "-1e308",
                                     "\"\"", "\"9\"", "[]", "[1, null]", "{}", R"({"rope_type": "yarn", "factor": 1e308})", R"({"full_attention": []})"};
-  for (const char* name : {"llama", "gemma3_text", "phi3", "gpt2", "falcon"}) {
+  for (const char* name : {"llama", "gemma3_text", "phi3", "gpt2", "falcon", "qwen2_moe", "olmo3"}) {
     ChangedModel model(name);
     const json::object original = model.config();
     int refused = 0;
@@ -400,6 +400,73 @@ TEST(BindNetwork, BloomInterleavesItsHeads) {
   EXPECT_EQ(attention.v.weight.row_map[0], 32);
   EXPECT_EQ(attention.k.bias.size(), 64u);
   EXPECT_EQ(network.max_positions, 2048);
+}
+
+TEST(BindNetwork, OpenMixturesOfExpertsAreRefusedByName) {
+  struct {
+    std::string_view model, field, value, message;
+  } const table[] = {
+      {"mixtral", "num_local_experts", "0", "moe.num_experts (layer 0): \"num_experts ?? num_local_experts\" is 0, expected an integer from 1 to 1024"},
+      {"mixtral", "num_local_experts", "100000", "expected an integer from 1 to 1024"},
+      {"mixtral", "num_local_experts", "5", "block_sparse_moe.gate.weight\" is [4, 64], expected [num_experts, hidden_size] = [5, 64]"},
+      {"mixtral", "num_local_experts", "3", "block_sparse_moe.gate.weight\" is [4, 64], expected [num_experts, hidden_size] = [3, 64]"},
+      {"mixtral", "num_experts_per_tok", "5", "moe.experts_per_token (layer 0): \"num_experts_per_tok\" is 5, expected an integer from 1 to 4"},
+      {"mixtral", "num_experts_per_tok", "0", "expected an integer from 1 to 4"},
+      {"mixtral", "intermediate_size", "161", "experts.0.w1.weight\" is [160, 64], expected [intermediate_size, hidden_size] = [161, 64]"},
+      {"qwen2_moe", "shared_expert_intermediate_size", "81", "expected [intermediate_size, hidden_size] = [81, 64]"},
+      {"qwen2_moe", "mlp_only_layers", "[1]", "missing tensor \"model.layers.1.mlp.gate_proj.weight\" (qwen2_moe.json: layers[0].mlp.gate)"},
+      {"granite_moe", "intermediate_size", "33", "input_linear.weight\" is [6, 64, 64], expected [num_experts, 2 * intermediate_size, hidden_size] = [6, 66, 64]"},
+      {"granite_moe", "num_local_experts", "7", "expected [num_experts, hidden_size] = [7, 64]"},
+  };
+  for (const auto& bad : table) {
+    SCOPED_TRACE(fmt::format("{} {} = {}", bad.model, bad.field, bad.value));
+    ChangedModel model(bad.model);
+    model.config()[bad.field] = parse_json(bad.value).value();
+    const Result<Network> network = model.bind();
+    ASSERT_FALSE(network.is_ok());
+    EXPECT_THAT(network.status().message(), HasSubstr(bad.message));
+  }
+  ChangedModel model("mixtral");
+  model.rename_tensor("model.layers.1.block_sparse_moe.experts.2.w3.weight", "model.layers.1.block_sparse_moe.experts.2.w4.weight");
+  EXPECT_THAT(model.bind().status().message(), HasSubstr("missing tensor \"model.layers.1.block_sparse_moe.experts.2.w3.weight\", expected 4 of them"));
+}
+
+TEST(BindNetwork, SomeLayersOfAMixtureAreDense) {
+  ChangedModel model("qwen3_moe-dense");
+  const Network network = model.bind().value();
+  ASSERT_EQ(network.layers.size(), 2u);
+  const MlpLayer &dense = network.layers[0].mlp, &sparse = network.layers[1].mlp;
+  EXPECT_FALSE(dense.mixture);
+  EXPECT_EQ(dense.up.weight.rows(), 64);
+  ASSERT_TRUE(sparse.mixture);
+  EXPECT_EQ(sparse.mixture->experts.size(), 5u);
+  EXPECT_EQ(sparse.up.weight.tensor, nullptr);
+}
+
+TEST(BindNetwork, HeadsHaveNormsOfTheirOwn) {
+  ChangedModel stablelm("stablelm-parallel"), cohere("cohere"), olmo2("olmo2");
+  for (ChangedModel* model : {&stablelm, &cohere}) {  // a tensor for each head; one of all
+    const AttentionLayer attention = model->bind().value().layers[0].attention;
+    EXPECT_EQ(attention.head_norm, HeadNorm::kEachHead);
+    EXPECT_EQ(attention.q_norm->weight.size(), 64u);
+    EXPECT_EQ(attention.k_norm->weight.size(), 32u);
+  }
+  const AttentionLayer attention = olmo2.bind().value().layers[0].attention;
+  EXPECT_EQ(attention.head_norm, HeadNorm::kAllHeads);
+  EXPECT_EQ(attention.q_norm->weight.size(), 64u);
+  stablelm.config()["num_attention_heads"] = 8;
+  EXPECT_THAT(stablelm.bind().status().message(), HasSubstr("k_proj.weight\" is [32, 64], expected [num_kv_heads * head_dim, hidden_size] = [16, 64]"));
+  cohere.config()["num_key_value_heads"] = 1;
+  EXPECT_THAT(cohere.bind().status().message(), HasSubstr("k_proj.weight"));
+}
+
+TEST(BindNetwork, ANormWithoutANameHasNoWeights) {
+  ChangedModel model("olmo");
+  const Network network = model.bind().value();
+  ASSERT_TRUE(network.final_norm && network.layers[0].attention.norm);
+  EXPECT_EQ(network.final_norm->kind, Norm::Kind::kLayer);
+  EXPECT_TRUE(network.final_norm->weight.empty() && network.final_norm->bias.empty());
+  EXPECT_FLOAT_EQ(*network.layers[0].attention.clip, 0.8f);
 }
 
 }  // namespace

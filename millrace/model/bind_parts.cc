@@ -147,7 +147,8 @@ Result<std::vector<StoredLinear>> find_encoded_experts(const BindContext& contex
       MR_ASSIGN_OR_RETURN(std::optional<EncodedMatrix> encoded, context.encoding->find(context.checkpoint, numbered, rows, k));
       if (!encoded && e == 0) break;
       if (!encoded) return Status::invalid_argument(fmt::format("{}: \"{}\" is not quantized as the experts before it are", context.checkpoint.path(), numbered));
-      StoredLinear stored{.k = k};
+      StoredLinear stored;
+      stored.k = k;
       MR_RETURN_IF_ERROR(take_encoded(context, std::move(*encoded), place.role_of(fmt::format("experts.{}.{}", e, word)), transforms, stored));
       experts.push_back(std::move(stored));
     }
@@ -220,7 +221,12 @@ Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const
     }
     MR_RETURN_IF_ERROR(context.tensors.use(*tensors[i], shape, words, std::move(role), std::string(transforms)));
     const int64_t in_stack = stacked ? count : 1;
-    for (int64_t n = 0; n < in_stack; ++n) experts.push_back({.weight = tensors[i], .k = k, .first_row = n * rows});
+    for (int64_t n = 0; n < in_stack; ++n) {
+      StoredLinear& stored = experts.emplace_back();
+      stored.weight = tensors[i];
+      stored.k = k;
+      stored.first_row = n * rows;
+    }
   }
   return experts;
 }

@@ -13,6 +13,7 @@ struct GoldenCase {
   std::string name, family;
   int64_t layers, num_heads, num_kv_heads, head_dim, intermediate, vocab;
   bool tied;
+  int64_t hidden = 64;
 };
 
 std::ostream& operator<<(std::ostream& out, const GoldenCase& golden) { return out << golden.name; }
@@ -29,7 +30,7 @@ TEST_P(BindGolden, EveryTensorFindsItsPlace) {
   const Result<Network> network = bind_network(*family, *checkpoint);
   ASSERT_TRUE(network.is_ok()) << network.status().message();
 
-  EXPECT_EQ(network->hidden_size, 64);
+  EXPECT_EQ(network->hidden_size, golden.hidden);
   EXPECT_EQ(network->vocab_size, golden.vocab);
   EXPECT_EQ(network->tied_head, golden.tied);
   EXPECT_EQ(network->head.weight.rows(), golden.vocab);
@@ -42,10 +43,17 @@ TEST_P(BindGolden, EveryTensorFindsItsPlace) {
     EXPECT_EQ(attention.q.weight.rows(), golden.num_heads * golden.head_dim);
     EXPECT_EQ(attention.k.weight.rows(), golden.num_kv_heads * golden.head_dim);
     EXPECT_EQ(attention.v.weight.rows(), golden.num_kv_heads * golden.head_dim);
-    EXPECT_EQ(attention.o.weight.rows(), 64);
+    EXPECT_EQ(attention.o.weight.rows(), golden.hidden);
     EXPECT_EQ(attention.o.weight.k, golden.num_heads * golden.head_dim);
-    EXPECT_EQ(layer.mlp.up.weight.rows(), golden.intermediate);
-    EXPECT_EQ(layer.mlp.down.weight.k, golden.intermediate);
+    const auto expect_mlp = [&](const auto& mlp) {
+      EXPECT_EQ(mlp.up.weight.rows(), golden.intermediate);
+      EXPECT_EQ(mlp.down.weight.k, golden.intermediate);
+    };
+    if (!layer.mlp.mixture) {
+      expect_mlp(layer.mlp);
+    } else {
+      for (const Expert& expert : layer.mlp.mixture->experts) expect_mlp(expert);
+    }
   }
   EXPECT_EQ(network->bindings.size(), checkpoint->tensors().size());
 }
@@ -77,7 +85,21 @@ INSTANTIATE_TEST_SUITE_P(Families, BindGolden, testing::Values(
     GoldenCase{"qwen2", "qwen2", 2, 4, 2, 16, 160, 640, true}, GoldenCase{"qwen3", "qwen3", 2, 4, 2, 32, 160, 640, false},
     GoldenCase{"gemma2", "gemma2", 4, 4, 2, 16, 160, 640, true}, GoldenCase{"gemma3_text", "gemma3", 4, 4, 2, 16, 160, 640, true},
     GoldenCase{"phi3", "phi3", 2, 4, 2, 16, 160, 640, false}, GoldenCase{"gpt2", "gpt2", 2, 4, 4, 16, 256, 600, true},
-    GoldenCase{"falcon", "falcon", 2, 4, 1, 16, 256, 600, true}, GoldenCase{"bloom", "bloom", 2, 4, 4, 16, 256, 600, true}),
+    GoldenCase{"falcon", "falcon", 2, 4, 1, 16, 256, 600, true}, GoldenCase{"bloom", "bloom", 2, 4, 4, 16, 256, 600, true},
+    GoldenCase{"opt", "opt", 2, 4, 4, 16, 128, 600, true}, GoldenCase{"gptj", "gptj", 2, 4, 4, 16, 256, 600, false},
+    GoldenCase{"gpt_bigcode", "gpt_bigcode", 2, 4, 1, 16, 256, 600, true}, GoldenCase{"phi", "phi", 2, 4, 4, 16, 160, 640, false},
+    GoldenCase{"granite", "granite", 2, 4, 2, 16, 160, 640, false},
+    GoldenCase{"gpt_neox", "gpt_neox", 2, 4, 4, 16, 128, 600, false}, GoldenCase{"mpt", "mpt", 2, 6, 6, 8, 192, 600, true, 48},
+    GoldenCase{"starcoder2", "starcoder2", 2, 4, 2, 16, 112, 600, true}, GoldenCase{"stablelm", "stablelm", 2, 4, 2, 16, 112, 640, false},
+    GoldenCase{"stablelm-parallel", "stablelm", 2, 4, 2, 16, 112, 640, false}, GoldenCase{"olmo", "olmo", 2, 4, 4, 16, 112, 640, true},
+    GoldenCase{"olmo2", "olmo2", 2, 4, 2, 16, 112, 640, false}, GoldenCase{"olmo3", "olmo2", 4, 4, 2, 16, 64, 640, true},
+    GoldenCase{"cohere", "cohere", 2, 4, 2, 16, 112, 640, true}, GoldenCase{"cohere2", "cohere2", 4, 4, 2, 16, 64, 640, true},
+    GoldenCase{"glm", "glm4", 2, 4, 2, 16, 112, 640, false}, GoldenCase{"glm4", "glm4", 2, 4, 2, 16, 112, 640, false},
+    GoldenCase{"smollm3", "smollm3", 4, 4, 2, 16, 64, 640, true}, GoldenCase{"gemma", "gemma", 2, 4, 1, 32, 112, 640, true},
+    GoldenCase{"phi4-mini", "phi3", 2, 4, 2, 16, 112, 640, true}, GoldenCase{"llama-yarn", "llama", 2, 4, 2, 16, 112, 640, true},
+    GoldenCase{"mixtral", "mixtral", 2, 4, 2, 16, 160, 640, false}, GoldenCase{"qwen2_moe", "qwen2_moe", 2, 4, 2, 16, 48, 640, false},
+    GoldenCase{"qwen3_moe", "qwen3_moe", 2, 4, 2, 16, 16, 640, true}, GoldenCase{"olmoe", "olmoe", 2, 4, 4, 16, 32, 640, true}, GoldenCase{"granite_moe", "granite_moe", 2, 4, 2, 16, 32, 640, true},
+    GoldenCase{"granite_moe_shared", "granite_moe", 2, 4, 2, 16, 32, 640, true}),
     [](const auto& golden) { std::string name = golden.param.name; std::replace(name.begin(), name.end(), '-', '_'); return name; });
 
 }  // namespace

@@ -54,7 +54,7 @@ TEST(Family, ErrorsNameTheirPlace) {
       {R"("q": "q")", R"("q": 3)", "layers[0].attention.q: expected a matrix's name"},
       {R"("q": "q")", R"("q": {"bias": true})", "layers[0].attention.q.name: this word is missing"},
       {R"("o": "o")", R"("o": [])", "layers[0].attention.o: expected"},
-      {R"("up": "up")", R"("up": "up", "gate_up": "x")", "layers[0].mlp.up: stands beside \"gate_up\""},
+      {R"("up": "up")", R"("up": "up", "gate_up": "x")", "layers[0].mlp.up: beside \"gate_up\""},
       {R"("num_hidden_layers")", R"("num_hidden_layers +")", "layers[0].count: expression \"num_hidden_layers +\", column 20"},
       {R"("num_hidden_layers")", R"([1])", "layers[0].count: expected an expression, found [1]"},
       {R"("head": { "weight": "head" })", R"("head": { "weight": "head" }, "gguf": { "names": {} })", "gguf_architecture: \"gguf\" and"},
@@ -82,7 +82,9 @@ TEST(BuiltinFamilies, ParseAndNameEveryArchitectureOnce) {
     for (const std::string& name : family.architectures()) EXPECT_TRUE(architectures.insert(name).second) << name;
     for (const std::string& name : family.gguf_architectures()) EXPECT_TRUE(gguf.insert(name).second) << name;
   }
-  for (const char* name : {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "falcon", "bloom"}) {
+  for (const char* name : {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "falcon", "bloom", "opt", "gptj", "gpt_bigcode",
+                           "phi", "granite", "gpt_neox", "mpt", "starcoder2", "stablelm", "olmo", "olmo2", "cohere", "cohere2", "glm4",
+                           "smollm3", "gemma", "mixtral", "qwen2_moe", "qwen3_moe", "granite_moe", "olmoe"}) {
     EXPECT_TRUE(names.contains(name)) << name;
   }
 }

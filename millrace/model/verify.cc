@@ -160,7 +160,7 @@ void compare_exact(const ReferencePrompt& reference, const PathOutput& exact, co
 }
 
 void compare_fast(const ReferencePrompt& reference, const PathOutput& exact, const PathOutput& fast, const VerifyTolerance& tolerance, VerifyPrompt& result) {
-  double kl_sum = 0, error_max = 0, difference_sum = 0, norm_sum = 0, worst_relative = -1;
+  double kl_sum = 0, difference_sum = 0, norm_sum = 0, worst_relative = -1;
   int64_t top1 = 0;
   std::size_t worst = 0;
   for (std::size_t position = 0; position < exact.logits.size(); ++position) {
@@ -171,7 +171,7 @@ void compare_fast(const ReferencePrompt& reference, const PathOutput& exact, con
       const double d = static_cast<double>(f[i]) - e[i];
       difference += d * d;
       norm += static_cast<double>(e[i]) * e[i];
-      error_max = std::max(error_max, std::abs(d));
+      result.fast_logit_error = std::max(result.fast_logit_error, std::abs(d));
       kl += std::exp(e[i] - e_norm) * ((e[i] - e_norm) - (f[i] - f_norm));
     }
     kl_sum += kl;
@@ -194,28 +194,41 @@ void compare_fast(const ReferencePrompt& reference, const PathOutput& exact, con
   if (!(result.fast_kl <= tolerance.fast_kl)) {
     result.failures.push_back(fmt::format("fast path: mean KL divergence {:.6f}, tolerance {}", result.fast_kl, tolerance.fast_kl));
   }
-  // A greedy step may differ where the two best logits are closer than twice the error the path was seen to have.
   while (result.fast_greedy_equal < result.greedy_total && fast.greedy[static_cast<std::size_t>(result.fast_greedy_equal)] == reference.greedy[static_cast<std::size_t>(result.fast_greedy_equal)]) {
     ++result.fast_greedy_equal;
   }
   if (result.fast_greedy_equal < result.greedy_total) {
     const auto i = static_cast<std::size_t>(result.fast_greedy_equal);
     result.fast_first_margin = i < reference.margins.size() ? reference.margins[i] : exact.margins[i];
-    result.fast_greedy_excused = result.fast_first_margin <= 2 * error_max;
-    if (!result.fast_greedy_excused) {
-      result.failures.push_back(fmt::format("fast path: greedy token {} is {}, the reference has {} by a margin of {:.4f}, above twice the largest logit error {:.4f}", i,
-                                            fast.greedy[i], reference.greedy[i], result.fast_first_margin, error_max));
-    }
+    result.fast_greedy_excused = false;
+  }
+}
+
+// A greedy step may differ where the two best logits are closer than twice the error that the path was seen to have, on all prompts: of one token's
+// logits alone it says little.
+void excuse_near_ties(std::vector<VerifyPrompt>& prompts) {
+  double error = 0;
+  for (const VerifyPrompt& prompt : prompts) error = std::max(error, prompt.fast_logit_error);
+  for (VerifyPrompt& prompt : prompts) {
+    if (prompt.fast_greedy_excused) continue;
+    prompt.fast_greedy_excused = prompt.fast_first_margin <= 2 * error;
+    if (prompt.fast_greedy_excused) continue;
+    prompt.failures.push_back(fmt::format("fast path: greedy token {} is not the reference's, which has it by a margin of {:.4f}, above twice the largest logit error {:.4f}",
+                                          prompt.fast_greedy_equal, prompt.fast_first_margin, error));
   }
 }
 
 }  // namespace
 
-VerifyTolerance default_tolerance(bool int8_activations, KvDType kv_dtype) {
+VerifyTolerance default_tolerance(bool int8_activations, KvDType kv_dtype, bool has_mixture) {
   // Measured on the tiny random models of tests/golden, whose logits are noisier than a trained model's (docs/verify.md).
   VerifyTolerance tolerance;
   tolerance.fast_relative_l2 = int8_activations || kv_dtype == KvDType::kInt8 ? 0.06f : 0.02f;
   tolerance.fast_kl = int8_activations || kv_dtype == KvDType::kInt8 ? 0.02f : 0.002f;
+  if (has_mixture) {
+    tolerance.fast_relative_l2 = std::max(tolerance.fast_relative_l2, 0.1f);
+    tolerance.fast_kl = std::max(tolerance.fast_kl, 0.01f);
+  }
   return tolerance;
 }
 
@@ -255,6 +268,7 @@ Result<VerifyReport> verify_reference(const json::value& reference, const MakeEx
     compare_fast(prompt, exact, fast, tolerance, result);
     report.prompts.push_back(std::move(result));
   }
+  excuse_near_ties(report.prompts);
   return report;
 }
 

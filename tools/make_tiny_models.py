@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""Make tiny golden models: random weights in the shape of a published family, and what transformers computes for them.
+
+usage: make_tiny_models.py [--list] [--out DIR] [NAME ...]
+
+Each becomes a directory as a published checkpoint has it: config.json in the style of the family's own checkpoints, model.safetensors in bf16,
+the tokenizer of another golden model, and golden.json (tools/make_reference.py). Weights depend on the name alone, so a model can be made
+again. Without --out it goes to tests/golden/models; families that the binary must not know go to tests/golden/outside.
+
+    build/venv-reference/bin/python tools/make_tiny_models.py olmo2 mpt
+"""
+import argparse
+import json
+import pathlib
+import random
+import shutil
+import sys
+import zlib
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import make_reference  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests/golden"
+
+# Whose tokenizer files are copied, and the ids that go with it.
+TOKENIZERS = {"bpe": ("llama", 640, {"bos_token_id": 0, "eos_token_id": 2}), "gpt2": ("gpt2", 600, {"bos_token_id": 0, "eos_token_id": 0}),
+              "spm": ("llama2-spm", 876, {"bos_token_id": 1, "eos_token_id": 2})}
+
+SIZES = {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "max_position_embeddings": 256}
+
+QWEN3_MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", **SIZES, "intermediate_size": 64, "head_dim": 16, "hidden_act": "silu",
+    "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "rope_scaling": None, "num_experts_per_tok": 3, "norm_topk_prob": True, "decoder_sparse_step": 1,
+    "use_sliding_window": False, "sliding_window": None, "attention_bias": False, "tie_word_embeddings": True}
+
+# name: (tokenizer, what is particular about it, the fields of config.json)
+MODELS = {
+    "gpt_neox": ("gpt2", "parallel residual with two norms, qkv interleaved per head, a quarter of the head rotated", {
+        "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 256, "hidden_act": "gelu", "rotary_pct": 0.25, "rotary_emb_base": 10000,
+        "layer_norm_eps": 1e-5, "use_parallel_residual": True, "tie_word_embeddings": False}),
+    "mpt": ("gpt2", "ALiBi for a number of heads that is no power of two, q k v clipped, layer norms without bias", {
+        "architectures": ["MPTForCausalLM"], "model_type": "mpt", "d_model": 48, "n_heads": 6, "n_layers": 2, "max_seq_len": 256, "expansion_ratio": 4,
+        "layer_norm_epsilon": 1e-5, "no_bias": True, "attn_config": {"alibi": True, "alibi_bias_max": 8, "clip_qkv": 1.0, "qk_ln": False, "softmax_scale": None},
+        "tie_word_embeddings": True}),
+    "starcoder2": ("gpt2", "GQA with biases everywhere, layer norms, sliding window 16 < prompt length", {
+        "architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2", **SIZES, "hidden_act": "gelu_pytorch_tanh", "norm_epsilon": 1e-5,
+        "rope_theta": 100000.0, "use_bias": True, "sliding_window": 16, "tie_word_embeddings": True}),
+    "stablelm": ("bpe", "layer norms, a quarter of the head rotated, qkv biases (1.6B style)", {
+        "architectures": ["StableLmForCausalLM"], "model_type": "stablelm", **SIZES, "hidden_act": "silu", "layer_norm_eps": 1e-5, "rope_theta": 10000,
+        "partial_rotary_factor": 0.25, "use_qkv_bias": True, "qk_layernorm": False, "use_parallel_residual": False, "tie_word_embeddings": False}),
+    "stablelm-parallel": ("bpe", "parallel residual with one norm, a layer norm of its own for every head of q and k (12B style)", {
+        "architectures": ["StableLmForCausalLM"], "model_type": "stablelm", **SIZES, "hidden_act": "silu", "layer_norm_eps": 1e-5, "rope_theta": 10000,
+        "partial_rotary_factor": 0.25, "use_qkv_bias": False, "qk_layernorm": True, "use_parallel_residual": True, "tie_word_embeddings": False}),
+    "olmo": ("bpe", "layer norms without weights, q k v clipped, MHA", {
+        "architectures": ["OlmoForCausalLM"], "model_type": "olmo", **SIZES, "num_key_value_heads": 4, "hidden_act": "silu", "rope_theta": 10000.0,
+        "rope_scaling": None, "clip_qkv": 0.8, "attention_bias": False, "tie_word_embeddings": True}),
+    "olmo2": ("bpe", "norms after attention and mlp only, q and k normed over all heads together", {
+        "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", **SIZES, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 500000,
+        "rope_scaling": None, "attention_bias": False, "tie_word_embeddings": False}),
+    "olmo3": ("bpe", "olmo2 with windows on three layers of four, YaRN on the others", {
+        "architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", **SIZES, "num_hidden_layers": 4, "intermediate_size": 64, "hidden_act": "silu",
+        "rms_norm_eps": 1e-6, "rope_theta": 500000, "sliding_window": 16,
+        "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0,
+                         "attention_factor": 1.1386294361119891},
+        "attention_bias": False, "tie_word_embeddings": True}),
+    "cohere": ("bpe", "parallel residual with one norm, layer norms without bias, one for every head of q and k, interleaved rope, scaled logits", {
+        "architectures": ["CohereForCausalLM"], "model_type": "cohere", **SIZES, "hidden_act": "silu", "layer_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "logit_scale": 0.5, "use_qk_norm": True, "attention_bias": False, "tie_word_embeddings": True}),
+    "cohere2": ("bpe", "windows with rope on three layers of four, no positions on the others", {
+        "architectures": ["Cohere2ForCausalLM"], "model_type": "cohere2", **SIZES, "num_hidden_layers": 4, "intermediate_size": 64, "head_dim": 16,
+        "hidden_act": "silu", "layer_norm_eps": 1e-5, "rope_theta": 50000, "rotary_pct": 1.0, "logit_scale": 0.5, "sliding_window": 16,
+        "sliding_window_pattern": 4, "use_qk_norm": False, "attention_bias": False, "tie_word_embeddings": True}),
+    "glm": ("bpe", "half of the head rotated, interleaved; qkv biases, fused gate and up", {
+        "architectures": ["GlmForCausalLM"], "model_type": "glm", **SIZES, "pad_token_id": 3, "head_dim": 16, "hidden_act": "silu", "rms_norm_eps": 1.5625e-7,
+        "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "attention_bias": True, "tie_word_embeddings": False}),
+    "glm4": ("bpe", "glm with norms after attention and mlp too", {
+        "architectures": ["Glm4ForCausalLM"], "model_type": "glm4", **SIZES, "pad_token_id": 3, "head_dim": 16, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "attention_bias": True, "tie_word_embeddings": False}),
+    "smollm3": ("bpe", "no positions on every fourth layer", {
+        "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", **SIZES, "pad_token_id": 3, "num_hidden_layers": 4, "intermediate_size": 64, "hidden_act": "silu",
+        "rms_norm_eps": 1e-6, "rope_theta": 50000.0, "rope_scaling": None, "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0],
+        "use_sliding_window": False, "sliding_window": None, "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": True}),
+    "gemma": ("bpe", "(1+w) norms, embedding scaled by sqrt(hidden), heads wider than hidden / heads, one key head", {
+        "architectures": ["GemmaForCausalLM"], "model_type": "gemma", **SIZES, "num_key_value_heads": 1, "head_dim": 32, "hidden_act": "gelu",
+        "hidden_activation": None, "pad_token_id": 3, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "rope_scaling": None, "attention_bias": False}),
+    "phi4-mini": ("bpe", "LongRoPE over three quarters of the head, GQA, tied", {
+        "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", **SIZES, "pad_token_id": 3, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "max_position_embeddings": 512, "original_max_position_embeddings": 128, "partial_rotary_factor": 0.75,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.05, 1.1, 1.2, 1.4, 1.8], "long_factor": [1.0, 1.2, 1.6, 2.4, 4.8, 9.0]},
+        "sliding_window": None, "attention_bias": False, "tie_word_embeddings": True}),
+    "llama-yarn": ("bpe", "YaRN rope scaling, beyond the original length", {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", **SIZES, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}, "attention_bias": False, "mlp_bias": False,
+        "tie_word_embeddings": True}),
+    "qwen3_moe": ("bpe", "top 3 of 8 experts, weights normalized, q and k normed", {
+        **QWEN3_MOE, "num_experts": 8, "moe_intermediate_size": 16, "mlp_only_layers": []}),
+    "qwen3_moe-dense": ("bpe", "the first layer dense, top 3 of 5 experts", {
+        **QWEN3_MOE, "num_experts": 5, "moe_intermediate_size": 16, "mlp_only_layers": [0]}),
+    "olmoe": ("bpe", "top 2 of 8 experts, weights not normalized; q and k normed over all heads together", {
+        "architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", **SIZES, "num_key_value_heads": 4, "intermediate_size": 32, "hidden_act": "silu",
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None, "clip_qkv": None, "num_experts": 8, "num_experts_per_tok": 2,
+        "norm_topk_prob": False, "attention_bias": False, "tie_word_embeddings": True}),
+    "granite_moe": ("bpe", "experts in stacked tensors, top 2 of 6; multipliers of embedding, residual, scores and logits", {
+        "architectures": ["GraniteMoeForCausalLM"], "model_type": "granitemoe", **SIZES, "intermediate_size": 32, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0, "rope_scaling": None, "num_local_experts": 6, "num_experts_per_tok": 2, "embedding_multiplier": 6.0,
+        "attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 2.0, "attention_bias": False, "tie_word_embeddings": True}),
+    "granite_moe_shared": ("bpe", "granite_moe with a shared expert", {
+        "architectures": ["GraniteMoeSharedForCausalLM"], "model_type": "granitemoeshared", **SIZES, "intermediate_size": 32, "shared_intermediate_size": 48,
+        "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "rope_scaling": None, "num_local_experts": 6, "num_experts_per_tok": 2,
+        "embedding_multiplier": 6.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 2.0, "attention_bias": False,
+        "tie_word_embeddings": True}),
+    "gpt_neo": ("gpt2", "every second layer sees 16 keys only; scores are not scaled", {
+        "architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo", "hidden_size": 64, "intermediate_size": None, "num_layers": 2, "num_heads": 4,
+        "max_position_embeddings": 256, "window_size": 16, "attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"],
+        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}),
+    "nemotron": ("bpe", "layer norms stored less one, squared relu, half of the head rotated", {
+        "architectures": ["NemotronForCausalLM"], "model_type": "nemotron", **SIZES, "head_dim": 16, "hidden_act": "relu2", "norm_eps": 1e-5,
+        "partial_rotary_factor": 0.5, "rope_theta": 10000.0, "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}),
+}
+OUTSIDE = ("gpt_neo", "nemotron")
+
+
+def draw(name, tensor, generator, torch):
+    """Numbers that make every part of the network matter: logits of a size of one or two, norms near one, biases that show."""
+    noise = torch.randn(tensor.shape, generator=generator)
+    if tensor.dim() == 1 or "norm" in name:
+        return (1 if name.endswith("weight") else 0) + 0.1 * noise
+    if "embed" in name or "wte" in name or "wpe" in name or "lm_head" in name:
+        return 0.2 * noise
+    return 1.2 * noise / tensor.shape[-1] ** 0.5
+
+
+def make(name, out):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer, note, fields = MODELS[name]
+    source, vocab_size, ids = TOKENIZERS[tokenizer]
+    directory = out / name
+    directory.mkdir(parents=True, exist_ok=True)
+    config = {**fields, **ids, "vocab_size": vocab_size, "torch_dtype": "bfloat16", "use_cache": True}
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(GOLDEN / "models" / source / file, directory / file)
+
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            parameter.copy_(draw(parameter_name, parameter, generator, torch))
+            kind = type(model.get_submodule(parameter_name.rpartition(".")[0])).__name__
+            if kind in ("NemotronLayerNorm1P", "GemmaRMSNorm") and parameter_name.endswith("weight"):
+                parameter.sub_(1)  # stored as a difference from one
+    saved = directory / "saved"
+    model.to(torch.bfloat16).save_pretrained(saved)
+    shutil.move(saved / "model.safetensors", directory / "model.safetensors")
+    shutil.rmtree(saved)
+
+    choose = random.Random(zlib.crc32(name.encode()))
+    prompts = [(f"len{n}", None, [choose.randrange(vocab_size) for _ in range(n)]) for n in make_reference.RANDOM_LENGTHS]
+    make_reference.write_reference(str(directory), prompts, str(directory / "golden.json"), {"note": note})
+    print(f"{directory}: {sum(f.stat().st_size for f in directory.iterdir()) // 1024} KiB")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--list", action="store_true", help="names and notes, and nothing else")
+    parser.add_argument("--out", type=pathlib.Path, help="folder to write to")
+    options = parser.parse_args()
+    if options.list:
+        for name, (_, note, _) in MODELS.items():
+            print(f"{name}: {note}")
+        return
+    unknown = [name for name in options.names if name not in MODELS]
+    if unknown:
+        sys.exit(f"error: unknown model {', '.join(unknown)}; known are {', '.join(MODELS)}")
+    for name in options.names or MODELS:
+        make(name, options.out or GOLDEN / ("outside" if name in OUTSIDE else "models"))
+
+
+if __name__ == "__main__":
+    main()
