@@ -37,7 +37,8 @@ class CompressedWeights : public GroupedWeights {
       for (int64_t i = 0; i < k; ++i) codes[i] = kind == CodeKind::kInt8 ? bytes[i] ^ 0x80 : bytes[i];
       return;
     }
-    for (int64_t i = 0; i < k; ++i) codes[i] = load_packed(*codes_, row * (k * bits / 32), 1, bits, columns.empty() ? i : columns[static_cast<std::size_t>(i)]);
+    unpack_stream(*codes_, row * (k * bits / 32), 1, bits, k, codes);
+    reorder(columns, codes);
   }
   void read_scales(int64_t row, float* out) const override {
     for (int64_t group = 0; group < num_groups(); ++group) out[group] = load_float(*scales_, map.index(row, group));

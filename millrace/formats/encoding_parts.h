@@ -70,6 +70,26 @@ inline uint8_t load_packed(const SourceTensor& words, int64_t first, int64_t wor
   return static_cast<uint8_t>((value >> shift) & ((1u << bits) - 1));
 }
 
+// Codes [0, count) of such a stream.
+inline void unpack_stream(const SourceTensor& words, int64_t first, int64_t word_stride, int bits, int64_t count, uint8_t* codes) {
+  const uint64_t mask = (1u << bits) - 1;
+  uint64_t pending = 0;
+  int have = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (have < bits) {
+      pending |= static_cast<uint64_t>(load_element<uint32_t>(words, first)) << have;
+      first += word_stride;
+      have += 32;
+    }
+    codes[i] = static_cast<uint8_t>(pending & mask);
+    pending >>= bits;
+    have -= bits;
+  }
+}
+
+// Puts code columns[i] at i, if there are columns.
+void reorder(const std::vector<int32_t>& columns, uint8_t* codes);
+
 // The order of columns in which groups are contiguous, from g_idx (column -> group); empty where they already are.
 // Error: an index out of range, or groups of other sizes than `group_size`.
 Result<std::vector<int32_t>> columns_of_groups(const ModuleParts& parts, const SourceTensor& g_idx, int64_t group_size, int64_t num_groups);

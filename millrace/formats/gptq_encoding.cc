@@ -35,8 +35,8 @@ class GptqWeights : public GroupedWeights {
   int zero_offset = 0;  // what is added to a stored zero point
 
   void read_codes(int64_t row, uint8_t* codes) const override {
-    const int bits = code_bits(kind);
-    for (int64_t i = 0; i < k; ++i) codes[i] = load_packed(*qweight, row, rows, bits, columns.empty() ? i : columns[static_cast<std::size_t>(i)]);
+    unpack_stream(*qweight, row, rows, code_bits(kind), k, codes);
+    reorder(columns, codes);
   }
   void read_scales(int64_t row, float* out) const override {
     for (int64_t group = 0; group < num_groups(); ++group) out[group] = load_float(*scales, group * rows + row);

@@ -143,6 +143,12 @@ float load_float(const SourceTensor& tensor, int64_t index) {
   }
 }
 
+void reorder(const std::vector<int32_t>& columns, uint8_t* codes) {
+  if (columns.empty()) return;
+  const std::vector<uint8_t> as_stored(codes, codes + columns.size());
+  for (std::size_t i = 0; i < columns.size(); ++i) codes[i] = as_stored[static_cast<std::size_t>(columns[i])];
+}
+
 Result<std::vector<int32_t>> columns_of_groups(const ModuleParts& parts, const SourceTensor& g_idx, int64_t group_size, int64_t num_groups) {
   const auto k = static_cast<std::size_t>(g_idx.shape[0]);
   std::vector<int32_t> group(k), columns(k);

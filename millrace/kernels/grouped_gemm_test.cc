@@ -211,6 +211,29 @@ TEST_P(GroupedGemm, ValuesDoNotDependOnTheRangesOfTheCall) {
   }
 }
 
+// The path for prompts, where an instruction set has one, rounds weights and activations to bf16.
+TEST_P(GroupedGemm, PromptPathComputesTheProduct) {
+  constexpr int64_t kTokens = 40, kK = 768;
+  const RandomWeights weights = weights_of(GetParam(), 53, kK, 10);
+  const PackedMatrix w = packed(weights);
+  TestActivations x;
+  set_random_activations(kTokens, kK, 11, x);
+  const auto want = run_gemm(Isa::kScalar, GemmPath::kExact, w, x.view);
+  int tried = 0;
+  for (Isa isa : runnable_isas()) {
+    if (activation_form(w.weight_class(), isa, GemmPath::kPrompt) == activation_form(w.weight_class(), isa, GemmPath::kFast)) continue;
+    ++tried;
+    const auto got = run_gemm(isa, GemmPath::kPrompt, w, x.view);
+    double norm = 0, error = 0;
+    for (std::size_t i = 0; i < want.size(); ++i) {
+      norm += static_cast<double>(want[i]) * want[i];
+      error += (static_cast<double>(got[i]) - want[i]) * (static_cast<double>(got[i]) - want[i]);
+    }
+    EXPECT_LE(std::sqrt(error / norm), 0.006) << isa_name(isa);
+  }
+  if (tried == 0) GTEST_SKIP() << "no instruction set here has a path of its own for prompts of this class";
+}
+
 TEST_P(GroupedGemm, ExtremeCodesDoNotSaturate) {
   for (RandomWeights::Codes codes : {RandomWeights::Codes::kLowest, RandomWeights::Codes::kHighest}) {
     const PackedMatrix w = packed(weights_of(GetParam(), 16, 512, 9, codes));

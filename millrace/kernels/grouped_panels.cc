@@ -33,7 +33,7 @@ float load_scale(ScaleType type, const std::byte* header, int64_t row) {
   return type == ScaleType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
 }
 
-// Byte and bits of a block's code i of row `row`: element by element, since loading is done once. The kernels' loads are the fast inverse.
+// Where code i of row `row` lies in a block: byte, and lowest bit.
 struct CodePlace {
   int64_t byte;
   int shift;
@@ -43,24 +43,37 @@ CodePlace pair_place(int i, int64_t row) { return {i / 16 * 64 + row * 4 + i % 4
 CodePlace third_bit_place(int i, int64_t row) { return {128 + row * 4 + i % 4, i / 4}; }
 CodePlace byte_place(int i, int64_t row) { return {i / 4 * 64 + row * 4 + i % 4, 0}; }
 
-void put(std::byte* block, CodePlace place, int code) { block[place.byte] |= static_cast<std::byte>(code << place.shift); }
 int get(const std::byte* block, CodePlace place, int mask) { return (static_cast<int>(block[place.byte]) >> place.shift) & mask; }
 
-// `block` holds zeros where this row's codes go.
+// The 32 codes of one row, four at a time: a quad is a word of the row's lane.
 void store_codes(WeightClass weight_class, const uint8_t* codes, std::byte* block, int64_t row) {
-  for (int i = 0; i < kBlockK; ++i) {
-    switch (weight_class) {
-      case WeightClass::kInt2Zero: put(block, pair_place(i, row), codes[i]); break;
-      case WeightClass::kInt3Zero:
-        put(block, pair_place(i, row), codes[i] & 3);
-        put(block, third_bit_place(i, row), codes[i] >> 2);
-        break;
-      case WeightClass::kInt4:
-      case WeightClass::kInt4Zero:
-      case WeightClass::kCode4: put(block, nibble_place(i, row), codes[i]); break;
-      case WeightClass::kInt8: put(block, byte_place(i, row), codes[i] ^ 0x80); break;  // code - 128 as a signed byte
-      default: put(block, byte_place(i, row), codes[i]);
-    }
+  uint32_t quads[8];
+  std::memcpy(quads, codes, sizeof quads);
+  const auto store = [&](int64_t line, uint32_t word) { std::memcpy(block + line * 64 + row * 4, &word, sizeof word); };
+  switch (weight_class) {
+    case WeightClass::kInt2Zero:
+    case WeightClass::kInt3Zero:
+      for (int p = 0; p < 2; ++p) {
+        uint32_t word = 0;
+        for (int i = 0; i < 4; ++i) word |= (quads[4 * p + i] & 0x03030303u) << (2 * i);
+        store(p, word);
+      }
+      if (weight_class == WeightClass::kInt3Zero) {
+        uint32_t word = 0;
+        for (int q = 0; q < 8; ++q) word |= ((quads[q] >> 2) & 0x01010101u) << q;
+        store(2, word);
+      }
+      return;
+    case WeightClass::kInt4:
+    case WeightClass::kInt4Zero:
+    case WeightClass::kCode4:
+      for (int q = 0; q < 4; ++q) store(q, (quads[q] & 0x0f0f0f0fu) | (quads[q + 4] & 0x0f0f0f0fu) << 4);
+      return;
+    case WeightClass::kInt8:  // code - 128 as a signed byte
+      for (int q = 0; q < 8; ++q) store(q, quads[q] ^ 0x80808080u);
+      return;
+    default:
+      for (int q = 0; q < 8; ++q) store(q, quads[q]);
   }
 }
 
