@@ -14,7 +14,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PAGE = os.path.join(ROOT, "docs", "performance.md")
 STEP = ["--repeat", "5", "--profile"]
 DEPTH = ["--repeat", "3", "--depth", "4096", "--prompt-tokens", "0", "--new-tokens", "32", "--profile"]
-BLOCKS = {"probe": ([], None), "avx512": (STEP, None), "avx2": (STEP, "avx2"), "depth": (DEPTH, None), "depth-avx2": (DEPTH, "avx2")}
+BLOCKS = {"probe": ([], None), "amx": (STEP, "amx"), "avx512": (STEP, "avx512-vnni-bf16"), "avx2": (STEP, "avx2"), "depth": (DEPTH, "avx512-vnni-bf16"), "depth-avx2": (DEPTH, "avx2")}
 
 
 def main():
