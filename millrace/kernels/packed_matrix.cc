@@ -242,6 +242,7 @@ Result<PackedMatrix> PackedMatrix::pack(const GroupedWeights& weights, std::span
   matrix.k_ = weights.k;
   matrix.class_ = grouped_class(weights, rows, row_buffer);
   matrix.group_ = {scale_type_of(weights.scale_dtype), group_shift_of(weights.group_size, weights.k), nullptr};
+  if (!weights.columns.empty()) matrix.columns_ = std::make_shared<const std::vector<int32_t>>(weights.columns);
   if (matrix.class_ == WeightClass::kCode4) {
     matrix.codebook_ = std::make_shared<const Codebook>(make_codebook(weights.codebook));
     matrix.group_.codebook = matrix.codebook_.get();
@@ -276,7 +277,10 @@ Result<std::byte*> PackedMatrix::allocate() {
 
 void PackedMatrix::unpack_row(int64_t row, float* out) const {
   MR_DCHECK(row >= 0 && row < rows_, "row out of range");
-  unpack_panel_row(class_, group_, panel(row / kPanelRows), k_, row % kPanelRows, out, 1);
+  if (columns_ == nullptr) return unpack_panel_row(class_, group_, panel(row / kPanelRows), k_, row % kPanelRows, out, 1);
+  std::vector<float> packed(static_cast<std::size_t>(k_));
+  unpack_panel_row(class_, group_, panel(row / kPanelRows), k_, row % kPanelRows, packed.data(), 1);
+  for (std::size_t i = 0; i < packed.size(); ++i) out[(*columns_)[i]] = packed[i];
 }
 
 BlockRow load_block_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t block, int64_t row) {

@@ -65,6 +65,10 @@ class PackedMatrix {
   int64_t bytes() const { return panel_bytes_ * num_panels(); }
   const std::byte* panel(int64_t index) const { return data_ + index * panel_bytes_; }
 
+  // Column i of the panels is column (*columns())[i] of the matrix: whoever makes the activations of gemm() gathers them in that order. Null:
+  // as they are.
+  const std::vector<int32_t>* columns() const { return columns_.get(); }
+
   // Writes row `row` as k floats: the exact values the stored type stands for. For embeddings tied to the head.
   void unpack_row(int64_t row, float* out) const;
 
@@ -77,6 +81,7 @@ class PackedMatrix {
   const std::byte* data_ = nullptr;                // in *memory_, which matrices packed after one another share
   std::shared_ptr<const AlignedBuffer> memory_;
   std::shared_ptr<const Codebook> codebook_;       // what group_ points to
+  std::shared_ptr<const std::vector<int32_t>> columns_;
 };
 
 std::string_view weight_class_name(WeightClass weight_class);

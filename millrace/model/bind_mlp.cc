@@ -91,6 +91,14 @@ Status bind_all_experts(const BindContext& context, const BindPlace& place, int6
   return Status::ok();
 }
 
+// Experts' rows are copied from the router's input, in its order of columns: act-order would need a gather for every expert.
+Status refuse_act_order(const BindContext& context, const Linear& linear) {
+  if (linear.weight.grouped == nullptr || linear.weight.grouped->columns.empty()) return Status::ok();
+  return Status::unsupported(fmt::format("{}: \"{}\": columns in act-order (desc_act, a g_idx that is not i / group_size), expected columns in order: "
+                                         "act-order is not supported in a mixture's router and experts",
+                                         context.checkpoint.path(), linear.weight.tensor->name));
+}
+
 Result<Mixture> bind_mixture(const BindContext& context, const BindPlace& place) {
   const BindWords& words = place.words;
   Mixture mixture;
@@ -109,6 +117,10 @@ Result<Mixture> bind_mixture(const BindContext& context, const BindPlace& place)
   mixture.router = router.take(consecutive_rows(0, rule.num_experts));
   mixture.experts.resize(static_cast<std::size_t>(rule.num_experts));
   MR_RETURN_IF_ERROR(bind_all_experts(context, place, size, mixture.experts));
+  MR_RETURN_IF_ERROR(refuse_act_order(context, mixture.router));
+  for (const Expert& expert : mixture.experts) {
+    for (const Linear* linear : {&expert.gate, &expert.up, &expert.down}) MR_RETURN_IF_ERROR(refuse_act_order(context, *linear));
+  }
 
   if (words.find("shared") == nullptr) return mixture;
   const BindPlace shared{words.object("shared"), place.scopes, place.role_of("shared"), place.transposed};
@@ -119,6 +131,7 @@ Result<Mixture> bind_mixture(const BindContext& context, const BindPlace& place)
   if (shared.words.find("output_gate") == nullptr) return mixture;
   MR_ASSIGN_OR_RETURN(const StoredLinear gate, bind_linear(context, shared, "output_gate", 1, "1", context.hidden_size, "hidden_size"));
   mixture.shared_gate = gate.take({0});
+  MR_RETURN_IF_ERROR(refuse_act_order(context, *mixture.shared_gate));
   return mixture;
 }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <utility>
@@ -53,6 +54,29 @@ class ChangedModel {
       const std::string name = weights_.substr(at + start.size(), end - at - start.size());
       weights_.replace(at, end + 1 - at, fmt::format("\"{}\"{}", name, std::string(prefix.size(), ' ')));
     }
+  }
+
+  // Adds a 4-bit GPTQ matrix [rows, k] of zeros in groups of 32, whose columns are in order or have their groups in reverse.
+  void add_gptq(const std::string& module, int64_t rows, int64_t k, bool act_order) {
+    uint64_t header_bytes = 0;
+    std::memcpy(&header_bytes, weights_.data(), sizeof(header_bytes));
+    json::object header = parse_json(weights_.substr(sizeof(header_bytes), header_bytes)).value().get_object();
+    std::string data = weights_.substr(sizeof(header_bytes) + header_bytes);
+    const auto add = [&](std::string_view part, std::string_view dtype, const std::vector<int64_t>& shape, const std::vector<int32_t>& numbers) {
+      const auto begin = static_cast<int64_t>(data.size());
+      data.append(reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(int32_t));
+      header[fmt::format("{}.{}", module, part)] = {{"dtype", dtype}, {"shape", json::value_from(shape)}, {"data_offsets", {begin, static_cast<int64_t>(data.size())}}};
+    };
+    const auto zeros = [](int64_t count) { return std::vector<int32_t>(static_cast<std::size_t>(count)); };
+    std::vector<int32_t> groups(static_cast<std::size_t>(k));
+    for (int64_t i = 0; i < k; ++i) groups[static_cast<std::size_t>(i)] = static_cast<int32_t>((act_order ? k - 1 - i : i) / 32);
+    add("qweight", "I32", {k / 8, rows}, zeros(k / 8 * rows));
+    add("qzeros", "I32", {k / 32, rows / 8}, zeros(k / 32 * rows / 8));
+    add("scales", "F32", {k / 32, rows}, zeros(k / 32 * rows));
+    add("g_idx", "I32", {k}, groups);
+    const std::string text = json::serialize(header);
+    header_bytes = text.size();
+    weights_.assign(reinterpret_cast<const char*>(&header_bytes), sizeof(header_bytes)).append(text).append(data);
   }
 
   Result<Network> bind() {
@@ -429,6 +453,22 @@ TEST(BindNetwork, OpenMixturesOfExpertsAreRefusedByName) {
   ChangedModel model("mixtral");
   model.rename_tensor("model.layers.1.block_sparse_moe.experts.2.w3.weight", "model.layers.1.block_sparse_moe.experts.2.w4.weight");
   EXPECT_THAT(model.bind().status().message(), HasSubstr("missing tensor \"model.layers.1.block_sparse_moe.experts.2.w3.weight\", expected 4 of them"));
+}
+
+TEST(BindNetwork, ExpertsInActOrderAreRefusedByName) {
+  const auto bind_with = [](std::string_view last_in_act_order) {
+    ChangedModel model("mixtral");
+    model.config()["quantization_config"] = parse_json(R"({"quant_method": "gptq", "bits": 4, "group_size": 32})").value();
+    for (int e = 0; e < 4; ++e) {
+      const std::string module = fmt::format("model.layers.0.block_sparse_moe.experts.{}.w3", e);
+      model.add_gptq(module, 160, 64, module == last_in_act_order);
+    }
+    const Result<Network> network = model.bind();
+    return network.is_ok() ? std::string() : network.status().message();
+  };
+  EXPECT_THAT(bind_with("model.layers.0.block_sparse_moe.experts.3.w3"),
+              HasSubstr("\"model.layers.0.block_sparse_moe.experts.3.w3.qweight\": columns in act-order (desc_act, a g_idx that is not i / group_size), expected columns in order"));
+  EXPECT_THAT(bind_with("none"), testing::Not(HasSubstr("act-order")));
 }
 
 TEST(BindNetwork, SomeLayersOfAMixtureAreDense) {

@@ -107,7 +107,8 @@ Result<std::optional<EncodedMatrix>> find_encoded(const BindContext& context, co
 std::string describe(const GroupedWeights& weights) {
   const std::string_view kind = weights.kind == CodeKind::kCodebook4 ? "4-bit code book" : weights.kind == CodeKind::kF8E4M3 ? "8-bit float" : "integer";
   const std::string bits = is_integer_code(weights.kind) ? fmt::format("{}-bit ", code_bits(weights.kind)) : "";
-  return fmt::format("{}{}, {} scales of {}", bits, kind, dtype_name(weights.scale_dtype), weights.group_size == weights.k ? "rows" : fmt::format("{} weights", weights.group_size));
+  const std::string group = weights.group_size == weights.k ? "rows" : fmt::format("{} weights", weights.group_size);
+  return fmt::format("{}{}, {} scales of {}{}", bits, kind, dtype_name(weights.scale_dtype), group, weights.columns.empty() ? "" : ", act-order");
 }
 
 bool all_zero(const std::vector<float>& numbers) {
@@ -120,10 +121,6 @@ Status take_encoded(const BindContext& context, EncodedMatrix encoded, const std
   stored.transposed = false;
   stored.weight = encoded.parts[0].tensor;
   stored.grouped = std::move(encoded.weights);
-  if (!stored.grouped->columns.empty()) {
-    return Status::unsupported(fmt::format("{}: \"{}\": columns in act-order (desc_act, a g_idx that is not i / group_size) are not supported yet", context.checkpoint.path(),
-                                           stored.weight->name));
-  }
   for (std::size_t i = 0; i < encoded.parts.size(); ++i) {
     const auto& part = encoded.parts[i];
     const std::string meaning = i == 0 ? fmt::format("{}{}{}", describe(*stored.grouped), transforms.empty() ? "" : ", ", transforms) : std::string(part.meaning);

@@ -294,7 +294,7 @@ void CpuExecutor::run_stage(const Stage& stage, int64_t begin, int64_t end, Work
   switch (op.kind) {
     case OpKind::kEmbed: return embed(op, begin, end);
     case OpKind::kNorm: return norm(op, begin, end, op.residual < 0 ? rows(op.out) : rows(op.residual), scratch);
-    case OpKind::kConvert: return convert(op, begin, end);
+    case OpKind::kConvert: return convert(op, begin, end, scratch);
     case OpKind::kLinear: return linear(stage, begin, end, scratch);
     case OpKind::kRoute: return route(op, begin, end);
     case OpKind::kDispatch: return dispatch(op, begin, end);

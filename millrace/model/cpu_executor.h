@@ -104,7 +104,7 @@ class CpuExecutor final : public Executor {
   std::size_t op_index(const Stage& stage) const { return static_cast<std::size_t>(stage.op - program_.ops.data()); }
   void embed(const Op& op, int64_t begin, int64_t end);
   void norm(const Op& op, int64_t begin, int64_t end, Rows& out, WorkerScratch& scratch);
-  void convert(const Op& op, int64_t begin, int64_t end);
+  void convert(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
   int64_t linear_units(const Op& op, std::span<const LinearSegment> segments) const;
   Activations linear_input(const Stage& stage, WorkerScratch& scratch);
   void linear(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch);

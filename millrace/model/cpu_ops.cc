@@ -76,9 +76,17 @@ void CpuExecutor::norm(const Op& op, int64_t begin, int64_t end, Rows& out, Work
   }
 }
 
-void CpuExecutor::convert(const Op& op, int64_t begin, int64_t end) {
+void CpuExecutor::convert(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch) {
   Rows& in = rows(op.in);
-  for (int64_t r = begin; r < end; ++r) store_forms(rows(op.out), r, 0, in.row(r), in.width);
+  for (int64_t r = begin; r < end; ++r) {
+    const float* x = in.row(r);
+    if (op.columns != nullptr) {
+      float* gathered = scratch.row.as<float>();
+      for (int64_t i = 0; i < in.width; ++i) gathered[i] = x[(*op.columns)[static_cast<std::size_t>(i)]];
+      x = gathered;
+    }
+    store_forms(rows(op.out), r, 0, x, in.width);
+  }
 }
 
 // With an activation the gate's and the up projection's panels are walked together, otherwise the segments one after the other.

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <deque>
 #include <map>
@@ -70,6 +71,22 @@ std::vector<float> logits_of(const Network& network, const Checkpoint& checkpoin
   return logits;
 }
 
+// What is stored gives what its numbers give as f32; the fast path is near it.
+void expect_same_logits(const Network& stored, const Network& numbers, const Checkpoint& checkpoint) {
+  const std::vector<float> want = logits_of(numbers, checkpoint, GemmPath::kExact), exact = logits_of(stored, checkpoint, GemmPath::kExact);
+  const std::vector<float> fast = logits_of(stored, checkpoint, GemmPath::kFast);
+  ASSERT_EQ(exact.size(), want.size());
+  double difference = 0, size = 0, largest = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    largest = std::max(largest, static_cast<double>(std::abs(exact[i] - want[i])));
+    difference += (fast[i] - want[i]) * (fast[i] - want[i]);
+    size += want[i] * want[i];
+  }
+  EXPECT_LE(largest, 1e-4);
+  EXPECT_GT(size, 1.0);
+  EXPECT_LT(std::sqrt(difference / size), 0.1);  // a few tokens near the border between two experts take the other one
+}
+
 TEST(Experts, AreComputedInTheFormatTheyAreStoredIn) {
   std::mt19937 random(3);
   for (const char* golden : {"olmoe", "granite_moe"}) {  // a tensor for each expert; stacked ones
@@ -98,20 +115,63 @@ TEST(Experts, AreComputedInTheFormatTheyAreStoredIn) {
           }
         }
       }
-      const std::vector<float> want = logits_of(numbers, checkpoint, GemmPath::kExact), exact = logits_of(stored, checkpoint, GemmPath::kExact);
-      const std::vector<float> fast = logits_of(stored, checkpoint, GemmPath::kFast);
-      ASSERT_EQ(exact.size(), want.size());
-      double difference = 0, size = 0, largest = 0;
-      for (std::size_t i = 0; i < want.size(); ++i) {
-        largest = std::max(largest, static_cast<double>(std::abs(exact[i] - want[i])));
-        difference += (fast[i] - want[i]) * (fast[i] - want[i]);
-        size += want[i] * want[i];
-      }
-      EXPECT_LE(largest, 1e-4);
-      EXPECT_GT(size, 1.0);
-      EXPECT_LT(std::sqrt(difference / size), 0.1);  // a few tokens near the border between two experts take the other one
+      expect_same_logits(stored, numbers, checkpoint);
     }
   }
+}
+
+// 8-bit codes in groups of 32 with columns in random order, as GPTQ's act-order leaves them.
+class ShuffledWeights final : public GroupedWeights {
+ public:
+  ShuffledWeights(int64_t num_rows, int64_t num_columns, std::mt19937& random) {
+    kind = CodeKind::kInt8;
+    rows = num_rows;
+    k = num_columns;
+    group_size = 32;
+    for (int32_t i = 0; i < k; ++i) columns.push_back(i);
+    std::shuffle(columns.begin(), columns.end(), random);
+    for (int64_t i = 0; i < rows * k; ++i) codes_.push_back(static_cast<uint8_t>(random()));
+    for (int64_t i = 0; i < rows * num_groups(); ++i) scales_.push_back(static_cast<float>(1 + random() % 8) / 1024);
+  }
+
+  void read_codes(int64_t row, uint8_t* codes) const override { std::copy_n(codes_.begin() + row * k, k, codes); }
+  void read_scales(int64_t row, float* scales) const override { std::copy_n(scales_.begin() + row * num_groups(), num_groups(), scales); }
+  void read_zero_points(int64_t, uint8_t* zero_points) const override { std::fill_n(zero_points, num_groups(), uint8_t{128}); }
+
+  // [rows, k], f32, the columns where they belong.
+  std::vector<std::byte> numbers() const {
+    std::vector<std::byte> bytes(codes_.size() * sizeof(float));
+    auto* floats = reinterpret_cast<float*>(bytes.data());
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = 0; i < k; ++i) {
+        floats[row * k + columns[static_cast<std::size_t>(i)]] =
+            static_cast<float>(codes_[static_cast<std::size_t>(row * k + i)] - 128) * scales_[static_cast<std::size_t>(row * num_groups() + i / 32)];
+      }
+    }
+    return bytes;
+  }
+
+ private:
+  std::vector<uint8_t> codes_;  // [rows, k]
+  std::vector<float> scales_;   // [rows, num_groups]
+};
+
+TEST(Experts, TheSharedExpertMayBeInActOrder) {
+  std::mt19937 random(5);
+  const Checkpoint checkpoint = Checkpoint::open((source_dir() / "tests/golden/models/qwen2_moe").string()).value();
+  Network stored = bind_network(choose_family(checkpoint, std::nullopt).value(), checkpoint).value();
+  Network numbers = bind_network(choose_family(checkpoint, std::nullopt).value(), checkpoint).value();
+  std::deque<Made> made;
+  for (std::size_t layer = 0; layer < stored.layers.size(); ++layer) {
+    Expert &a = *stored.layers[layer].mlp.mixture->shared, &b = *numbers.layers[layer].mlp.mixture->shared;
+    // Its down has 80 columns, no multiple of 32.
+    for (const auto& [packed, plain] : {std::pair{&a.gate, &b.gate}, {&a.up, &b.up}}) {
+      const auto weights = std::make_shared<ShuffledWeights>(packed->weight.rows(), packed->weight.k, random);
+      plain->weight.tensor = make(made, *packed->weight.tensor, DType::kF32, weights->numbers());
+      packed->weight.grouped = weights;
+    }
+  }
+  expect_same_logits(stored, numbers, checkpoint);
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ std::optional<Op> merged(const Program& program, std::size_t i) {
     return op;
   }
   if (second.in != first.out || first.out < 0 || read_later(program, i + 1, first.out)) return std::nullopt;
-  if (second.kind == OpKind::kConvert) {
+  if (second.kind == OpKind::kConvert && second.columns == nullptr) {
     const bool producer = first.kind == OpKind::kNorm || (first.kind == OpKind::kLinear && first.activation);
     // Attention works head by head, so it can quantize its output only where a group's heads fill whole blocks of 32.
     const bool attention = first.kind == OpKind::kAttention &&
@@ -45,7 +45,9 @@ std::optional<Op> merged(const Program& program, std::size_t i) {
       return op;
     }
   }
-  if (second.kind == OpKind::kActivate && first.kind == OpKind::kLinear && !first.activation && first.residual < 0) {
+  // Gate and up from one operation: where they read different orders of columns they are two, each with half of the segments.
+  const std::size_t parts = first.mixture != nullptr ? first.mixture->experts.size() : 1;
+  if (second.kind == OpKind::kActivate && first.kind == OpKind::kLinear && !first.activation && first.residual < 0 && first.segments.size() == parts * (second.gated ? 2 : 1)) {
     Op op = first;
     op.activation = second.activation;
     op.gated = second.gated;
@@ -82,7 +84,8 @@ void fuse(Program& program) {
   program.unfused.clear();
   for (const Op& op : program.ops) {
     if (op.kind != OpKind::kConvert && op.kind != OpKind::kActivate && op.kind != OpKind::kAdd) continue;
-    const char* why = op.kind == OpKind::kConvert ? "a group's heads do not fill blocks of 32, or the producer has another reader" : "no producer to merge with";
+    const char* why = op.columns != nullptr ? "its columns are gathered in the weights' act-order"
+                      : op.kind == OpKind::kConvert ? "a group's heads do not fill blocks of 32, or the producer has another reader" : "no producer to merge with";
     program.unfused.push_back(fmt::format("layer {}: {} of \"{}\": {}", op.layer, op_name(op.kind), buffer_of(program, op.in).name, why));
   }
 }

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <span>
+#include <string>
+#include <utility>
 
 #include "millrace/model/program.h"
 
@@ -49,36 +51,108 @@ class Lowering {
     return program_.ops.back();
   }
 
-  ActivationForms forms_of(std::initializer_list<const Linear*> linears) const {
-    ActivationForms forms;
-    for (const Linear* linear : linears) {
-      const WeightClass weight_class = weights_[weights_.id_of(*linear)].weight_class();
-      const GemmPath prompt_path = path_ == GemmPath::kFast ? GemmPath::kPrompt : path_;
-      forms = forms | ActivationForms{bit(activation_form(weight_class, isa_, path_)), bit(activation_form(weight_class, isa_, prompt_path))};
-    }
-    return forms;
+  const PackedMatrix& matrix(const Linear& linear) const { return weights_[weights_.id_of(linear)]; }
+
+  // A matrix that reads a buffer. exact: on the exact path, whatever the program's.
+  struct Reader {
+    const Linear* linear;
+    bool exact = false;
+  };
+
+  ActivationForms forms_of(const Reader& reader) const {
+    if (reader.exact) return kF32Only;
+    const WeightClass weight_class = matrix(*reader.linear).weight_class();
+    const GemmPath prompt_path = path_ == GemmPath::kFast ? GemmPath::kPrompt : path_;
+    return {bit(activation_form(weight_class, isa_, path_)), bit(activation_form(weight_class, isa_, prompt_path))};
   }
 
-  ActivationForms input_forms(const MlpLayer& mlp) const {
-    const auto of = [&](const auto& expert) { return mlp.gated ? forms_of({&expert.gate, &expert.up}) : forms_of({&expert.up}); };
-    if (!mlp.mixture) return of(mlp);
-    ActivationForms forms = kF32Only;  // for the router
-    for (const Expert& expert : mlp.mixture->experts) forms = forms | of(expert);
-    return mlp.mixture->shared ? forms | of(*mlp.mixture->shared) : forms;
+  template <class Part>
+  static std::vector<Reader> up_readers(const MlpLayer& mlp, const Part& part) {
+    return mlp.gated ? std::vector<Reader>{{&part.gate}, {&part.up}} : std::vector<Reader>{{&part.up}};
+  }
+
+  // Everything that reads the mlp's input.
+  static std::vector<Reader> readers_of(const MlpLayer& mlp) {
+    if (!mlp.mixture) return up_readers(mlp, mlp);
+    const Mixture& mixture = *mlp.mixture;
+    std::vector<Reader> readers = {{&mixture.router, true}};
+    const auto append = [&](const std::vector<Reader>& more) { readers.insert(readers.end(), more.begin(), more.end()); };
+    if (mixture.shared_gate) append({{&*mixture.shared_gate, true}});
+    for (const Expert& expert : mixture.experts) append(up_readers(mlp, expert));
+    if (mixture.shared) append(up_readers(mlp, *mixture.shared));
+    return readers;
   }
 
   LinearSegment segment(const Linear& linear, int64_t column) const { return {weights_.id_of(linear), column, linear.bias}; }
 
-  // norm (if any) and conversion of `in` for the consumers; returns the buffer that they read.
-  BufferId normed_input(const std::optional<Norm>& norm, BufferId in, const std::string& name, ActivationForms forms, bool output_rows = false) {
-    const BufferId converted = buffer(name, network_.hidden_size, forms, output_rows);
+  // What linears read: one buffer for all but where their columns are in different orders (GPTQ's act-order).
+  struct Input {
+    const Linear* linear;
+    BufferId buffer;
+  };
+  using Inputs = std::vector<Input>;
+
+  static bool same_columns(const std::vector<int32_t>* a, const std::vector<int32_t>* b) { return a == b || (a != nullptr && b != nullptr && *a == *b); }
+
+  // `in`, f32 rows, in the forms and orders of columns that its readers want.
+  Inputs converted_input(BufferId in, const std::string& name, const std::vector<Reader>& readers) {
+    Inputs inputs;
+    int orders = 0;
+    for (const Reader& reader : readers) {
+      const std::vector<int32_t>* columns = matrix(*reader.linear).columns();
+      const auto alike = [&](const auto& other) { return same_columns(columns, matrix(*other.linear).columns()); };
+      if (const auto known = std::find_if(inputs.begin(), inputs.end(), alike); known != inputs.end()) {
+        const BufferId shared = known->buffer;
+        inputs.push_back({reader.linear, shared});
+        continue;
+      }
+      ActivationForms forms;
+      for (const Reader& other : readers) {
+        if (alike(other)) forms = forms | forms_of(other);
+      }
+      ++orders;
+      const Buffer from = program_.buffers[static_cast<std::size_t>(in)];
+      const BufferId out = buffer(orders == 1 ? name : name + " in order " + std::to_string(orders), from.width, forms, from.output_rows, from.rows_per_token);
+      add({.kind = OpKind::kConvert, .in = in, .out = out, .columns = columns});
+      inputs.push_back({reader.linear, out});
+    }
+    return inputs;
+  }
+
+  // The same after a norm, if there is one.
+  Inputs normed_input(const std::optional<Norm>& norm, BufferId in, const std::string& name, const std::vector<Reader>& readers, bool output_rows = false) {
     if (norm) {
       const BufferId temporary = output_rows ? buffer("normed", network_.hidden_size, kF32Only, true) : normed_;
       add({.kind = OpKind::kNorm, .in = in, .out = temporary, .norm = &*norm});
       in = temporary;
     }
-    add({.kind = OpKind::kConvert, .in = in, .out = converted});
-    return converted;
+    return converted_input(in, name, readers);
+  }
+
+  static BufferId input_of(const Inputs& inputs, const Linear& linear) {
+    const auto input = std::find_if(inputs.begin(), inputs.end(), [&](const Input& candidate) { return candidate.linear == &linear; });
+    MR_CHECK(input != inputs.end(), "every matrix has its input made first");
+    return input->buffer;
+  }
+
+  struct Placed {
+    const Linear* linear;
+    int64_t column;  // of the output where its first row goes
+  };
+
+  // Operations like `like`, one for all linears that read the same buffer.
+  void add_linears(const Inputs& inputs, const std::vector<Placed>& linears, const Op& like) {
+    std::vector<Op> ops;
+    for (const Placed& placed : linears) {
+      const BufferId in = input_of(inputs, *placed.linear);
+      auto op = std::find_if(ops.begin(), ops.end(), [&](const Op& other) { return other.in == in; });
+      if (op == ops.end()) {
+        op = ops.insert(ops.end(), like);
+        op->in = in;
+      }
+      op->segments.push_back(segment(*placed.linear, placed.column));
+    }
+    for (Op& op : ops) add(std::move(op));
   }
 
   void add_branch(const std::optional<Norm>& post_norm, float multiplier) {
@@ -90,31 +164,30 @@ class Lowering {
     layer_ = index;
     const AttentionLayer& attention = layer.attention;
     const MlpLayer& mlp = layer.mlp;
-    const auto attention_forms = forms_of({&attention.q, &attention.k, &attention.v});
-    const ActivationForms mlp_forms = input_forms(mlp);
+    const std::vector<Reader> attention_readers = {{&attention.q}, {&attention.k}, {&attention.v}}, mlp_readers = readers_of(mlp);
     if (layer.parallel_residual) {
       // Both branches read the same hidden state, so both inputs are made before either branch adds to it.
-      const ActivationForms shared = layer.shared_norm ? mlp_forms : ActivationForms{};
-      const BufferId attention_in = normed_input(attention.norm, hidden_, "attention input", attention_forms | shared);
-      const BufferId mlp_in = layer.shared_norm ? attention_in : normed_input(mlp.norm, hidden_, "mlp input", mlp_forms);
+      std::vector<Reader> readers = attention_readers;
+      if (layer.shared_norm) readers.insert(readers.end(), mlp_readers.begin(), mlp_readers.end());
+      const Inputs attention_in = normed_input(attention.norm, hidden_, "attention input", readers);
+      const Inputs mlp_in = layer.shared_norm ? attention_in : normed_input(mlp.norm, hidden_, "mlp input", mlp_readers);
       attention_branch(attention, attention_in);
       add_branch(attention.post_norm, layer.residual_multiplier);
       mlp_branch(mlp, mlp_in);
       add_branch(mlp.post_norm, layer.residual_multiplier);
     } else {
-      attention_branch(attention, normed_input(attention.norm, hidden_, "attention input", attention_forms));
+      attention_branch(attention, normed_input(attention.norm, hidden_, "attention input", attention_readers));
       add_branch(attention.post_norm, layer.residual_multiplier);
-      mlp_branch(mlp, normed_input(mlp.norm, hidden_, "mlp input", mlp_forms));
+      mlp_branch(mlp, normed_input(mlp.norm, hidden_, "mlp input", mlp_readers));
       add_branch(mlp.post_norm, layer.residual_multiplier);
     }
   }
 
-  void attention_branch(const AttentionLayer& attention, BufferId in) {
+  void attention_branch(const AttentionLayer& attention, const Inputs& in) {
     const int64_t q_size = attention.num_heads * attention.head_dim, kv_size = attention.num_kv_heads * attention.head_dim;
     const int64_t k_column = round_up(q_size, kPanelRows), v_column = k_column + round_up(kv_size, kPanelRows);
     const BufferId qkv = buffer("qkv", v_column + round_up(kv_size, kPanelRows), kF32Only);
-    add({.kind = OpKind::kLinear, .in = in, .out = qkv,
-         .segments = {segment(attention.q, 0), segment(attention.k, k_column), segment(attention.v, v_column)}, .clip = attention.clip});
+    add_linears(in, {{&attention.q, 0}, {&attention.k, k_column}, {&attention.v, v_column}}, {.kind = OpKind::kLinear, .out = qkv, .clip = attention.clip});
     const bool has_norm = attention.q_norm || attention.k_norm, heads_together = attention.head_norm == HeadNorm::kAllHeads;
     if (has_norm && heads_together) add({.kind = OpKind::kHeadsNorm, .in = qkv, .out = qkv, .attention = &attention, .k_column = k_column});
     Op position{.kind = OpKind::kPosition, .out = qkv, .attention = &attention, .k_column = k_column, .v_column = v_column};
@@ -134,13 +207,11 @@ class Lowering {
     write.kv_write = true;
     add(std::move(write));
     const BufferId attended = buffer("attended", q_size, kF32Only);
-    const BufferId converted = buffer("attention output", q_size, forms_of({&attention.o}));
     add({.kind = OpKind::kAttention, .in = qkv, .out = attended, .attention = &attention, .kv_group = position.kv_group, .kv_layer = position.kv_layer});
-    add({.kind = OpKind::kConvert, .in = attended, .out = converted});
-    add({.kind = OpKind::kLinear, .in = converted, .out = sum_, .segments = {segment(attention.o, 0)}});
+    add_linears(converted_input(attended, "attention output", {{&attention.o}}), {{&attention.o, 0}}, {.kind = OpKind::kLinear, .out = sum_});
   }
 
-  void mlp_branch(const MlpLayer& mlp, BufferId in) {
+  void mlp_branch(const MlpLayer& mlp, const Inputs& in) {
     if (mlp.mixture) {
       mixture(mlp, *mlp.mixture, in);
     } else {
@@ -150,34 +221,32 @@ class Lowering {
 
   // The same chain of operations for one mlp over all rows and for many experts, each over its own rows.
   template <class Part>
-  void experts(const MlpLayer& mlp, std::span<const Part> parts, BufferId in, BufferId out, const std::string& name, const Mixture* mixture) {
+  void experts(const MlpLayer& mlp, std::span<const Part> parts, const Inputs& in, BufferId out, const std::string& name, const Mixture* mixture) {
     const int64_t size = parts[0].up.weight.rows(), padded = round_up(size, kPanelRows);
     const int64_t rows_per_token = mixture != nullptr ? mixture->rule.experts_per_token : 1;
-    std::vector<LinearSegment> up, down;
-    ActivationForms forms;
+    std::vector<Placed> up, down;
+    std::vector<Reader> down_readers;
     for (const Part& part : parts) {
-      if (mlp.gated) up.push_back(segment(part.gate, 0));
-      up.push_back(segment(part.up, mlp.gated ? padded : 0));
-      down.push_back(segment(part.down, 0));
-      forms = forms | forms_of({&part.down});
+      if (mlp.gated) up.push_back({&part.gate, 0});
+      up.push_back({&part.up, mlp.gated ? padded : 0});
+      down.push_back({&part.down, 0});
+      down_readers.push_back({&part.down});
     }
     const BufferId projected = buffer(name + " projections", mlp.gated ? 2 * padded : padded, kF32Only, false, rows_per_token);
-    add({.kind = OpKind::kLinear, .in = in, .out = projected, .segments = std::move(up), .mixture = mixture});
+    add_linears(in, up, {.kind = OpKind::kLinear, .out = projected, .mixture = mixture});
     const BufferId activated = buffer(name + " activated", size, kF32Only, false, rows_per_token);
     add({.kind = OpKind::kActivate, .in = projected, .out = activated, .activation = mlp.activation, .gated = mlp.gated});
-    const BufferId converted = buffer(name + " output", size, forms, false, rows_per_token);
-    add({.kind = OpKind::kConvert, .in = activated, .out = converted});
-    add({.kind = OpKind::kLinear, .in = converted, .out = out, .segments = std::move(down), .mixture = mixture});
+    add_linears(converted_input(activated, name + " output", down_readers), down, {.kind = OpKind::kLinear, .out = out, .mixture = mixture});
   }
 
   // The router stays on the exact path: a rounded logit would choose another expert, which is no small error.
-  void mixture(const MlpLayer& mlp, const Mixture& mixture, BufferId in) {
+  void mixture(const MlpLayer& mlp, const Mixture& mixture, const Inputs& in) {
     const int64_t hidden = network_.hidden_size, gate_column = round_up(mixture.rule.num_experts, kPanelRows);
     const int64_t rows_per_token = mixture.rule.experts_per_token;
     const BufferId logits = buffer("router logits", gate_column + (mixture.shared_gate ? kPanelRows : 0), kF32Only);
-    std::vector<LinearSegment> router = {segment(mixture.router, 0)};
-    if (mixture.shared_gate) router.push_back(segment(*mixture.shared_gate, gate_column));
-    add({.kind = OpKind::kLinear, .in = in, .out = logits, .segments = std::move(router), .exact = true});
+    std::vector<Placed> router = {{&mixture.router, 0}};
+    if (mixture.shared_gate) router.push_back({&*mixture.shared_gate, gate_column});
+    add_linears(in, router, {.kind = OpKind::kLinear, .out = logits, .exact = true});
     Op combine{.kind = OpKind::kCombine, .out = sum_, .mixture = &mixture};
     if (mixture.shared) {
       combine.shared = buffer("shared expert", hidden, kF32Only);
@@ -186,11 +255,18 @@ class Lowering {
     }
     add({.kind = OpKind::kRoute, .in = logits, .mixture = &mixture});
     ActivationForms forms;
-    for (const Expert& expert : mixture.experts) forms = forms | (mlp.gated ? forms_of({&expert.gate, &expert.up}) : forms_of({&expert.up}));
+    for (const Expert& expert : mixture.experts) {
+      for (const Reader& reader : up_readers(mlp, expert)) forms = forms | forms_of(reader);
+    }
     const BufferId dispatched = buffer("experts input", hidden, forms, false, rows_per_token);
-    add({.kind = OpKind::kDispatch, .in = in, .out = dispatched, .mixture = &mixture});
+    // The router and the experts read one buffer: binding refuses other orders of columns there.
+    add({.kind = OpKind::kDispatch, .in = input_of(in, mixture.router), .out = dispatched, .mixture = &mixture});
+    Inputs experts_in;
+    for (const Expert& expert : mixture.experts) {
+      for (const Reader& reader : up_readers(mlp, expert)) experts_in.push_back({reader.linear, dispatched});
+    }
     combine.in = buffer("experts sum", hidden, kF32Only, false, rows_per_token);
-    experts(mlp, std::span(mixture.experts), dispatched, combine.in, "experts", &mixture);
+    experts(mlp, std::span(mixture.experts), experts_in, combine.in, "experts", &mixture);
     add(std::move(combine));
   }
 
@@ -198,7 +274,7 @@ class Lowering {
     layer_ = -1;
     const BufferId rows = buffer("output hidden", network_.hidden_size, kF32Only, true);
     add({.kind = OpKind::kGather, .in = hidden_, .out = rows});
-    const BufferId in = normed_input(network_.final_norm, rows, "head input", forms_of({&network_.head}), true);
+    const BufferId in = normed_input(network_.final_norm, rows, "head input", {{&network_.head}}, true)[0].buffer;
     program_.logits = buffer("logits", round_up(network_.vocab_size, kPanelRows), kF32Only, true);
     add({.kind = OpKind::kLinear, .in = in, .out = program_.logits, .segments = {segment(network_.head, 0)}, .softcap = network_.logits_softcap,
          .scale = network_.logits_multiplier});

@@ -70,6 +70,7 @@ struct Op {
   BufferId residual = -1;
   float multiplier = 1.0f;         // of what is added to the residual, or of the embedding
   const Norm* norm = nullptr;      // kNorm, kEmbed
+  const std::vector<int32_t>* columns = nullptr;    // kConvert: column i of out is column (*columns)[i] of in; null: as they are
   std::vector<LinearSegment> segments;              // kLinear
   bool exact = false;                               // kLinear: on the exact path, whatever the program's
   const Mixture* mixture = nullptr;                 // kRoute, kDispatch, kCombine; kLinear: segments of each expert in turn, for its rows
