@@ -3,11 +3,12 @@
 
 usage: fuzz.py [--seconds 60] [--jobs 1] [--list] [TARGET...]
 
-Seeds come from tests/fuzz/corpus, or are written here. What a run finds worth keeping stays in build/fuzz/found/TARGET and serves the next
+Seeds come from tests/golden and tests/fuzz/corpus. What a run finds worth keeping stays in build/fuzz/found/TARGET and serves the next
 one. A crash, leak, timeout or broken promise ends its target; the input is kept in build/fuzz/crashes and the exit status is 1.
 """
 import argparse
 import glob
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,16 @@ def files(pattern):
             yield file.read()
 
 
+def chat_templates():
+    for text in files("tests/golden/chat_templates/*.json"):
+        if "template" in (golden := json.loads(text)):
+            yield golden["template"].encode()
+    cases = json.loads(next(files("tests/golden/jinja_cases.json")))["cases"]
+    templates = [case["template"] for case in cases if "template" in case]
+    for i in range(0, len(templates), 8):  # some at a time, so that mutations join them
+        yield "\n".join(templates[i:i + 8]).encode()
+
+
 def http_requests():
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost:8000\r\nContent-Type: application/json\r\n"
     yield b"\x03GET / HTTP/1.1\r\nHost: h\r\n\r\n" * 2
@@ -37,6 +48,11 @@ def http_requests():
 TARGETS = {
     "gguf": (lambda: files("tests/fuzz/corpus/gguf/*"), 4096, []),
     "safetensors": (lambda: files("tests/fuzz/corpus/safetensors/*"), 4096, []),
+    "tokenizer": (lambda: (text for text in [*files("tests/golden/tokenizers/*/tokenizer.json"), *files("tests/golden/models/*/tokenizer.json")] if len(text) < 200_000), 65536,
+                  ["\"type\"", "BPE", "Unigram", "WordPiece", "ByteLevel", "Metaspace", "Sequence", "Split", "Regex", "Replace", "Precompiled", "TemplateProcessing", "added_tokens"]),
+    "chat_template": (chat_templates, 4096, ["{%", "%}", "{{", "}}", "for", "endfor", "if", "endif", "macro", "set", "namespace", "range(", "|join", "|tojson", "|map", "loop.", "[::-1]", "%s", "*9999999"]),
+    "config": (lambda: files("tests/golden/models/*/config.json"), 8192, ["num_hidden_layers", "head_dim", "rope_scaling", "1e999", "-1", "null", "9223372036854775807"]),
+    "family": (lambda: files("millrace/model/families/*.json"), 16384, ["layers", "count", "attention", "exists(", " ?? ", " ? ", "i % 2", "config", "gguf"]),
     "http": (http_requests, 2048, ["\r\n", "\r\n\r\n", "Host: ", "Content-Length: ", "Transfer-Encoding: chunked", "Expect: 100-continue", " HTTP/1.1\r\n", "0\r\n\r\n"]),
 }
 
@@ -65,7 +81,7 @@ def run(target, seconds, jobs):
         for word in words:
             file.write('"' + "".join(c if c.isalnum() or c in " _|?:" else f"\\x{ord(c):02x}" for c in word) + '"\n')
     command = [os.path.join(BUILD, "tests", "fuzz", f"fuzz_{target}"), f"-max_len={max_len}", f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=2048",
-               *([f"-dict={dictionary}"] if words else []), f"-artifact_prefix={folders['crashes']}/", "-print_final_stats=1", folders["found"], folders["seeds"]]
+               f"-dict={dictionary}", f"-artifact_prefix={folders['crashes']}/", "-print_final_stats=1", folders["found"], folders["seeds"]]
     if jobs > 1:
         command[1:1] = [f"-fork={jobs}"]
     log = os.path.join(BUILD, f"{target}.log")
