@@ -9,7 +9,7 @@
 #include <fstream>
 #include <functional>
 #include <map>
-#include <regex>
+#include <optional>
 #include <sstream>
 
 #include "millrace/base/test_data.h"
@@ -390,22 +390,38 @@ Plain numbers_of(const SourceTensor& tensor) {
   return plain;
 }
 
+// "a.experts.3.b" is number 3 of "a.experts.b"; std::regex would not compile with g++ 12's sanitizers and warnings.
+struct Numbered {
+  std::string before, after;
+  int64_t number = 0;
+};
+std::optional<Numbered> numbered(const std::string& name) {
+  for (const std::string_view list : {".experts.", ".norms."}) {
+    const std::size_t at = name.rfind(list), digits = at + list.size();
+    if (at == std::string::npos) continue;
+    const std::size_t end = std::min(name.find_first_not_of("0123456789", digits), name.size());
+    if (end > digits) return Numbered{name.substr(0, digits - 1), name.substr(end), std::stoll(name.substr(digits, end - digits))};
+  }
+  return std::nullopt;
+}
+
 // What converters do to all families: what there is one tensor of for each expert or head is stacked, and experts' fused gate and up are split.
 std::map<std::string, Plain> as_converted(const Checkpoint& directory, bool stacks) {
   std::map<std::string, Plain> converted;
   for (const SourceTensor& tensor : directory.tensors()) {
-    static const std::regex numbered("(.*\\.(?:experts|norms))\\.([0-9]+)(.*)"), fused("(.*\\.(?:block_sparse_moe|shared_mlp)\\.)input_linear(.*)");
-    std::smatch match;
+    constexpr std::string_view kFused = "input_linear";
+    const std::size_t fused = tensor.name.find(kFused);
+    const auto part_of = numbered(tensor.name);
     const Plain plain = numbers_of(tensor);
-    if (stacks && std::regex_match(tensor.name, match, numbered)) {
+    if (stacks && part_of) {
       int64_t count = 0;
-      while (directory.find(fmt::format("{}.{}{}", match.str(1), count, match.str(3))) != nullptr) ++count;
-      Plain& stack = converted[match.str(1) + match.str(3)];
+      while (directory.find(fmt::format("{}.{}{}", part_of->before, count, part_of->after)) != nullptr) ++count;
+      Plain& stack = converted[part_of->before + part_of->after];
       stack.shape = plain.shape;
       stack.shape.insert(stack.shape.begin(), count);
       stack.data.resize(plain.data.size() * static_cast<std::size_t>(count));
-      std::copy(plain.data.begin(), plain.data.end(), stack.data.begin() + static_cast<std::ptrdiff_t>(plain.data.size()) * std::stoll(match.str(2)));
-    } else if (std::regex_match(tensor.name, match, fused)) {
+      std::copy(plain.data.begin(), plain.data.end(), stack.data.begin() + static_cast<std::ptrdiff_t>(plain.data.size()) * part_of->number);
+    } else if (fused != std::string::npos) {
       const std::size_t dimension = plain.shape.size() - 2;
       const int64_t width = plain.shape.back(), half = plain.shape[dimension] / 2;
       Plain gate{plain.shape, {}}, up{plain.shape, {}};
@@ -414,8 +430,8 @@ std::map<std::string, Plain> as_converted(const Checkpoint& directory, bool stac
         gate.data.insert(gate.data.end(), part, part + half * width);
         up.data.insert(up.data.end(), part + half * width, part + 2 * half * width);
       }
-      converted[match.str(1) + "gate_linear" + match.str(2)] = gate;
-      converted[match.str(1) + "up_linear" + match.str(2)] = up;
+      converted[std::string(tensor.name).replace(fused, kFused.size(), "gate_linear")] = gate;
+      converted[std::string(tensor.name).replace(fused, kFused.size(), "up_linear")] = up;
     } else {
       converted[tensor.name] = plain;
     }
