@@ -75,13 +75,20 @@ void ConnectionExchange::start_stream(HttpResponse head) {
 void ConnectionExchange::write(std::string_view bytes) {
   if (finished_ || bytes.empty()) return;
   pending_.append(bytes);
-  // However much one step brings, it is the client's slowness only while the socket does not take what came before.
-  if (connection_ != nullptr && is_writing_ && pending_.size() > pending_bytes_max_) {
+  if (connection_ != nullptr && is_too_slow()) {
     gone();
     connection_->close();
     return;
   }
   wake();
+}
+
+// However much a step or two bring, it is the client's slowness only where the socket has not taken for a while what came before.
+bool ConnectionExchange::is_too_slow() const {
+  constexpr std::chrono::seconds kPatience{3};
+  constexpr std::size_t kPendingOfAny = 32;  // times the bound: no client may leave more, however fast it came
+  if (!is_writing_ || pending_.size() <= pending_bytes_max_) return false;
+  return std::chrono::steady_clock::now() - write_begun_ > kPatience || pending_.size() / kPendingOfAny > pending_bytes_max_;
 }
 
 void ConnectionExchange::finish() {

@@ -73,11 +73,15 @@ class ConnectionExchange final : public HttpExchange {
   std::string take_pending() { return std::exchange(pending_, {}); }
   bool has_pending() const { return !pending_.empty(); }
   // Between the two the socket is being written: what is pending then waits for the client.
-  void begin_write() { is_writing_ = true; }
+  void begin_write() {
+    is_writing_ = true;
+    write_begun_ = std::chrono::steady_clock::now();
+  }
   void end_write() { is_writing_ = false; }
 
  private:
   void wake();
+  bool is_too_slow() const;
 
   HttpConnection* connection_;  // null once the connection has ended
   HttpRequest request_;
@@ -86,6 +90,7 @@ class ConnectionExchange final : public HttpExchange {
   std::string pending_;
   std::function<void()> callback_;
   bool whole_ = false, finished_ = false, gone_ = false, is_writing_ = false;
+  std::chrono::steady_clock::time_point write_begun_;
 };
 
 // The reader coroutine fills `input` and notices the end of the stream; the serving coroutine parses, waits and writes.
