@@ -1,6 +1,6 @@
 # A room is a folder under millrace/: one static library, one test executable, one executable per micro-benchmark.
 #
-#   millrace_room(kernels DEPENDS tensor base [LINK external_target...] [SUBDIRS cpu])
+#   millrace_room(kernels [HARDENED] DEPENDS tensor base [LINK external_target...] [SUBDIRS cpu])
 #
 # Sources are every *.cc of the folder; *_test.cc become <room>_test, <name>_bench.cc becomes <name>_bench.
 # A kernel variant is a file whose name ends in its ISA: it alone is compiled with that ISA's flags.
@@ -21,7 +21,7 @@ function(millrace_isa_flags sources)
 endfunction()
 
 function(millrace_room name)
-  cmake_parse_arguments(ROOM "" "" "DEPENDS;LINK;SUBDIRS;TEST_LINK" ${ARGN})
+  cmake_parse_arguments(ROOM "HARDENED" "" "DEPENDS;LINK;SUBDIRS;TEST_LINK" ${ARGN})
   set(patterns ${PROJECT_SOURCE_DIR}/millrace/${name}/*.cc)
   foreach(subdir IN LISTS ROOM_SUBDIRS)
     list(APPEND patterns ${PROJECT_SOURCE_DIR}/millrace/${name}/${subdir}/*.cc)
@@ -39,6 +39,9 @@ function(millrace_room name)
   if(sources)
     add_library(millrace_${name} STATIC ${sources})
     target_link_libraries(millrace_${name} PUBLIC millrace_options ${ROOM_DEPENDS} ${ROOM_LINK})
+    if(ROOM_HARDENED)
+      target_link_libraries(millrace_${name} PRIVATE millrace_hardened)
+    endif()
   else()
     add_library(millrace_${name} INTERFACE)
     target_link_libraries(millrace_${name} INTERFACE millrace_options ${ROOM_DEPENDS} ${ROOM_LINK})
