@@ -115,7 +115,7 @@ def test_client_that_does_not_read_is_given_up(slow_server):
     deadline = time.monotonic() + 60
     while running.metrics()['vllm:request_success_total{finished_reason="abort"}'] == 0:
         assert time.monotonic() < deadline, "the request still runs"
-        assert httpx.get(f"{running.url}/health", timeout=5).status_code == 200
+        assert httpx.get(f"{running.url}/health", timeout=5 * PATIENCE).status_code == 200
         time.sleep(0.1)
     running.wait_until_idle(5)
     lazy.close()
@@ -194,7 +194,7 @@ def test_a_thousand_idle_streams_add_no_thread(make_server):
             for connection in connections:
                 assert b"HTTP/1.1 200" in connection.recv(4096)
             assert running.num_threads() == num_threads
-            assert httpx.get(f"{running.url}/health", timeout=5).status_code == 200
+            assert httpx.get(f"{running.url}/health", timeout=5 * PATIENCE).status_code == 200
         finally:
             for connection in connections:
                 connection.close()
