@@ -1,7 +1,7 @@
 // Attention over bf16 keys and values with AMX tiles; other formats are AVX-512's.
 //
-// A tile of the instruction multiplies bf16 only, so queries and probabilities are taken apart into two bf16 numbers each, whose sum keeps 16
-// bits: what is lost is a hundredth of what rounding keys and values to bf16 costs. Blocks lie in the cache as the instruction wants them.
+// A tile of the instruction multiplies bf16 only: queries and probabilities are rounded to it as keys and values are in the cache, and as the
+// activations before every matrix of a prompt. Blocks lie in the cache as the instruction wants them.
 //
 // What a query computes depends on its own position only, as in attention_simd.inc: a row of a tile does not know of the others. Values that a
 // query does not see get a probability of zero. Zero times what is not finite is not zero: in a block with such values each set of queries
@@ -23,14 +23,11 @@ inline constexpr int kMaxQueries = 16;
 #include "millrace/kernels/cpu/amx_tiles.inc"
 #include "millrace/kernels/cpu/attention_tile.inc"
 
-// 16 floats as two times 16 bf16, nearest to the value and nearest to what that leaves.
-MR_INLINE void store_split(F32 value, void* high, void* low) {
-  const __m256bh first = _mm512_cvtneps_pbh(value);
-  const F32 rounded = from_bits(reinterpret_cast<I32>(_mm512_maskz_cvtepu16_epi32(kAllLanes, (__m256i)first)) << 16);
-  const __m256bh second = _mm512_cvtneps_pbh(value - rounded);
-  _mm256_storeu_si256(static_cast<__m256i*>(high), (__m256i)first);
-  _mm256_storeu_si256(static_cast<__m256i*>(low), (__m256i)second);
+// The first `count` of 16 values, then zeros.
+MR_INLINE F32 load_part(const float* from, int64_t count) {
+  return count >= kLanes ? load(from) : _mm512_maskz_loadu_ps(count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1), from);
 }
+MR_INLINE void store_bf16(F32 first, F32 second, void* to) { _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first)); }
 
 constexpr int64_t kPairBytes = 4, kLineBytes = 64;
 constexpr int64_t kTilePairs = 16;                       // of one instruction: 32 dimensions of a key, or 32 keys
@@ -38,18 +35,16 @@ constexpr int64_t kPairsBytes = kTilePairs * kPairBytes;  // of one query
 constexpr int64_t kRowBytes = kQueryStride * 4;          // from one query to the next
 static_assert(kBlockTokens == 2 * kTilePairs && 2 * kLineBytes == kBlockTokens * kPairBytes);
 
-// Queries become [ceil(head_dim / 32)][2][32] bf16 each: 32 dimensions of the first part, then of the second; zeros beyond head_dim.
+// Queries become bf16, with zeros from head_dim to the next multiple of 32.
 void load_queries(QueryTile& tile) {
-  const float scale = tile.args.softcap.has_value() ? tile.args.scale : tile.args.scale * kLog2E;
+  const F32 scale = set1(tile.args.softcap.has_value() ? tile.args.scale : tile.args.scale * kLog2E);
   const int64_t padded = (tile.head_dim + 31) / 32 * 32;
   for (int64_t i = 0; i < tile.num_queries; ++i) {
     const float* from = tile.args.q + tile.rows[i] * tile.args.q_stride + tile.heads[i] * tile.head_dim;
     auto* to = reinterpret_cast<std::byte*>(tile.queries + i * kQueryStride);
-    for (int64_t d = 0; d < padded; d += kLanes) {
+    for (int64_t d = 0; d < padded; d += 32) {
       const int64_t left = tile.head_dim - d;
-      const __mmask16 mask = left >= kLanes ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1u << left) - 1);
-      std::byte* high = to + d / 32 * 2 * kPairsBytes + d % 32 * 2;
-      store_split(_mm512_maskz_loadu_ps(mask, from + d) * set1(scale), high, high + kPairsBytes);
+      store_bf16(load_part(from + d, left) * scale, load_part(from + d + 16, left - 16) * scale, to + d * 2);
     }
   }
 }
@@ -64,25 +59,22 @@ void score_block(const std::byte* queries, const std::byte* keys, int64_t num_pa
     _tile_loadd(7, k + kLineBytes, 2 * kLineBytes);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, q + kPairsBytes, kRowBytes);
-    _tile_dpbf16ps(0, 5, 6);
-    _tile_dpbf16ps(1, 5, 7);
   };
   const int64_t whole = num_pairs / kTilePairs;
-  for (int64_t i = 0; i < whole; ++i) step(queries + i * 2 * kPairsBytes, keys + i * kTilePairs * 2 * kLineBytes);
+  for (int64_t i = 0; i < whole; ++i) step(queries + i * kPairsBytes, keys + i * kTilePairs * 2 * kLineBytes);
   if (const int64_t rest = num_pairs % kTilePairs; rest > 0) {
     // What follows the last dimension are values, which may be anything: zero times that is not always zero.
     alignas(64) std::byte last[kTilePairs * 2 * kLineBytes] = {};
     std::memcpy(last, keys + whole * kTilePairs * 2 * kLineBytes, static_cast<std::size_t>(rest * 2 * kLineBytes));
     before_tile_loads();
-    step(queries + whole * 2 * kPairsBytes, last);
+    step(queries + whole * kPairsBytes, last);
   }
   _tile_stored(0, scores, kRowBytes);
   _tile_stored(1, scores + 16, kRowBytes);
 }
 
 // sums[queries][dims] += probabilities . V of the blocks [begin, end), of which `values(i)` are the rows of `dim_padded` pairs of keys.
-// `probabilities`: of each block 32 bf16 of the first part, then of the second.
+// `probabilities`: of each block 32 bf16 where its 32 floats were.
 template <class Values>
 void add_values(const float* probabilities, const Values& values, int64_t begin, int64_t end, int64_t dim_padded, float* sums) {
   constexpr int64_t kVecs = 4;  // tiles of sums
@@ -99,24 +91,19 @@ void add_values(const float* probabilities, const Values& values, int64_t begin,
       const std::byte* v = values(block) + first * kLineBytes;
       const int64_t row_bytes = dim_padded * kPairBytes;
       _tile_loadd(4, p, kRowBytes);
-      _tile_loadd(5, p + kPairsBytes, kRowBytes);
       _tile_loadd(6, v, row_bytes);
       _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(0, 5, 6);
       if (count > 1) {
         _tile_loadd(7, v + kLineBytes, row_bytes);
         _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(1, 5, 7);
       }
       if (count > 2) {
         _tile_loadd(6, v + 2 * kLineBytes, row_bytes);
         _tile_dpbf16ps(2, 4, 6);
-        _tile_dpbf16ps(2, 5, 6);
       }
       if (count > 3) {
         _tile_loadd(7, v + 3 * kLineBytes, row_bytes);
         _tile_dpbf16ps(3, 4, 7);
-        _tile_dpbf16ps(3, 5, 7);
       }
     }
     _tile_stored(0, to, kRowBytes);
@@ -191,18 +178,15 @@ void compute_bf16_segment(QueryTile& tile, int64_t segment) {
     float* scores = tile.scores + i * kQueryStride;
     const KeyRange seen = tile.seen[i];
     if (!seen.empty()) tile.denominators[i] = exponentials(scores, seen, tile.maxima[i]);
-    // A block's two parts take the place of its floats.
+    // A block's 32 bf16 take the place of its first floats.
     for (int64_t block = block_begin; block < block_end; ++block) {
       float* at = scores + block * kBlockTokens;
       const KeyRange range = in_block(seen, block * kBlockTokens);
-      const auto probabilities = [&](int64_t j) {
+      const auto probabilities = [&](int64_t j) __attribute__((always_inline)) {
         const auto below = [j](int64_t key) { return key <= j ? 0u : key >= j + 16 ? 0xffffu : (1u << (key - j)) - 1; };
         return _mm512_maskz_loadu_ps(static_cast<__mmask16>(below(range.end) & ~below(range.begin)), at + j);
       };
-      const F32 first = probabilities(0), second = probabilities(16);
-      auto* to = reinterpret_cast<std::byte*>(at);
-      store_split(first, to, to + kPairsBytes);
-      store_split(second, to + 32, to + kPairsBytes + 32);
+      store_bf16(probabilities(0), probabilities(16), at);
     }
   }
 
