@@ -7,6 +7,10 @@
 
 namespace millrace {
 
+// From one row of bf16 activations to the next: an odd number of cache lines, since rows whose distance is a large power of two would
+// take turns in a few sets of the cache.
+constexpr int64_t bf16_row_stride(int64_t k) { return ((k + 31) / 32 | 1) * 32; }
+
 // Activations of `num_rows` tokens. Only the forms the consumer asked for are set; strides are in elements.
 // int8: per 32 values one scale = max|x| / 127, codes in [-127, 127] (never -128: the AVX2 sign trick relies on it),
 // value = scale * code; sums16 are the sums of 16 consecutive codes (zero points and minima need them).
@@ -18,9 +22,10 @@ struct Activations {
   const int8_t* codes = nullptr;    // [num_rows, k_padded]
   const float* scales = nullptr;    // [num_rows, k_padded / 32]
   const int16_t* sums16 = nullptr;  // [num_rows, k_padded / 16]
-  const uint16_t* bf16 = nullptr;   // [num_rows, k_padded]
+  const uint16_t* bf16 = nullptr;   // [num_rows, bf16_stride]
 
   int64_t k_padded() const { return (k + 31) / 32 * 32; }
+  int64_t bf16_stride() const { return bf16_row_stride(k); }
 };
 
 // Quantizes one row of k floats into codes [k_padded], scales [k_padded / 32], sums16 [k_padded / 16]. Bit-identical on every ISA.

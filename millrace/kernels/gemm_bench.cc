@@ -85,6 +85,8 @@ double read_bandwidth(int num_threads, const AlignedBuffer& memory) {
   return static_cast<double>(size * num_threads) / time;
 }
 
+constexpr int64_t kPromptPanels = 16;  // that a visit of the executor computes
+
 struct Shape {
   int64_t rows, k;
 };
@@ -116,13 +118,16 @@ void bench_shape(const Options& options, DType dtype, Shape shape, int num_threa
     TestActivations x;
     set_random_activations(num_tokens, shape.k, 2, x);
     const int64_t width = num_panels * 16;
-    std::vector<float> y(static_cast<std::size_t>(num_tokens * width));
+    AlignedBuffer y(static_cast<std::size_t>(num_tokens * (width + kPromptPanels * 16)) * sizeof(float));
     const double operations = 2.0 * static_cast<double>(num_tokens * shape.rows * shape.k);
     const int repeats = static_cast<int>(std::clamp(2e8 / operations, 1.0, 400.0));
     const double time = best_seconds(num_threads, repeats, operations > 2e9 ? 5 : 40, [&](int thread, int repeat) {
       const PackedMatrix& weights = copies[cold ? static_cast<std::size_t>(repeat) % copies.size() : 0];
       const int64_t begin = num_panels * thread / num_threads, end = num_panels * (thread + 1) / num_threads;
-      gemm(options.isa, options.path, weights, x.view, begin, end, 0, num_tokens, y.data() + begin * 16, width, nullptr);
+      if (options.path != GemmPath::kPrompt) return gemm(options.isa, options.path, weights, x.view, begin, end, 0, num_tokens, y.as<float>() + begin * 16, width, nullptr);
+      for (int64_t panel = begin; panel < end; panel += kPromptPanels) {  // as the executor does
+        gemm(options.isa, options.path, weights, x.view, panel, std::min(end, panel + kPromptPanels), 0, num_tokens, y.as<float>() + begin * 16 * num_tokens, kPromptPanels * 16, nullptr);
+      }
     });
     const double bytes = static_cast<double>(weights_bytes) / time;
     fmt::print("{:<5} {:>5}x{:<4} tokens {:>3} threads {}  {:>9.1f} us  {:>5.1f} GB/s {:>4.0f} %  {:>6.0f} GOPS  {:>5.1f} op/cycle/thread\n", dtype_name(dtype),

@@ -132,7 +132,7 @@ TEST(Gemm, PromptPathMultipliesBf16) {
             for (int64_t m = 0; m < num_tokens; ++m) {
               for (int64_t r = 0; r < num_rows; ++r) {
                 double want = 0;
-                for (int64_t i = 0; i < k; ++i) want += static_cast<double>(weights[static_cast<std::size_t>(r * k + i)]) * bf16_to_f32(x.view.bf16[m * x.view.k_padded() + i]);
+                for (int64_t i = 0; i < k; ++i) want += static_cast<double>(weights[static_cast<std::size_t>(r * k + i)]) * bf16_to_f32(x.view.bf16[m * x.view.bf16_stride() + i]);
                 const double error = got[static_cast<std::size_t>(m * stride + r)] - want;
                 difference += error * error;
                 norm += want * want;

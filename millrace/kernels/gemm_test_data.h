@@ -5,6 +5,7 @@
 #include <random>
 #include <vector>
 
+#include "millrace/base/aligned_buffer.h"
 #include "millrace/kernels/gemm.h"
 #include "millrace/kernels/packed_matrix.h"
 #include "millrace/tensor/half.h"
@@ -69,7 +70,7 @@ struct TestActivations {
   std::vector<float> f32, scales;
   std::vector<int8_t> codes;
   std::vector<int16_t> sums16;
-  std::vector<uint16_t> bf16;
+  AlignedBuffer bf16;  // as the executor's: a line of the cache at a time
   Activations view;
 };
 
@@ -81,16 +82,16 @@ inline void set_activations(const std::vector<float>& values, int64_t num_rows, 
   result.scales.resize(size(k_padded / 32));
   result.codes.resize(size(k_padded));
   result.sums16.resize(size(k_padded / 16));
-  result.bf16.resize(size(k_padded));
+  result.bf16 = AlignedBuffer(size(bf16_row_stride(k)) * sizeof(uint16_t));
   for (int64_t m = 0; m < num_rows; ++m) {
     const float* row = values.data() + m * k;
     std::memcpy(result.f32.data() + m * k_padded, row, static_cast<std::size_t>(k) * sizeof(float));
     quantize_row_int8(Isa::kScalar, row, k, result.codes.data() + m * k_padded, result.scales.data() + m * (k_padded / 32),
                       result.sums16.data() + m * (k_padded / 16));
-    convert_row_bf16(Isa::kScalar, row, k, result.bf16.data() + m * k_padded);
+    convert_row_bf16(Isa::kScalar, row, k, result.bf16.as<uint16_t>() + m * bf16_row_stride(k));
   }
   result.view = Activations{.num_rows = num_rows, .k = k, .f32 = result.f32.data(), .f32_stride = k_padded, .codes = result.codes.data(),
-                            .scales = result.scales.data(), .sums16 = result.sums16.data(), .bf16 = result.bf16.data()};
+                            .scales = result.scales.data(), .sums16 = result.sums16.data(), .bf16 = result.bf16.as<uint16_t>()};
 }
 
 inline void set_random_activations(int64_t num_rows, int64_t k, uint32_t seed, TestActivations& result) {

@@ -101,8 +101,6 @@ void CpuExecutor::plan_buffers() {
       attention_floats = std::max(attention_floats, attention_scratch_floats(kv_geometry_[g], op.attention->num_heads));
     }
   }
-  // Decoding weights is what a prompt's tokens share: as many of them a visit as there are.
-  if (info_.prompt_differs) prompt_tile_rows_ = std::max(kTileRows, max_rows);
   for (const Op& op : program_.ops) {
     if (op.kind != OpKind::kRoute) continue;
     const RoutingRule& rule = op.mixture->rule;
@@ -113,10 +111,11 @@ void CpuExecutor::plan_buffers() {
     active_experts_.reserve(static_cast<std::size_t>(rule.num_experts));
   }
   scratch_.resize(static_cast<std::size_t>(pool_.num_threads()));
+  int64_t tile_floats = 2 * kTileRows * kTilePanels * kPanelRows;  // the gate's and the up projection's
+  if (info_.prompt_differs) tile_floats = std::max(tile_floats, std::min(max_rows, kPromptRows) * kPromptPanels * kPanelRows);
   for (WorkerScratch& scratch : scratch_) {
     scratch.gemm = AlignedBuffer(bytes_of(round_up(k_max, 32) * kPanelRows, sizeof(float)));
-    scratch.tile_a = AlignedBuffer(bytes_of(prompt_tile_rows_ * kTileColumns, sizeof(float)));
-    scratch.tile_b = AlignedBuffer(bytes_of(prompt_tile_rows_ * kTileColumns, sizeof(float)));
+    scratch.tile = AlignedBuffer(bytes_of(tile_floats, sizeof(float)));
     scratch.attention = AlignedBuffer(bytes_of(attention_floats, sizeof(float)));
     scratch.row = AlignedBuffer(bytes_of(width_max, sizeof(float)));
   }
@@ -162,7 +161,7 @@ int64_t CpuExecutor::allocate(Rows& buffer, int64_t capacity) {
     buffer.scales = AlignedBuffer(bytes_of(capacity * buffer.k_padded / 32, sizeof(float)));
     buffer.sums16 = AlignedBuffer(bytes_of(capacity * buffer.k_padded / 16, sizeof(int16_t)));
   }
-  if (buffer.has(ActivationForm::kBf16)) buffer.bf16 = AlignedBuffer(bytes_of(capacity * buffer.k_padded, sizeof(uint16_t)));
+  if (buffer.has(ActivationForm::kBf16)) buffer.bf16 = AlignedBuffer(bytes_of(capacity * bf16_row_stride(buffer.width), sizeof(uint16_t)));
   return static_cast<int64_t>(buffer.f32.size() + buffer.codes.size() + buffer.scales.size() + buffer.sums16.size() + buffer.bf16.size());
 }
 
@@ -203,6 +202,7 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
   positions_.resize(plan.tokens.size());
   sequence_of_row_.resize(plan.tokens.size());
   path_of_row_.resize(plan.tokens.size());
+  has_prompt_rows_ = false;
   for (std::size_t i = 0; i < plan.tokens.size(); ++i) {
     const int32_t token = plan.tokens[i];
     tokens_[i] = token >= 0 ? token : output_.tokens[static_cast<std::size_t>(~token)].id;
@@ -215,6 +215,7 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
       sequence_of_row_[static_cast<std::size_t>(row)] = static_cast<int32_t>(s);
       const bool is_prompt = info_.prompt_differs && positions_[static_cast<std::size_t>(row)] < sequence.num_prompt_tokens;
       path_of_row_[static_cast<std::size_t>(row)] = is_prompt ? GemmPath::kPrompt : options_.path;
+      has_prompt_rows_ |= is_prompt;
     }
   }
   reserve_outputs(num_outputs_);
@@ -252,16 +253,31 @@ bool CpuExecutor::is_absorbed(const Stage& stage) const {
   return num_rows(buffers_[static_cast<std::size_t>(stage.op->in)]) <= kAbsorbedRows;
 }
 
-// Some chunks a thread, so that a slower one computes fewer of them; more where one is long enough that claiming it does not count.
 int64_t CpuExecutor::num_chunks(const Stage& stage) {
   if (stage.op->kind == OpKind::kDispatch) sort_by_expert(*stage.op);  // all tokens are routed by now, and nobody else is at work
-  constexpr int64_t kHeadsPerChunk = 8;
-  const int64_t chunks_per_thread = num_rows_ >= 32 ? 16 : 4;
-  const int64_t units = stage_units(stage), units_min = stage.op->kind == OpKind::kPosition ? kHeadsPerChunk : 1;
-  // An item of attention is large enough to be claimed by itself, and they differ; only the pool's limit on chunks puts some together.
+  const int64_t units = stage_units(stage);
   if (units > 0) ++num_stages_;
-  chunk_units_ = stage.op->kind == OpKind::kAttention ? std::max<int64_t>(1, units >> 19) : std::max(units_min, units / (chunks_per_thread * pool_.num_threads()));
+  chunk_units_ = units_per_chunk(*stage.op, units);
   return (units + chunk_units_ - 1) / chunk_units_;
+}
+
+int64_t CpuExecutor::units_per_chunk(const Op& op, int64_t units) const {
+  // An item of attention is large enough to be claimed by itself, and they differ; only the pool's limit on chunks puts some together.
+  if (op.kind == OpKind::kAttention) return std::max<int64_t>(1, units >> 19);
+  const int64_t num_threads = pool_.num_threads();
+  if (op.kind == OpKind::kLinear && has_prompt_rows_) {
+    // A visit, or less of it where that shares the units more evenly.
+    const auto longest = [&](int64_t chunk) { return ((units + chunk - 1) / chunk + num_threads - 1) / num_threads * chunk; };
+    int64_t best = 1;
+    for (int64_t chunk = 2; chunk <= visit_panels(op) / kTilePanels; ++chunk) {
+      if (longest(chunk) <= longest(best)) best = chunk;
+    }
+    return best;
+  }
+  // Some chunks a thread, so that a slower one computes fewer of them; more where one is long enough that claiming it does not count.
+  constexpr int64_t kHeadsPerChunk = 8;
+  const int64_t chunks_per_thread = num_rows_ >= 32 ? 16 : 4, units_min = op.kind == OpKind::kPosition ? kHeadsPerChunk : 1;
+  return std::max(units_min, units / (chunks_per_thread * num_threads));
 }
 
 int64_t CpuExecutor::stage_units(const Stage& stage) const {
@@ -324,7 +340,7 @@ void CpuExecutor::store_forms(Rows& buffer, int64_t r, int64_t column, const flo
     quantize_row_int8(options_.isa, values, count, buffer.codes.as<int8_t>() + r * buffer.k_padded + column,
                       buffer.scales.as<float>() + (r * buffer.k_padded + column) / 32, buffer.sums16.as<int16_t>() + (r * buffer.k_padded + column) / 16);
   }
-  if (wants(ActivationForm::kBf16)) convert_row_bf16(options_.isa, values, count, buffer.bf16.as<uint16_t>() + r * buffer.k_padded + column);
+  if (wants(ActivationForm::kBf16)) convert_row_bf16(options_.isa, values, count, buffer.bf16.as<uint16_t>() + r * bf16_row_stride(buffer.width) + column);
 }
 
 }  // namespace millrace

@@ -50,7 +50,10 @@ class CpuExecutor final : public Executor {
   // computes this many rows a visit: enough to amortize the panels, few enough that the tile stays in the cache.
   static constexpr int64_t kTileRows = 64;
   static constexpr int64_t kTilePanels = 2;
-  static constexpr int64_t kTileColumns = kTilePanels * kPanelRows;
+  // Of a prompt more rows share each visit, since decoding weights costs as much as multiplying tens of rows, and more panels, which share
+  // fetching the rows into the second cache level.
+  static constexpr int64_t kPromptRows = 512;
+  static constexpr int64_t kPromptPanels = 16;
   // Query rows that share each visit to a KV block.
   static constexpr int64_t kAttentionRows = 16;
   // A norm of at most this many rows is computed by every worker.
@@ -71,7 +74,7 @@ class CpuExecutor final : public Executor {
     Rows absorbed;                      // the norm before absorbed_op, of step absorbed_step
     int64_t absorbed_step = -1;
     const Op* absorbed_op = nullptr;
-    AlignedBuffer gemm, tile_a, tile_b, attention, row;
+    AlignedBuffer gemm, tile, attention, row;
     SamplingScratch sampling;
   };
   // One unit of attention: some rows of one sequence and one kv head; or one segment of one row (decode over long contexts).
@@ -99,6 +102,7 @@ class CpuExecutor final : public Executor {
   };
   bool is_absorbed(const Stage& stage) const;
   int64_t num_chunks(const Stage& stage);
+  int64_t units_per_chunk(const Op& op, int64_t units) const;
   int64_t stage_units(const Stage& stage) const;
   void run_stage(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch);
   std::size_t op_index(const Stage& stage) const { return static_cast<std::size_t>(stage.op - program_.ops.data()); }
@@ -114,12 +118,15 @@ class CpuExecutor final : public Executor {
     std::span<const LinearSegment> segments;
     int64_t row_begin, row_end;
   };
-  // Calls visit(path, row_begin, row_end) for the part's rows that are multiplied in one way, at most `rows_max` of them at a time.
+  // Panels of one matrix that a visit computes.
+  int64_t visit_panels(const Op& op) const;
+  // Calls visit(path, row_begin, row_end) for the part's rows that are multiplied in one way, at most `rows_max` of them at a time, of a prompt
+  // kPromptRows.
   template <class Visit>
   void for_row_runs(const Op& op, const LinearPart& part, int64_t rows_max, const Visit& visit) const;
   void linear_part(const Op& op, const LinearPart& part, int64_t begin, int64_t end, WorkerScratch& scratch);
   void linear_panels(const Op& op, const LinearPart& part, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch);
-  void activated_unit(const Op& op, const LinearPart& part, int64_t unit, WorkerScratch& scratch);
+  void activated_panels(const Op& op, const LinearPart& part, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch);
   std::span<const LinearSegment> expert_segments(const Op& op, int64_t expert) const;
   void route(const Op& op, int64_t begin, int64_t end);
   void sort_by_expert(const Op& op);
@@ -161,7 +168,6 @@ class CpuExecutor final : public Executor {
   std::vector<AlignedBuffer> rope_cos_, rope_sin_;  // [ropes] of [max_rows, rotary_dim / 2]
   std::vector<WorkerScratch> scratch_;              // [workers]
   std::vector<Stage> stages_;                       // of program_.ops, in order
-  int64_t prompt_tile_rows_ = kTileRows;            // the same for rows of a prompt
   int64_t chunk_units_ = 1;                         // of the stage being computed
   int64_t step_ = 0, num_stages_ = 0;
   int64_t activation_bytes_ = 0;
@@ -171,6 +177,7 @@ class CpuExecutor final : public Executor {
   int64_t num_rows_ = 0, num_outputs_ = 0;
   std::vector<int32_t> positions_, sequence_of_row_, tokens_;  // [num_rows]
   std::vector<GemmPath> path_of_row_;                          // [num_rows]
+  bool has_prompt_rows_ = false;                               // that are computed in a way of their own
   std::vector<std::vector<AttentionItem>> attention_items_;    // [groups]
   std::vector<std::vector<int32_t>> attention_merges_;         // [groups] items that are the first segment of a split row
   std::vector<bool> heads_have_one_item_;                      // [groups] each kv head of each sequence has one item for all its rows

@@ -60,7 +60,7 @@ void CpuExecutor::dispatch(const Op& op, int64_t begin, int64_t end) {
       copy(in.scales, out.scales, token, place, in.k_padded / 32 * static_cast<int64_t>(sizeof(float)));
       copy(in.sums16, out.sums16, token, place, in.k_padded / 16 * static_cast<int64_t>(sizeof(int16_t)));
     }
-    if (wants(ActivationForm::kBf16)) copy(in.bf16, out.bf16, token, place, in.k_padded * static_cast<int64_t>(sizeof(uint16_t)));
+    if (wants(ActivationForm::kBf16)) copy(in.bf16, out.bf16, token, place, bf16_row_stride(in.width) * static_cast<int64_t>(sizeof(uint16_t)));
   }
 }
 

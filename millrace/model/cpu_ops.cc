@@ -124,10 +124,7 @@ void CpuExecutor::linear(const Stage& stage, int64_t begin, int64_t end, WorkerS
 }
 
 void CpuExecutor::linear_part(const Op& op, const LinearPart& part, int64_t begin, int64_t end, WorkerScratch& scratch) {
-  if (op.activation) {
-    for (int64_t unit = begin; unit < end; ++unit) activated_unit(op, part, unit, scratch);
-    return;
-  }
+  if (op.activation) return activated_panels(op, part, begin * kTilePanels, std::min(weights_[part.segments.back().weight].num_panels(), end * kTilePanels), scratch);
   int64_t first = 0;  // unit number of the segment's first panel
   for (const LinearSegment& segment : part.segments) {
     const int64_t panels = weights_[segment.weight].num_panels(), count = num_units(panels, kTilePanels);
@@ -137,6 +134,11 @@ void CpuExecutor::linear_part(const Op& op, const LinearPart& part, int64_t begi
   }
 }
 
+int64_t CpuExecutor::visit_panels(const Op& op) const {
+  if (!has_prompt_rows_) return kTilePanels;
+  return op.gated ? kPromptPanels / 2 : kPromptPanels;
+}
+
 template <class Visit>
 void CpuExecutor::for_row_runs(const Op& op, const LinearPart& part, int64_t rows_max, const Visit& visit) const {
   const Rows& in = buffers_[static_cast<std::size_t>(op.in)];
@@ -144,7 +146,7 @@ void CpuExecutor::for_row_runs(const Op& op, const LinearPart& part, int64_t row
   const auto path_of_input = [&](int64_t row) { return op.exact ? GemmPath::kExact : path_of(in, row); };
   for (int64_t row = part.row_begin; row < part.row_end;) {
     const GemmPath path = path_of_input(row);
-    const int64_t most = std::min(part.row_end, row + (path == GemmPath::kPrompt ? std::max(rows_max, prompt_tile_rows_) : rows_max));
+    const int64_t most = std::min(part.row_end, row + (path == GemmPath::kPrompt ? kPromptRows : rows_max));
     int64_t end = one_path ? most : row + 1;
     while (end < most && path_of_input(end) == path) ++end;
     visit(path, row, end);
@@ -174,13 +176,14 @@ void CpuExecutor::linear_panels(const Op& op, const LinearPart& part, const Line
     return;
   }
   Rows& residual = rows(op.residual);
-  float* tile = scratch.tile_a.as<float>();
-  for (int64_t panel = panel_begin; panel < panel_end; panel += kTilePanels) {
-    const int64_t end = std::min(panel_end, panel + kTilePanels), columns = columns_of(panel, end);
+  float* tile = scratch.tile.as<float>();
+  const int64_t visit = visit_panels(op), stride = visit * kPanelRows;
+  for (int64_t panel = panel_begin; panel < panel_end; panel += visit) {
+    const int64_t end = std::min(panel_end, panel + visit), columns = columns_of(panel, end);
     for_row_runs(op, part, kTileRows, [&](GemmPath path, int64_t row, int64_t row_end) {
-      gemm(isa, path, weight, part.x, panel, end, row, row_end, tile, kTileColumns, scratch.gemm.as<float>());
+      gemm(isa, path, weight, part.x, panel, end, row, row_end, tile, stride, scratch.gemm.as<float>());
       for (int64_t r = row; r < row_end; ++r) {
-        float* y = tile + (r - row) * kTileColumns;
+        float* y = tile + (r - row) * stride;
         if (bias != nullptr) add_row(isa, bias + (panel - panel_begin) * kPanelRows, columns, y);
         if (op.multiplier != 1.0f) scale_row(isa, y, op.multiplier, columns, y);
         add_row(isa, y, columns, residual.row(r) + panel * kPanelRows);
@@ -189,30 +192,33 @@ void CpuExecutor::linear_panels(const Op& op, const LinearPart& part, const Line
   }
 }
 
-void CpuExecutor::activated_unit(const Op& op, const LinearPart& part, int64_t unit, WorkerScratch& scratch) {
+// A row of the tile has the up projection's columns, then the gate's.
+void CpuExecutor::activated_panels(const Op& op, const LinearPart& part, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch) {
   Rows& out = rows(op.out);
   const LinearSegment &gate = part.segments.front(), &up = part.segments.back();
-  const PackedMatrix& up_weight = weights_[up.weight];
-  const int64_t begin = unit * kTilePanels, end = std::min(up_weight.num_panels(), begin + kTilePanels);
-  const int64_t column = begin * kPanelRows, columns = std::min(end * kPanelRows, up_weight.rows()) - column;
+  const PackedMatrix &up_weight = weights_[up.weight], &gate_weight = weights_[gate.weight];
   const Isa isa = options_.isa;
   const ActivationKind kind = kind_of(*op.activation);
-  float *a = scratch.tile_a.as<float>(), *b = scratch.tile_b.as<float>();
-  for_row_runs(op, part, kTileRows, [&](GemmPath path, int64_t row, int64_t row_end) {
-    gemm(isa, path, up_weight, part.x, begin, end, row, row_end, b, kTileColumns, scratch.gemm.as<float>());
-    if (op.gated) gemm(isa, path, weights_[gate.weight], part.x, begin, end, row, row_end, a, kTileColumns, scratch.gemm.as<float>());
-    for (int64_t r = row; r < row_end; ++r) {
-      float *g = a + (r - row) * kTileColumns, *y = b + (r - row) * kTileColumns;
-      if (!up.bias.empty()) add_row(isa, up.bias.data() + column, columns, y);
-      if (op.gated) {
-        if (!gate.bias.empty()) add_row(isa, gate.bias.data() + column, columns, g);
-        activate_mul_row(isa, kind, g, y, columns, y);
-      } else {
-        activate_row(isa, kind, y, columns, y);
+  const int64_t visit = visit_panels(op), half = visit * kPanelRows, stride = op.gated ? 2 * half : half;
+  float* tile = scratch.tile.as<float>();
+  for (int64_t begin = panel_begin; begin < panel_end; begin += visit) {
+    const int64_t end = std::min(panel_end, begin + visit), column = begin * kPanelRows, columns = std::min(end * kPanelRows, up_weight.rows()) - column;
+    for_row_runs(op, part, kTileRows, [&](GemmPath path, int64_t row, int64_t row_end) {
+      gemm(isa, path, up_weight, part.x, begin, end, row, row_end, tile, stride, scratch.gemm.as<float>());
+      if (op.gated) gemm(isa, path, gate_weight, part.x, begin, end, row, row_end, tile + half, stride, scratch.gemm.as<float>());
+      for (int64_t r = row; r < row_end; ++r) {
+        float *y = tile + (r - row) * stride, *g = y + half;
+        if (!up.bias.empty()) add_row(isa, up.bias.data() + column, columns, y);
+        if (op.gated) {
+          if (!gate.bias.empty()) add_row(isa, gate.bias.data() + column, columns, g);
+          activate_mul_row(isa, kind, g, y, columns, y);
+        } else {
+          activate_row(isa, kind, y, columns, y);
+        }
+        store_forms(out, r, column, y, columns);
       }
-      store_forms(out, r, column, y, columns);
-    }
-  });
+    });
+  }
 }
 
 void CpuExecutor::heads_norm(const Op& op, int64_t begin, int64_t end) {

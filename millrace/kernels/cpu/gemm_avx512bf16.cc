@@ -66,7 +66,7 @@ void tokens(const std::byte* panels, int64_t panel_bytes, int64_t num_pairs, con
 }  // namespace
 
 void gemm_bf16(const GemmCall& call) {
-  const int64_t x_stride = call.x->k_padded(), num_pairs = (call.k + 1) / 2;
+  const int64_t x_stride = call.x->bf16_stride(), num_pairs = (call.k + 1) / 2;
   const uint16_t* x = call.x->bf16 + call.row_begin * x_stride;
   int64_t panel = 0;
   for (; panel + 2 <= call.num_panels; panel += 2) {

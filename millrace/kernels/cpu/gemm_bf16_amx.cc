@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kTilePairs = 16, kTileBytes = 1024;
 constexpr int64_t kPrefetchBytes = 4096;
+constexpr int64_t kStripPairs = 18 * kTilePairs;
 
 // kTiles tiles of tokens times kPanels panels. `x` and `y` are the first token's; the second tile of tokens begins kTileRows further on.
 template <int kTiles, int kPanels>
@@ -33,8 +34,9 @@ void multiply(const Bf16Product& call, const std::byte* panels, const uint16_t* 
     if constexpr (kTiles == 2 && kPanels == 2) _tile_zero(3);
   }
   const int64_t x_bytes = x_stride * static_cast<int64_t>(sizeof(uint16_t));
+  // Activations are loaded with the hint that they are not needed again, so that they do not drive the weights out of the first cache level.
   const auto step = [&](const std::byte* w, int64_t w_stride, const uint16_t* from) __attribute__((always_inline)) {
-    _tile_loadd(4, from, x_bytes);
+    _tile_stream_loadd(4, from, x_bytes);
     _tile_loadd(6, w, 64);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (kPanels == 2) {
@@ -42,7 +44,7 @@ void multiply(const Bf16Product& call, const std::byte* panels, const uint16_t* 
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (kTiles == 2) {
-      _tile_loadd(5, from + kTileRows * x_stride, x_bytes);
+      _tile_stream_loadd(5, from + kTileRows * x_stride, x_bytes);
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (kPanels == 2) _tile_dpbf16ps(3, 5, 7);
     }
@@ -101,17 +103,32 @@ void multiply_bf16(const Bf16Product& call) {
 }
 
 void gemm_bf16(const GemmCall& call) {
-  const int64_t x_stride = call.x->k_padded();
-  multiply_bf16({.panels = call.panels,
-                 .panel_bytes = call.panel_bytes,
-                 .num_panels = call.num_panels,
-                 .num_pairs = (call.k + 1) / 2,
-                 .x = call.x->bf16 + call.row_begin * x_stride,
-                 .x_stride = x_stride,
-                 .num_rows = call.num_rows,
-                 .y = call.y,
-                 .y_stride = call.y_stride,
-                 .adds = false});
+  const int64_t x_stride = call.x->bf16_stride(), num_pairs = (call.k + 1) / 2;
+  const uint16_t* x = call.x->bf16 + call.row_begin * x_stride;
+  Bf16Product product{.panels = call.panels,
+                      .panel_bytes = call.panel_bytes,
+                      .num_panels = call.num_panels,
+                      .num_pairs = num_pairs,
+                      .x = x,
+                      .x_stride = x_stride,
+                      .num_rows = call.num_rows,
+                      .y = call.y,
+                      .y_stride = call.y_stride,
+                      .adds = false};
+  if (call.num_rows <= 2 * kTileRows) return multiply_bf16(product);
+  // Many tokens: weights of two panels stay in the first cache level while activations stream through it, and a range of k of the
+  // activations in the second while all panels take their turn at it.
+  for (int64_t pair = 0; pair < num_pairs; pair += kStripPairs) {
+    product.num_pairs = num_pairs - pair < kStripPairs ? num_pairs - pair : kStripPairs;
+    product.x = x + 2 * pair;
+    product.adds = pair > 0;
+    for (int64_t panel = 0; panel < call.num_panels; panel += 2) {
+      product.panels = call.panels + panel * call.panel_bytes + pair * 64;
+      product.num_panels = call.num_panels - panel < 2 ? 1 : 2;
+      product.y = call.y + panel * 16;
+      multiply_bf16(product);
+    }
+  }
 }
 
 }  // namespace millrace::amx

@@ -18,7 +18,8 @@ namespace {
 #include "millrace/kernels/cpu/gemm_vec512.inc"
 #include "millrace/kernels/cpu/gemm_simd.inc"
 
-constexpr int64_t kDecodedBlocks = 16;           // of k, in a strip of two panels
+// Most blocks of k in a strip of two panels: what of the first cache level stays when activations stream through it.
+constexpr int64_t kDecodedBlocks = 18;
 constexpr int64_t kDecodedBytes = kBlockK * 32;  // of a block of one panel
 
 // `count` blocks of a panel as bf16 [16 pairs of k][16 rows][2] each.
@@ -53,14 +54,17 @@ void decode(const GemmCall& call, const std::byte* panel, int64_t block_begin, i
   }
 }
 
+// All panels of the call take their turn at a range of k before the next range: its activations, a few hundred KB, stay in the second cache level.
 template <WeightClass kClass>
 MR_INLINE void gemm_prompt(const GemmCall& call) {
+  constexpr int64_t kMultiple = kChunkMultiple<kClass>;
   alignas(64) std::byte strip[2 * kDecodedBlocks * kDecodedBytes];
-  const int64_t num_blocks = call.k / kBlockK, chunk = even_share(num_blocks, kDecodedBlocks, kChunkMultiple<kClass>), x_stride = call.x->k_padded();
-  for (int64_t panel = 0; panel < call.num_panels; panel += 2) {
-    const int64_t num_panels = call.num_panels - panel < 2 ? 1 : 2;
-    for (int64_t block = 0; block < num_blocks; block += chunk) {
-      const int64_t count = num_blocks - block < chunk ? num_blocks - block : chunk;
+  const int64_t num_blocks = call.k / kBlockK, chunk = even_share(num_blocks, kDecodedBlocks / kMultiple * kMultiple, kMultiple);
+  const int64_t x_stride = call.x->bf16_stride();
+  for (int64_t block = 0; block < num_blocks; block += chunk) {
+    const int64_t count = num_blocks - block < chunk ? num_blocks - block : chunk;
+    for (int64_t panel = 0; panel < call.num_panels; panel += 2) {
+      const int64_t num_panels = call.num_panels - panel < 2 ? 1 : 2;
       for (int64_t p = 0; p < num_panels; ++p) decode<kClass>(call, call.panels + (panel + p) * call.panel_bytes, block, count, strip + p * count * kDecodedBytes);
       multiply_bf16({.panels = strip,
                      .panel_bytes = count * kDecodedBytes,
