@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "millrace/base/utf8.h"
+
 namespace millrace {
 
 Completion::Completion(const GenerationRequest& request, int64_t max_tokens, std::span<const int32_t> eos_token_ids, const Tokenizer* tokenizer)
@@ -18,7 +20,7 @@ void Completion::continue_from(std::span<const int32_t> prompt_tokens, const Tok
   for (std::size_t size = std::min(kTokensMin, prompt_tokens.size()); size <= std::min(kTokensMax, prompt_tokens.size()); ++size) {
     const std::span<const int32_t> last = prompt_tokens.last(size);
     const Result<std::string> text = tokenizer.decode(last, request_.skip_special_tokens);
-    if (!text.is_ok() || text->find("\xEF\xBF\xBD") != std::string::npos) continue;
+    if (!text.is_ok() || text->find(utf8::kReplacement) != std::string::npos) continue;
     std::string given;
     for (const int32_t id : last) given += detokenizer_->push(id);
     // Decoders of byte tokens wait for the end of a run of them. What they still hold is the prompt's, and not to be given out again.

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "millrace/base/utf8.h"
+
 namespace millrace {
 namespace {
 
@@ -77,7 +79,7 @@ Status check_request(const GenerationRequest& request, const RequestLimits& limi
     if (!limits.has_tokenizer) return Status::invalid_argument("stop strings need a tokenizer, and there is none");
     if (stop.empty()) return Status::invalid_argument("a stop string is empty");
     // A match may begin only where a character does, or the text before it would end in half a character.
-    if ((static_cast<unsigned char>(stop[0]) & 0xC0) == 0x80) return Status::invalid_argument("a stop string is not valid UTF-8");
+    if (utf8::is_continuation(stop[0])) return Status::invalid_argument("a stop string is not valid UTF-8");
   }
   return check_sampling(request.sampling, limits.vocab_size);
 }

@@ -6,29 +6,13 @@
 #include <cmath>
 #include <optional>
 
+#include "millrace/base/utf8.h"
+
 namespace millrace {
 namespace {
 
 constexpr int64_t kMaxArrayElements = 4096;
 constexpr int64_t kMaxElementsInAll = 1'000'000;
-
-// Well-formed UTF-8: no overlong forms, surrogates, or values beyond U+10FFFF.
-bool is_utf8(std::string_view text) {
-  for (std::size_t i = 0; i < text.size();) {
-    const auto byte = [&](std::size_t at) { return at < text.size() ? static_cast<unsigned char>(text[at]) : 0u; };
-    const unsigned lead = byte(i);
-    const int more = lead < 0x80 ? 0 : lead >= 0xc2 && lead <= 0xdf ? 1 : lead >= 0xe0 && lead <= 0xef ? 2 : lead >= 0xf0 && lead <= 0xf4 ? 3 : -1;
-    if (more < 0) return false;
-    // The first continuation byte is what overlong forms, surrogates and too large values differ in.
-    const unsigned low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80, high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-    if (more > 0 && (byte(i + 1) < low || byte(i + 1) > high)) return false;
-    for (int k = 2; k <= more; ++k) {
-      if ((byte(i + static_cast<std::size_t>(k)) & 0xc0) != 0x80) return false;
-    }
-    i += static_cast<std::size_t>(more) + 1;
-  }
-  return true;
-}
 
 json::value json_number(double number) {
   if (std::isnan(number)) return nullptr;
@@ -40,7 +24,7 @@ bool is_float(GgufType type) { return type == GgufType::kFloat32 || type == Gguf
 std::optional<json::value> scalar(const GgufFile& gguf, const GgufValue& entry) {
   if (entry.type == GgufType::kString) {
     const std::string_view text = *gguf.string(entry.key);
-    return is_utf8(text) ? std::optional<json::value>(text) : std::nullopt;
+    return utf8::is_valid(text) ? std::optional<json::value>(text) : std::nullopt;
   }
   if (entry.type == GgufType::kBool) return *gguf.boolean(entry.key);
   if (is_float(entry.type)) return json_number(*gguf.number(entry.key));
@@ -55,7 +39,7 @@ std::optional<json::value> array(const GgufFile& gguf, const GgufValue& entry) {
     for (const std::byte byte : entry.bytes) values.emplace_back(byte != std::byte{0});
   } else if (const auto texts = gguf.strings(entry.key)) {
     for (const std::string_view text : *texts) {
-      if (!is_utf8(text)) return std::nullopt;
+      if (!utf8::is_valid(text)) return std::nullopt;
       values.emplace_back(text);
     }
   } else if (const auto integers = gguf.integers(entry.key)) {
@@ -77,7 +61,7 @@ Result<json::object> gguf_config(const GgufFile& gguf) {
     if (elements > kMaxElementsInAll) {
       return Status::resource_exhausted(fmt::format("has more than {} metadata values (vocabulary-sized arrays not counted)", kMaxElementsInAll));
     }
-    if (!is_utf8(entry.key)) continue;
+    if (!utf8::is_valid(entry.key)) continue;
     if (auto value = entry.is_array ? array(gguf, entry) : scalar(gguf, entry)) config[entry.key] = std::move(*value);
   }
   return config;

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "millrace/base/utf8.h"
+
 namespace millrace {
 namespace {
 
@@ -78,29 +80,15 @@ double draw(Drawing& drawing, const StepProfile& profile, double y) {
   return y + 4 * kRowHeight + kMargin;
 }
 
-// Bytes of the UTF-8 character at `i`; 0: none begins there.
-std::size_t utf8_size(std::string_view text, std::size_t i) {
-  const auto byte = [&](std::size_t at) { return at < text.size() ? static_cast<unsigned char>(text[at]) : 0u; };
-  const unsigned first = byte(i);
-  const std::size_t size = first < 0x80 ? 1 : first >= 0xc2 && first < 0xe0 ? 2 : first >= 0xe0 && first < 0xf0 ? 3 : first >= 0xf0 && first < 0xf5 ? 4 : 0;
-  for (std::size_t k = 1; k < size; ++k) {
-    if (byte(i + k) >> 6 != 2) return 0;
-  }
-  // Too long forms, surrogates and what lies beyond Unicode differ in the second byte.
-  if ((first == 0xe0 && byte(i + 1) < 0xa0) || (first == 0xed && byte(i + 1) >= 0xa0) || (first == 0xf0 && byte(i + 1) < 0x90) || (first == 0xf4 && byte(i + 1) >= 0x90)) return 0;
-  return size;
-}
-
 }  // namespace
 
 std::string escape_xml(std::string_view text) {
-  constexpr const char* kReplacement = "\xef\xbf\xbd";
   std::string out;
   for (std::size_t i = 0; i < text.size();) {
-    const std::size_t size = utf8_size(text, i);
+    const utf8::Scan found = utf8::scan(text, i);
     const auto c = static_cast<unsigned char>(text[i]);
-    if (size == 0 || (c < 0x20 && c != '\t' && c != '\n')) {
-      out += kReplacement;
+    if (!found.valid || (c < 0x20 && c != '\t' && c != '\n')) {
+      out += utf8::kReplacement;
     } else if (c == '&') {
       out += "&amp;";
     } else if (c == '<') {
@@ -112,9 +100,9 @@ std::string escape_xml(std::string_view text) {
     } else if (c == '\'') {
       out += "&#39;";
     } else {
-      out += text.substr(i, size);
+      out += text.substr(i, found.size);
     }
-    i += std::max<std::size_t>(size, 1);
+    i += found.size;
   }
   return out;
 }

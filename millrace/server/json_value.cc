@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "millrace/base/utf8.h"
 #include "millrace/server/json_writer.h"
 
 namespace millrace {
@@ -47,7 +48,7 @@ std::string describe_json(const json::value& value) {
         return quoted;
       }
       std::size_t end = kShown;
-      while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // not within a character
+      while (end > 0 && utf8::is_continuation(text[end])) --end;  // not within a character
       append_json_string(quoted, std::string_view(text.data(), end));
       return fmt::format("the {}-byte string {}...", text.size(), quoted);
     }

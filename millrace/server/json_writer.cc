@@ -4,29 +4,9 @@
 
 #include <cmath>
 
+#include "millrace/base/utf8.h"
+
 namespace millrace {
-namespace {
-
-// The bytes of the character that begins at text[i], or 0 where no well-formed one does (Unicode 15, table 3-7).
-std::size_t character_size(std::string_view text, std::size_t i) {
-  const auto byte = [&](std::size_t k) { return k < text.size() ? static_cast<unsigned char>(text[k]) : 0u; };
-  const auto continues = [&](std::size_t k) { return (byte(k) & 0xC0u) == 0x80u; };
-  const unsigned first = byte(i), second = byte(i + 1);
-  if (first < 0x80) return 1;
-  if (first >= 0xC2 && first <= 0xDF) return continues(i + 1) ? 2 : 0;
-  if (first >= 0xE0 && first <= 0xEF) {
-    if ((first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F)) return 0;
-    return continues(i + 1) && continues(i + 2) ? 3 : 0;
-  }
-  if (first >= 0xF0 && first <= 0xF4) {
-    if ((first == 0xF0 && second < 0x90) || (first == 0xF4 && second > 0x8F)) return 0;
-    return continues(i + 1) && continues(i + 2) && continues(i + 3) ? 4 : 0;
-  }
-  return 0;
-}
-
-}  // namespace
-
 void append_json_string(std::string& out, std::string_view text) {
   out += '"';
   std::size_t plain_begin = 0;
@@ -34,13 +14,13 @@ void append_json_string(std::string& out, std::string_view text) {
   for (std::size_t i = 0; i < text.size();) {
     const auto c = static_cast<unsigned char>(text[i]);
     if (c >= 0x80) {
-      if (const std::size_t size = character_size(text, i); size > 0) {
-        i += size;
-        continue;
+      const utf8::Scan found = utf8::scan(text, i);
+      if (!found.valid) {
+        flush(i);
+        out += utf8::kReplacement;
+        plain_begin = i + found.size;
       }
-      flush(i);
-      out += "\xEF\xBF\xBD";
-      plain_begin = ++i;
+      i += found.size;
       continue;
     }
     if (c >= 0x20 && c != '"' && c != '\\' && c != 0x7F) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "millrace/base/utf8.h"
 #include "millrace/server/json_writer.h"
 
 namespace millrace {
@@ -17,7 +18,7 @@ void write_chat_token(JsonWriter& json, const Tokenizer& tokenizer, int32_t id, 
   const std::string text = tokenizer.token_text(id);
   json.field("token", text).field("logprob", shown_logprob(logprob)).key("bytes").begin_array();
   // Of a token that is half a character the bytes are what a client can join.
-  for (const char c : text.find("\xEF\xBF\xBD") == std::string::npos ? text : tokenizer.token_bytes(id)) json.value(static_cast<int64_t>(static_cast<unsigned char>(c)));
+  for (const char c : text.find(utf8::kReplacement) == std::string::npos ? text : tokenizer.token_bytes(id)) json.value(static_cast<int64_t>(static_cast<unsigned char>(c)));
   json.end_array();
 }
 
@@ -117,7 +118,7 @@ void write_chunk_usage(JsonWriter& json, OpenAiResponse::ChunkUsage usage) {
 }  // namespace
 
 int64_t count_characters(std::string_view utf8) {
-  return std::count_if(utf8.begin(), utf8.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+  return std::count_if(utf8.begin(), utf8.end(), [](char c) { return !utf8::is_continuation(c); });
 }
 
 OpenAiResponse::OpenAiResponse(Endpoint endpoint, std::string id, int64_t created, std::string model, const Tokenizer& tokenizer)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/unicode.h"
 
 namespace millrace {
@@ -10,9 +11,9 @@ namespace {
 
 std::size_t space_begin(std::string_view text, std::size_t end, std::size_t lowest) {
   while (end > lowest) {
-    const char32_t c = unicode::decode_before(text, end);
+    const char32_t c = utf8::decode_before(text, end);
     if (!unicode::is_white_space(c)) break;
-    end -= unicode::encoded_size(c);
+    end -= utf8::encoded_size(c);
   }
   return std::max(end, lowest);
 }
@@ -20,7 +21,7 @@ std::size_t space_begin(std::string_view text, std::size_t end, std::size_t lowe
 std::size_t space_end(std::string_view text, std::size_t begin) {
   while (begin < text.size()) {
     std::size_t next = begin;
-    if (!unicode::is_white_space(unicode::decode(text, next))) break;
+    if (!unicode::is_white_space(utf8::decode(text, next))) break;
     begin = next;
   }
   return begin;
@@ -57,8 +58,8 @@ Status AddedTokenMatcher::split(std::string_view text, const IsPlain* is_plain, 
     const AddedToken& token = found->token;
     if (token.single_word) {
       std::size_t next = end;
-      const bool word_before = begin > 0 && unicode::is_plain_word(unicode::decode_before(text, begin));
-      const bool word_behind = end < text.size() && unicode::is_plain_word(unicode::decode(text, next));
+      const bool word_before = begin > 0 && unicode::is_plain_word(utf8::decode_before(text, begin));
+      const bool word_behind = end < text.size() && unicode::is_plain_word(utf8::decode(text, next));
       if (word_before || word_behind) continue;
     }
     if (token.lstrip) begin = space_begin(text, begin, done);

@@ -8,7 +8,7 @@
 #include <queue>
 #include <unordered_map>
 
-#include "millrace/tokenizer/unicode.h"
+#include "millrace/base/utf8.h"
 
 namespace millrace {
 
@@ -108,7 +108,7 @@ BpeModel::BpeModel(Vocabulary vocabulary, MergeTable merges, BpeOptions options)
   for (char32_t c = 0; c < 0x10000; ++c) {
     if (c >= 0xD800 && c < 0xE000) continue;
     token.clear();
-    unicode::append(token, c);
+    utf8::append(token, c);
     character_ids_[c] = this->vocabulary().find(token).value_or(-1);
   }
   for (int byte = 0; byte < 256; ++byte) {
@@ -129,7 +129,7 @@ void BpeModel::add_characters(std::string_view piece, bool allow_control, std::v
   std::string token;
   for (std::size_t at = 0; at < piece.size();) {
     const std::size_t begin = at;
-    const char32_t c = unicode::decode(piece, at);
+    const char32_t c = utf8::decode(piece, at);
     std::string_view text = piece.substr(begin, at - begin);
     int32_t id = -1;
     if (decorated) {

@@ -3,7 +3,7 @@
 #include <array>
 #include <cstdint>
 
-#include "millrace/tokenizer/unicode.h"
+#include "millrace/base/utf8.h"
 
 namespace millrace {
 namespace {
@@ -29,7 +29,7 @@ constexpr Alphabet kAlphabet;
 }  // namespace
 
 void append_byte_level(std::string& out, std::string_view bytes) {
-  for (const char byte : bytes) unicode::append(out, kAlphabet.characters[static_cast<unsigned char>(byte)]);
+  for (const char byte : bytes) utf8::append(out, kAlphabet.characters[static_cast<unsigned char>(byte)]);
 }
 
 std::optional<unsigned char> byte_of_level_character(char32_t c) {

@@ -6,11 +6,11 @@
 #include <optional>
 #include <utility>
 
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/byte_level.h"
 #include "millrace/tokenizer/json_fields.h"
 #include "millrace/tokenizer/pre_tokenizer.h"
 #include "millrace/tokenizer/split_behavior.h"
-#include "millrace/tokenizer/unicode.h"
 
 namespace millrace {
 namespace {
@@ -18,8 +18,6 @@ namespace {
 // Parts that replace text may each make it longer: their number and size are bounded, and so is what a token becomes.
 constexpr std::size_t kReplacementBytesMax = 64;
 constexpr std::size_t kDecodedTokenBytesMax = std::size_t{1} << 20;
-
-constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
 
 std::string replace_all(std::string_view text, std::string_view from, std::string_view to) {
   std::string out;
@@ -30,7 +28,7 @@ std::string replace_all(std::string_view text, std::string_view from, std::strin
     if (from.empty()) {  // between all characters, as Rust's str::replace
       if (done == text.size()) return out;
       std::size_t next = done;
-      unicode::decode(text, next);
+      utf8::decode(text, next);
       out.append(text.substr(done, next - done));
       done = next;
     }
@@ -81,12 +79,12 @@ class ByteLevelStage final : public DecoderStage {
       add(part);
     }
     std::string text;
-    bytes_.erase(0, unicode::append_lossy(text, bytes_, false));
+    bytes_.erase(0, utf8::append_lossy(text, bytes_, false));
     if (!text.empty()) next_->push(text, false);
   }
   void finish() override {
     std::string text;
-    unicode::append_lossy(text, bytes_, true);
+    utf8::append_lossy(text, bytes_, true);
     bytes_.clear();
     next_->push(text, true);
     next_->finish();
@@ -97,7 +95,7 @@ class ByteLevelStage final : public DecoderStage {
   void add(std::string_view token) {
     const std::size_t size = bytes_.size();
     for (std::size_t at = 0; at < token.size();) {
-      const std::optional<unsigned char> byte = byte_of_level_character(unicode::decode(token, at));
+      const std::optional<unsigned char> byte = byte_of_level_character(utf8::decode(token, at));
       if (!byte) {
         bytes_.resize(size);
         bytes_ += token;
@@ -137,8 +135,8 @@ class ByteFallbackStage final : public WholeTokenStage {
   }
   void flush() {
     if (bytes_.empty()) return;
-    if (unicode::find_invalid(bytes_)) {
-      for (std::size_t i = 0; i < bytes_.size(); ++i) next_->push(kReplacement, true);
+    if (utf8::find_invalid(bytes_)) {
+      for (std::size_t i = 0; i < bytes_.size(); ++i) next_->push(utf8::kReplacement, true);
     } else {
       next_->push(bytes_, true);
     }
@@ -160,7 +158,7 @@ class FuseStage final : public DecoderStage {
 
 class StripStage final : public DecoderStage {
  public:
-  StripStage(char32_t content, std::size_t start, std::size_t stop) : start_(start), stop_(stop) { unicode::append(content_, content); }
+  StripStage(char32_t content, std::size_t start, std::size_t stop) : start_(start), stop_(stop) { utf8::append(content_, content); }
 
   void push(std::string_view part, bool ends) override {
     while (num_cut_ < start_ && leading_ && part.starts_with(content_)) {
@@ -299,10 +297,10 @@ class CollectStage final : public DecoderStage {
   explicit CollectStage(std::string& text) : text_(text) {}
   void push(std::string_view part, bool ends) override {
     bytes_ += part;
-    bytes_.erase(0, unicode::append_lossy(text_, bytes_, ends));
+    bytes_.erase(0, utf8::append_lossy(text_, bytes_, ends));
   }
   void finish() override {
-    unicode::append_lossy(text_, bytes_, true);
+    utf8::append_lossy(text_, bytes_, true);
     bytes_.clear();
   }
 
@@ -389,7 +387,7 @@ Result<std::unique_ptr<Decoder>> make_decoder(const json::value& description, in
     MR_ASSIGN_OR_RETURN(const bool add_prefix_space, fields.boolean_or("add_prefix_space", true));
     MR_ASSIGN_OR_RETURN(const std::string scheme, fields.string_or("prepend_scheme", add_prefix_space ? "always" : "never"));
     std::string replacement;
-    unicode::append(replacement, character);
+    utf8::append(replacement, character);
     return decoder_of([replacement, drop = scheme != "never"] { return std::make_unique<MetaspaceStage>(replacement, drop); });
   }
   if (type == "WordPiece") {

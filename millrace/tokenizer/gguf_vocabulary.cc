@@ -7,12 +7,12 @@
 #include <numeric>
 #include <utility>
 
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/bpe.h"
 #include "millrace/tokenizer/byte_trie.h"
 #include "millrace/tokenizer/gguf_pre_tokenizers.h"
 #include "millrace/tokenizer/pipeline.h"
 #include "millrace/tokenizer/precompiled_charsmap.h"
-#include "millrace/tokenizer/unicode.h"
 #include "millrace/tokenizer/unigram.h"
 #include "millrace/tokenizer/wordpiece.h"
 
@@ -43,7 +43,7 @@ Status check(const Vocab& vocab) {
     if (vocab.tokens[id].size() > kTokenBytesMax) {
       return Status::invalid_argument(fmt::format("tokenizer.ggml.tokens[{}] has {} bytes, at most {} are taken", id, vocab.tokens[id].size(), kTokenBytesMax));
     }
-    if (unicode::find_invalid(vocab.tokens[id])) return Status::invalid_argument(fmt::format("tokenizer.ggml.tokens[{}] is not UTF-8", id));
+    if (utf8::find_invalid(vocab.tokens[id])) return Status::invalid_argument(fmt::format("tokenizer.ggml.tokens[{}] is not UTF-8", id));
     if (!vocab.scores.empty() && !std::isfinite(vocab.scores[id])) return Status::invalid_argument(fmt::format("tokenizer.ggml.scores[{}] is not a number", id));
   }
   const std::pair<std::string_view, std::optional<int32_t>> ids[] = {

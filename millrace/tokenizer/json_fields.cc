@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "millrace/tokenizer/unicode.h"
+#include "millrace/base/utf8.h"
 
 namespace millrace {
 namespace {
@@ -83,7 +83,7 @@ Result<int64_t> JsonFields::integer_or(std::string_view name, int64_t fallback, 
 Result<char32_t> JsonFields::character(std::string_view name) const {
   MR_ASSIGN_OR_RETURN(const std::string text, string(name));
   std::size_t end = 0;
-  const char32_t c = text.empty() ? 0 : unicode::decode(text, end);
+  const char32_t c = text.empty() ? 0 : utf8::decode(text, end);
   if (text.empty() || end != text.size()) {
     return Status::invalid_argument(fmt::format("{}: \"{}\" is \"{}\", expected one character", what_, name, text.substr(0, 50)));
   }

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/normalizer.h"
 #include "millrace/tokenizer/unicode.h"
 
@@ -97,7 +98,7 @@ void normalize(NormalizedText& text, NormalizationForm form) {
   Composer composer(builder, form == NormalizationForm::kC || form == NormalizationForm::kKC);
   for (std::size_t at = 0; at < text.text.size();) {
     const std::size_t source = at;
-    const char32_t c = unicode::decode(text.text, at);
+    const char32_t c = utf8::decode(text.text, at);
     if (c >= kHangulBase && c < kHangulBase + kNumL * kNumV * kNumT) {
       const char32_t index = c - kHangulBase;
       composer.add(kHangulL + index / (kNumV * kNumT), source);

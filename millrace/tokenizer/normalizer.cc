@@ -5,6 +5,7 @@
 #include <numeric>
 #include <utility>
 
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/byte_level.h"
 #include "millrace/tokenizer/json_fields.h"
 #include "millrace/tokenizer/precompiled_charsmap.h"
@@ -39,7 +40,7 @@ void NormalizedBuilder::add(std::string_view bytes, std::size_t source_offset) {
 
 void NormalizedBuilder::add(char32_t c, std::size_t source_offset) {
   const std::size_t before = result_.text.size();
-  unicode::append(result_.text, c);
+  utf8::append(result_.text, c);
   if (source_.tracked) result_.origins.insert(result_.origins.end(), result_.text.size() - before, source_.origins[source_offset]);
 }
 
@@ -63,7 +64,7 @@ void rewrite_characters(NormalizedText& text, Rewrite&& rewrite) {
   NormalizedBuilder builder(text);
   for (std::size_t at = 0; at < text.text.size();) {
     const std::size_t begin = at;
-    rewrite(builder, unicode::decode(text.text, at), begin);
+    rewrite(builder, utf8::decode(text.text, at), begin);
   }
   text = builder.take();
 }
@@ -147,13 +148,13 @@ class StripNormalizer final : public Normalizer {
     std::size_t begin = 0, end = text.text.size();
     while (left_ && begin < end) {
       std::size_t next = begin;
-      if (!unicode::is_white_space(unicode::decode(text.text, next))) break;
+      if (!unicode::is_white_space(utf8::decode(text.text, next))) break;
       begin = next;
     }
     while (right_ && end > begin) {
-      const char32_t c = unicode::decode_before(text.text, end);
+      const char32_t c = utf8::decode_before(text.text, end);
       if (!unicode::is_white_space(c)) break;
-      end -= unicode::encoded_size(c);
+      end -= utf8::encoded_size(c);
     }
     text.text = text.text.substr(begin, end - begin);
     if (text.tracked) text.origins = {text.origins.begin() + static_cast<std::ptrdiff_t>(begin), text.origins.begin() + static_cast<std::ptrdiff_t>(end)};

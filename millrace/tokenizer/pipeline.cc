@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "millrace/tokenizer/unicode.h"
+#include "millrace/base/utf8.h"
 
 namespace millrace {
 
@@ -71,7 +71,7 @@ Status TokenizerPipeline::finish() {
 
 Result<std::vector<int32_t>> TokenizerPipeline::encode(std::string_view text, const EncodeOptions& options) const {
   if (text.size() >= std::numeric_limits<int32_t>::max()) return Status::resource_exhausted("a text of 2 GB or more cannot be tokenized at once");
-  if (const auto invalid = unicode::find_invalid(text)) return Status::invalid_argument(fmt::format("the text is not UTF-8 at byte {}", *invalid));
+  if (const auto invalid = utf8::find_invalid(text)) return Status::invalid_argument(fmt::format("the text is not UTF-8 at byte {}", *invalid));
   for (std::size_t i = 0; i < options.plain_ranges.size(); ++i) {
     const TextRange range = options.plain_ranges[i];
     if (range.begin > range.end || range.end > text.size() || (i > 0 && range.begin < options.plain_ranges[i - 1].end)) {

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/byte_level.h"
 #include "millrace/tokenizer/json_fields.h"
 #include "millrace/tokenizer/split_behavior.h"
@@ -52,7 +53,7 @@ Status split_characters(std::string_view piece, bool at_start, CharPredicate mat
   std::size_t done = 0;
   for (std::size_t at = 0; at < piece.size();) {
     const std::size_t begin = at;
-    if (!matches(unicode::decode(piece, at), argument)) continue;
+    if (!matches(utf8::decode(piece, at), argument)) continue;
     if (done < begin) MR_RETURN_IF_ERROR(splitter.add(done, begin, false));
     MR_RETURN_IF_ERROR(splitter.add(begin, at, true));
     done = at;
@@ -100,9 +101,9 @@ class WhitespacePreTokenizer final : public PreTokenizer {
     };
     for (std::size_t at = 0; at < piece.size();) {
       const std::size_t begin = at;
-      const int kind = kind_of(unicode::decode(piece, at));
+      const int kind = kind_of(utf8::decode(piece, at));
       std::size_t next = at;
-      while (at < piece.size() && kind_of(unicode::decode(piece, next)) == kind) at = next;
+      while (at < piece.size() && kind_of(utf8::decode(piece, next)) == kind) at = next;
       if (kind != 0) MR_RETURN_IF_ERROR(on_piece(piece.substr(begin, at - begin), at_start && begin == 0));
     }
     return Status::ok();
@@ -150,7 +151,7 @@ enum class PrependScheme { kAlways, kFirst, kNever };
 class MetaspacePreTokenizer final : public PreTokenizer {
  public:
   MetaspacePreTokenizer(char32_t replacement, PrependScheme scheme, bool split) : character_(replacement), scheme_(scheme), split_(split) {
-    unicode::append(replacement_, replacement);
+    utf8::append(replacement_, replacement);
   }
 
   bool needs_start() const override { return scheme_ == PrependScheme::kFirst; }
@@ -185,7 +186,7 @@ class FixedLengthPreTokenizer final : public PreTokenizer {
   Status apply(std::string_view piece, bool at_start, OnPiece on_piece) const override {
     for (std::size_t at = 0; at < piece.size();) {
       const std::size_t begin = at;
-      for (std::size_t i = 0; i < num_characters_ && at < piece.size(); ++i) unicode::decode(piece, at);
+      for (std::size_t i = 0; i < num_characters_ && at < piece.size(); ++i) utf8::decode(piece, at);
       MR_RETURN_IF_ERROR(on_piece(piece.substr(begin, at - begin), at_start && begin == 0));
     }
     return Status::ok();
@@ -203,7 +204,7 @@ class UnicodeScriptsPreTokenizer final : public PreTokenizer {
     std::size_t piece_begin = 0;
     for (std::size_t at = 0; at < piece.size();) {
       const std::size_t begin = at;
-      const uint8_t here = unicode::script(unicode::decode(piece, at));
+      const uint8_t here = unicode::script(utf8::decode(piece, at));
       if (here == 0 || here == script) continue;
       if (script != 0) MR_RETURN_IF_ERROR(on_piece(piece.substr(piece_begin, begin - piece_begin), at_start && piece_begin == 0));
       script = here;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/unicode.h"
 
 namespace millrace {
@@ -50,7 +51,7 @@ Result<std::unique_ptr<PrecompiledCharsmap>> PrecompiledCharsmap::parse(std::str
   auto charsmap = std::make_unique<PrecompiledCharsmap>();
   for (std::size_t at = 4; at < 4 + trie_bytes; at += 4) charsmap->units_.push_back(read_u32(blob, at));
   charsmap->pool_ = blob.substr(4 + trie_bytes);
-  if (const auto invalid = unicode::find_invalid(charsmap->pool_)) {
+  if (const auto invalid = utf8::find_invalid(charsmap->pool_)) {
     return Status::invalid_argument(fmt::format("precompiled_charsmap: its strings are not UTF-8 at byte {}", *invalid));
   }
   return charsmap;
@@ -81,7 +82,7 @@ std::optional<std::string_view> PrecompiledCharsmap::find(std::string_view chunk
     const std::size_t begin = units_[at] & 0x7FFFFFFF;
     if (begin >= pool_.size()) return std::nullopt;
     // A value may point into a character of a hostile pool; then there is no rule.
-    if ((static_cast<unsigned char>(pool_[begin]) & 0xC0) == 0x80) return std::nullopt;
+    if (utf8::is_continuation(pool_[begin])) return std::nullopt;
     return std::string_view(pool_).substr(begin, std::min(pool_.find('\0', begin), pool_.size()) - begin);
   }
   return std::nullopt;
@@ -101,7 +102,7 @@ Status PrecompiledCharsmap::apply(NormalizedText& text) const {
     }
     while (at < end) {
       const std::size_t begin = at;
-      unicode::decode(source, at);
+      utf8::decode(source, at);
       const std::string_view character = source.substr(begin, at - begin);
       const auto replacement = find(character);
       builder.add(replacement ? *replacement : character, begin);

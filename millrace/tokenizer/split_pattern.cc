@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/regex.h"
 #include "millrace/tokenizer/unicode.h"
 
@@ -63,7 +64,7 @@ class WordPattern final : public SplitPattern {
   static std::size_t run_end(std::string_view text, std::size_t at, Predicate&& belongs) {
     while (at < text.size()) {
       std::size_t next = at;
-      if (!belongs(unicode::decode(text, next))) break;
+      if (!belongs(utf8::decode(text, next))) break;
       at = next;
     }
     return at;
@@ -85,13 +86,13 @@ class WordPattern final : public SplitPattern {
   // Every character begins a match: a letter, a number, space, or something else.
   std::size_t match_at(std::string_view text, std::size_t at) const {
     std::size_t second = at;
-    const char32_t first = unicode::decode(text, second);
+    const char32_t first = utf8::decode(text, second);
     if (first == '\'') {
       if (const std::size_t size = contraction_size(text, at); size > 0) return at + size;
     }
     if (is_letter(first)) return run_end(text, second, is_letter);
     std::size_t third = second;
-    const char32_t behind = second < text.size() ? unicode::decode(text, third) : 0;
+    const char32_t behind = second < text.size() ? utf8::decode(text, third) : 0;
     const bool has_second = second < text.size();
     const bool may_lead = rules_.any_lead ? !is_line_break(first) && !is_number(first) : first == ' ';
     if (may_lead && has_second && is_letter(behind)) return run_end(text, third, is_letter);
@@ -113,7 +114,7 @@ class WordPattern final : public SplitPattern {
     const std::size_t end = run_end(text, at, [&, position = at](char32_t c) mutable {
       if (!unicode::is_white_space(c)) return false;
       last = position;
-      position += unicode::encoded_size(c);
+      position += utf8::encoded_size(c);
       if (is_line_break(c)) last_break_end = position;
       return true;
     });
@@ -152,7 +153,7 @@ class RegexPattern final : public SplitPattern {
       if (!found) break;
       if (found->begin == found->end && last_end == found->end) {
         if (at == text.size()) break;
-        unicode::decode(text, at);
+        utf8::decode(text, at);
         continue;
       }
       at = found->end;

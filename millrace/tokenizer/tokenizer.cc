@@ -5,9 +5,9 @@
 #include <charconv>
 #include <utility>
 
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/byte_level.h"
 #include "millrace/tokenizer/pipeline.h"
-#include "millrace/tokenizer/unicode.h"
 
 namespace millrace {
 
@@ -53,7 +53,7 @@ std::string Tokenizer::token_text(int32_t id) const {
 
 std::string Tokenizer::token_bytes(int32_t id) const {
   const std::string text = token_text(id);
-  if (text.find("\xEF\xBF\xBD") == std::string::npos || pipeline_->added.contains(id)) return text;
+  if (text.find(utf8::kReplacement) == std::string::npos || pipeline_->added.contains(id)) return text;
   const std::string_view piece = id_to_token(id);
   unsigned byte = 0;
   if (piece.size() == 6 && piece.starts_with("<0x") && piece[5] == '>' && std::from_chars(piece.data() + 3, piece.data() + 5, byte, 16).ptr == piece.data() + 5) {
@@ -61,7 +61,7 @@ std::string Tokenizer::token_bytes(int32_t id) const {
   }
   std::string bytes;
   for (std::size_t at = 0; at < piece.size();) {
-    const std::optional<unsigned char> level = byte_of_level_character(unicode::decode(piece, at));
+    const std::optional<unsigned char> level = byte_of_level_character(utf8::decode(piece, at));
     if (!level) return text;
     bytes += static_cast<char>(*level);
   }

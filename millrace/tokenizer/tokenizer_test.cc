@@ -10,7 +10,7 @@
 
 #include "millrace/base/mapped_file.h"
 #include "millrace/base/test_data.h"
-#include "millrace/tokenizer/unicode.h"
+#include "millrace/base/utf8.h"
 
 namespace millrace {
 namespace {
@@ -59,7 +59,7 @@ TEST(Tokenizer, TokensByThemselvesJoinToTheText) {
     std::string bytes;
     for (const int32_t id : ids) {
       bytes += tokenizer.token_bytes(id);
-      EXPECT_EQ(unicode::find_invalid(tokenizer.token_text(id)), std::nullopt);
+      EXPECT_EQ(utf8::find_invalid(tokenizer.token_text(id)), std::nullopt);
     }
     // SentencePiece writes a space before the first word, which decoding a text drops again.
     EXPECT_EQ(bytes.starts_with(' ') ? bytes.substr(1) : bytes, text);
@@ -158,7 +158,7 @@ TEST(DetokenizerStream, ItsPiecesAreTheWholeTextInWholeCharacters) {
       std::string all;
       for (const int32_t id : ids) {
         const std::string piece = stream.push(id);
-        ASSERT_EQ(unicode::find_invalid(piece), std::nullopt);
+        ASSERT_EQ(utf8::find_invalid(piece), std::nullopt);
         all += piece;
       }
       all += stream.finish();

@@ -54,15 +54,4 @@ std::u32string_view compatible_decomposition(char32_t c);  // only where it diff
 std::u32string_view lower_case(char32_t c);
 std::optional<char32_t> compose(char32_t first, char32_t second);
 
-// UTF-8. decode() wants valid text and a position at the start of a character; it moves the position behind it.
-char32_t decode(std::string_view text, std::size_t& position);
-char32_t decode_before(std::string_view text, std::size_t position);  // the character that ends at `position` > 0
-void append(std::string& out, char32_t c);
-inline std::size_t encoded_size(char32_t c) { return c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4; }
-// The offset of the first byte that begins no valid character.
-std::optional<std::size_t> find_invalid(std::string_view text);
-// Appends the characters of `bytes`, U+FFFD for each maximal invalid part (as Rust's from_utf8_lossy and Python's "replace").
-// Unless `final`, an incomplete character at the end is left out. Returns the number of bytes used.
-std::size_t append_lossy(std::string& out, std::string_view bytes, bool final);
-
 }  // namespace millrace::unicode

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/normalizer.h"
 #include "millrace/tokenizer/regex.h"
 
@@ -48,7 +49,7 @@ TEST(Unicode, TheRegexEngineMatchesTheSameCategories) {
     for (char32_t c = 0; c <= 0x10FFFF; c += c < 0x3000 ? 1 : 7) {
       if (c >= 0xD800 && c < 0xE000) continue;
       text.clear();
-      unicode::append(text, c);
+      utf8::append(text, c);
       num_wrong += regex.find(text, 0).value().has_value() != unicode::is_in(c, one.mask) ? 1 : 0;
     }
     EXPECT_EQ(num_wrong, 0) << one.pattern;
@@ -84,15 +85,6 @@ TEST(Unicode, NormalizationForms) {
   EXPECT_EQ(normalized("\u1100\u1161\u11A8", NormalizationForm::kC), "각");
   EXPECT_EQ(normalized("a\u0315\u0300\u05AE\u0062", NormalizationForm::kC), "\u00E0\u05AE\u0315b") << "marks are sorted by class";
   EXPECT_EQ(normalized("㋿", NormalizationForm::kKC), "㋿") << "the reference's tables are older than this character";
-}
-
-TEST(Unicode, LossyDecodingReplacesMaximalParts) {
-  std::string out;
-  unicode::append_lossy(out, "a\xF0\x9F\x98" "b\xFF\xE4\xB8", true);
-  EXPECT_EQ(out, "a\uFFFD" "b\uFFFD\uFFFD");
-  out.clear();
-  EXPECT_EQ(unicode::append_lossy(out, "a\xF0\x9F\x98", false), 1U) << "more may come";
-  EXPECT_EQ(out, "a");
 }
 
 TEST(Unicode, GraphemeClusters) {

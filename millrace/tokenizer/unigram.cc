@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/tokenizer.h"
-#include "millrace/tokenizer/unicode.h"
 
 namespace millrace {
 namespace {
@@ -42,7 +42,7 @@ Status UnigramModel::encode(std::string_view piece, bool allow_control, std::vec
   std::vector<Node> nodes(piece.size() + 1);
   for (std::size_t begin = 0; begin < piece.size();) {
     std::size_t next = begin;
-    unicode::decode(piece, next);
+    utf8::decode(piece, next);
     const double score = nodes[begin].score;
     bool has_single = false;
     const auto offer = [&](std::size_t size, double candidate, int32_t id) {

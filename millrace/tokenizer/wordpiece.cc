@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "millrace/base/utf8.h"
+
 namespace millrace {
 namespace {
 
-bool is_character_start(char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }
+bool is_character_start(char c) { return !utf8::is_continuation(c); }
 
 }  // namespace
 

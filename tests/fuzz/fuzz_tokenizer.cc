@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "millrace/base/check.h"
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/tokenizer.h"
-#include "millrace/tokenizer/unicode.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
   using namespace millrace;
@@ -19,12 +19,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
       if (!ids.is_ok()) continue;
       for (const int32_t id : *ids) MR_CHECK(id >= 0 && id < tokenizer->vocab_size(), "an id outside the vocabulary");
       const auto decoded = tokenizer->decode(*ids, false);
-      MR_CHECK(decoded.is_ok() && !unicode::find_invalid(*decoded), "decoded text is no UTF-8");
+      MR_CHECK(decoded.is_ok() && !utf8::find_invalid(*decoded), "decoded text is no UTF-8");
       DetokenizerStream stream(*tokenizer, false);
       std::string streamed;
       for (const int32_t id : *ids) {
         const std::string piece = stream.push(id);
-        MR_CHECK(!unicode::find_invalid(piece), "half a character was given out");
+        MR_CHECK(!utf8::find_invalid(piece), "half a character was given out");
         streamed += piece;
       }
       streamed += stream.finish();

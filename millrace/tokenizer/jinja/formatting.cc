@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/jinja/operators.h"
 #include "millrace/tokenizer/jinja/runtime.h"
 #include "millrace/tokenizer/jinja/unicode.h"
@@ -216,7 +217,7 @@ class PercentFormatter {
       }
       case 'c': {
         std::string character;
-        if (value.is_integral()) append_utf8(character, static_cast<char32_t>(std::clamp<int64_t>(value.as_int(), 0, 0x10ffff)));
+        if (value.is_integral()) utf8::append(character, static_cast<char32_t>(std::clamp<int64_t>(value.as_int(), 0, 0x10ffff)));
         else if (value.is_string() && value.text().num_code_points() == 1) character = value.text().bytes;
         else fail("%c requires int or char");
         // A number has no author, so a character made of one counts as the client's.
@@ -409,7 +410,7 @@ class BraceFormatter {
       if (spec.type == 's') fail("Unknown format code 's' for object of type 'int'");
       if (spec.type != 'c') return append(make_text(integer_digits(value.as_int(), spec)), spec, '>');
       std::string character;
-      append_utf8(character, static_cast<char32_t>(std::clamp<int64_t>(value.as_int(), 0, 0x10ffff)));
+      utf8::append(character, static_cast<char32_t>(std::clamp<int64_t>(value.as_int(), 0, 0x10ffff)));
       return append(make_text(std::move(character), true), spec, '<');
     }
     fail(fmt::format("unsupported format string passed to {}.__format__", type_name(value)));

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cstdlib>
 
+#include "millrace/base/utf8.h"
 #include "millrace/tokenizer/jinja/budget.h"
 #include "millrace/tokenizer/jinja/unicode.h"
 
@@ -281,13 +282,13 @@ class Lexer {
     } else if (c == '\n') {
       // an escaped line end vanishes
     } else if (c == 'x' || c == 'u' || c == 'U') {
-      append_utf8(value, read_hex(c == 'x' ? 2 : c == 'u' ? 4 : 8));
+      utf8::append(value, read_hex(c == 'x' ? 2 : c == 'u' ? 4 : 8));
     } else if (c >= '0' && c <= '7') {
       char32_t code = static_cast<char32_t>(c - '0');
       for (int more = 0; more < 2 && at_ < source_.size() && source_[at_] >= '0' && source_[at_] <= '7'; ++more) {
         code = code * 8 + static_cast<char32_t>(source_[at_++] - '0');
       }
-      append_utf8(value, code);
+      utf8::append(value, code);
     } else if (c == 'N') {
       fail_at(at_ - 2, "characters by name (\\N) are not supported");
     } else {

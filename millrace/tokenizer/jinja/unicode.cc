@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <iterator>
 
+#include "millrace/base/utf8.h"
+
 namespace millrace::jinja {
 namespace {
 
@@ -40,11 +42,11 @@ void append_mapped(std::string& out, char32_t c, const CaseRange (&ranges)[N], c
   for (int i = 0; i < 2 && range != std::begin(ranges); ++i) {
     --range;
     if (c <= range->last && (c - range->first) % range->stride == 0) {
-      append_utf8(out, static_cast<char32_t>(static_cast<int64_t>(c) + range->delta));
+      utf8::append(out, static_cast<char32_t>(static_cast<int64_t>(c) + range->delta));
       return;
     }
   }
-  append_utf8(out, c);
+  utf8::append(out, c);
 }
 
 void append_upper(std::string& out, char32_t c) { append_mapped(out, c, kToUpper, kToUpperSpecial); }
@@ -55,48 +57,24 @@ void append_lower(std::string& out, char32_t c, std::string_view text, std::size
   if (c != 0x3a3) return append_mapped(out, c, kToLower, kToLowerSpecial);
   const bool before = at > 0 && is_cased(decode_before(text, at).value);
   const bool after = at + num_bytes < text.size() && is_cased(decode_at(text, at + num_bytes).value);
-  append_utf8(out, before && !after ? 0x3c2 : 0x3c3);
+  utf8::append(out, before && !after ? 0x3c2 : 0x3c3);
 }
 
 }  // namespace
 
 CodePoint decode_at(std::string_view text, std::size_t at) {
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned char lead = byte(at);
-  if (lead < 0x80) return {lead, 1};
-  const std::size_t num_bytes = lead >= 0xf0 && lead < 0xf8 ? 4 : lead >= 0xe0 && lead < 0xf0 ? 3 : lead >= 0xc2 && lead < 0xe0 ? 2 : 0;
-  if (num_bytes == 0 || at + num_bytes > text.size()) return {0xfffd, 1};
-  char32_t value = lead & (0x7f >> num_bytes);
-  for (std::size_t i = 1; i < num_bytes; ++i) {
-    if ((byte(at + i) & 0xc0) != 0x80) return {0xfffd, 1};
-    value = value << 6 | (byte(at + i) & 0x3f);
-  }
-  return {value, num_bytes};
+  if (utf8::is_ascii(text[at])) return {static_cast<char32_t>(text[at]), 1};
+  if (!utf8::scan(text, at).valid) return {0xfffd, 1};
+  std::size_t end = at;
+  const char32_t value = utf8::decode(text, end);
+  return {value, end - at};
 }
 
 CodePoint decode_before(std::string_view text, std::size_t end) {
   std::size_t begin = end - 1;
-  while (begin > 0 && end - begin < 4 && (static_cast<unsigned char>(text[begin]) & 0xc0) == 0x80) --begin;
+  while (begin > 0 && end - begin < 4 && utf8::is_continuation(text[begin])) --begin;
   const CodePoint c = decode_at(text, begin);
   return begin + c.num_bytes == end ? c : CodePoint{0xfffd, 1};
-}
-
-void append_utf8(std::string& out, char32_t c) {
-  const auto put = [&](char32_t byte) { out += static_cast<char>(byte); };
-  if (c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff)) c = 0xfffd;
-  if (c < 0x80) return put(c);
-  if (c < 0x800) {
-    put(0xc0 | c >> 6);
-  } else {
-    if (c < 0x10000) {
-      put(0xe0 | c >> 12);
-    } else {
-      put(0xf0 | c >> 18);
-      put(0x80 | (c >> 12 & 0x3f));
-    }
-    put(0x80 | (c >> 6 & 0x3f));
-  }
-  put(0x80 | (c & 0x3f));
 }
 
 std::size_t count_code_points(std::string_view text) {

@@ -16,7 +16,6 @@ struct CodePoint {
 CodePoint decode_at(std::string_view text, std::size_t at);
 // The character that ends before `end` > 0.
 CodePoint decode_before(std::string_view text, std::size_t end);
-void append_utf8(std::string& out, char32_t code_point);
 std::size_t count_code_points(std::string_view text);
 
 bool is_space(char32_t c);
