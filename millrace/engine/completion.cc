@@ -23,7 +23,7 @@ void Completion::continue_from(std::span<const int32_t> prompt_tokens, const Tok
     if (!text.is_ok() || text->find(utf8::kReplacement) != std::string::npos) continue;
     std::string given;
     for (const int32_t id : last) given += detokenizer_->push(id);
-    // Decoders of byte tokens wait for the end of a run of them. What they still hold is the prompt's, and not to be given out again.
+    // Some decoders wait for the next token. What they still hold is the prompt's, and not to be given out again.
     if (text->starts_with(given)) prompt_rest_ = text->substr(given.size());
     return;
   }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <type_traits>
 #include <utility>
 
 #include "millrace/base/utf8.h"
@@ -116,33 +117,66 @@ std::optional<unsigned char> byte_token(std::string_view token) {
   return static_cast<unsigned char>(high * 16 + low);
 }
 
-// A run of byte tokens is text if all of it is valid, else one U+FFFD for each byte: known only when the run ends.
 class ByteFallbackStage final : public WholeTokenStage {
  public:
+  explicit ByteFallbackStage(ByteRuns byte_runs) : byte_runs_(byte_runs) {}
+
   void finish() override {
-    flush();
+    end_run();
     next_->finish();
   }
 
  private:
   void token(std::string_view text) override {
     if (const std::optional<unsigned char> byte = byte_token(text)) {
-      bytes_ += static_cast<char>(*byte);
+      if (byte_runs_ == ByteRuns::kWhole) {
+        bytes_ += static_cast<char>(*byte);
+      } else {
+        add(static_cast<char>(*byte));
+      }
       return;
     }
-    flush();
+    end_run();
     next_->push(text, true);
   }
-  void flush() {
-    if (bytes_.empty()) return;
-    if (utf8::find_invalid(bytes_)) {
-      for (std::size_t i = 0; i < bytes_.size(); ++i) next_->push(utf8::kReplacement, true);
-    } else {
+
+  // The run's characters so far are the beginning of a token, for the stages behind.
+  void add(char byte) {
+    bytes_ += byte;
+    if (!broken_) {
+      const utf8::Scan found = utf8::scan(bytes_, 0);
+      if (found.incomplete) return;
+      if (found.valid) {
+        next_->push(bytes_, false);
+        given_ = true;
+        bytes_.clear();
+        return;
+      }
+    }
+    replace();
+  }
+
+  void replace() {
+    if (std::exchange(given_, false)) next_->push({}, true);
+    for (std::size_t i = 0; i < bytes_.size(); ++i) next_->push(utf8::kReplacement, true);
+    bytes_.clear();
+    broken_ = true;
+  }
+
+  void end_run() {
+    if (!utf8::is_valid(bytes_)) {
+      replace();
+    } else if (given_ || !bytes_.empty()) {
       next_->push(bytes_, true);
     }
     bytes_.clear();
+    given_ = broken_ = false;
   }
-  std::string bytes_;
+
+  ByteRuns byte_runs_;
+  std::string bytes_;    // of the run, what no stage has got yet
+  bool given_ = false;   // characters of the run, as the beginning of a token
+  bool broken_ = false;  // a byte of the run was no text
 };
 
 class FuseStage final : public DecoderStage {
@@ -314,7 +348,13 @@ template <class Make>
 class MakingDecoder final : public Decoder {
  public:
   explicit MakingDecoder(Make make) : make_(std::move(make)) {}
-  void add_stages(std::vector<std::unique_ptr<DecoderStage>>& stages) const override { stages.push_back(make_()); }
+  void add_stages(std::vector<std::unique_ptr<DecoderStage>>& stages, ByteRuns byte_runs) const override {
+    if constexpr (std::is_invocable_v<const Make&, ByteRuns>) {
+      stages.push_back(make_(byte_runs));
+    } else {
+      stages.push_back(make_());
+    }
+  }
 
  private:
   Make make_;
@@ -330,8 +370,8 @@ Made decoder_of(Make make) {
 class SequenceDecoder final : public Decoder {
  public:
   explicit SequenceDecoder(std::vector<std::unique_ptr<Decoder>> parts) : parts_(std::move(parts)) {}
-  void add_stages(std::vector<std::unique_ptr<DecoderStage>>& stages) const override {
-    for (const auto& part : parts_) part->add_stages(stages);
+  void add_stages(std::vector<std::unique_ptr<DecoderStage>>& stages, ByteRuns byte_runs) const override {
+    for (const auto& part : parts_) part->add_stages(stages, byte_runs);
   }
 
  private:
@@ -363,7 +403,7 @@ Result<std::unique_ptr<Decoder>> make_decoder(const json::value& description, in
   MR_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::of(description, "decoder " + type));
   if (type == "Sequence") return make_sequence(fields, depth);
   if (type == "ByteLevel") return decoder_of([] { return std::make_unique<ByteLevelStage>(); });
-  if (type == "ByteFallback") return decoder_of([] { return std::make_unique<ByteFallbackStage>(); });
+  if (type == "ByteFallback") return decoder_of([](ByteRuns byte_runs) { return std::make_unique<ByteFallbackStage>(byte_runs); });
   if (type == "Fuse") return decoder_of([] { return std::make_unique<FuseStage>(); });
   if (type == "Strip") {
     MR_ASSIGN_OR_RETURN(const char32_t content, fields.character("content"));
@@ -408,8 +448,8 @@ Result<std::unique_ptr<Decoder>> make_decoder(const json::value& description, in
   return Status::unsupported(fmt::format("decoder: type \"{}\" is unknown", type.substr(0, 50)));
 }
 
-DecoderChain::DecoderChain(const Decoder& decoder) {
-  decoder.add_stages(stages_);
+DecoderChain::DecoderChain(const Decoder& decoder, ByteRuns byte_runs) {
+  decoder.add_stages(stages_, byte_runs);
   stages_.push_back(std::make_unique<CollectStage>(text_));
   for (std::size_t i = 0; i + 1 < stages_.size(); ++i) stages_[i]->set_next(stages_[i + 1].get());
 }

@@ -25,11 +25,17 @@ class DecoderStage {
   DecoderStage* next_ = nullptr;
 };
 
+// A run of byte tokens ("<0xE2>", ...) is text only if all of it is valid UTF-8; else each of its bytes is one U+FFFD.
+enum class ByteRuns {
+  kWhole,        // decided when the run ends, as Hugging Face `tokenizers` does for a whole text
+  kAsCompleted,  // a complete character is given at once and stays; what follows it until the run ends is U+FFFD if it is no text
+};
+
 // The "decoder" of a tokenizer.json: makes the stages of a text.
 class Decoder {
  public:
   virtual ~Decoder() = default;
-  virtual void add_stages(std::vector<std::unique_ptr<DecoderStage>>& stages) const = 0;
+  virtual void add_stages(std::vector<std::unique_ptr<DecoderStage>>& stages, ByteRuns byte_runs) const = 0;
 };
 
 // Reads a description; null joins tokens with spaces.
@@ -38,7 +44,7 @@ Result<std::unique_ptr<Decoder>> make_decoder(const json::value& description, in
 // The stages of one text, joined. The text is always valid UTF-8.
 class DecoderChain {
  public:
-  explicit DecoderChain(const Decoder& decoder);
+  DecoderChain(const Decoder& decoder, ByteRuns byte_runs);
   void push_token(std::string_view token);
   void finish();
   std::string take();  // what became certain since the last call

@@ -23,11 +23,20 @@ Result<Tokenizer> Tokenizer::from_gguf(GgufVocabulary vocabulary) {
 
 Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, const EncodeOptions& options) const { return pipeline_->encode(text, options); }
 
+namespace {
+
+void push_token(const TokenizerPipeline& pipeline, int32_t id, bool skip_special_tokens, DecoderChain& chain) {
+  if (!pipeline.contains(id) || (skip_special_tokens && pipeline.is_special(id))) return;
+  chain.push_token(pipeline.decoded_token(id));
+}
+
+}  // namespace
+
 Result<std::string> Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
-  DetokenizerStream stream(*this, skip_special_tokens);
-  std::string text;
-  for (const int32_t id : ids) text += stream.push(id);
-  return text += stream.finish();
+  DecoderChain chain(*pipeline_->decoder, ByteRuns::kWhole);
+  for (const int32_t id : ids) push_token(*pipeline_, id, skip_special_tokens, chain);
+  chain.finish();
+  return chain.take();
 }
 
 int64_t Tokenizer::vocab_size() const { return pipeline_->vocab_size; }
@@ -87,14 +96,13 @@ std::string Tokenizer::description() const {
 }
 
 DetokenizerStream::DetokenizerStream(const Tokenizer& tokenizer, bool skip_special_tokens)
-    : pipeline_(tokenizer.pipeline_), chain_(std::make_unique<DecoderChain>(*pipeline_->decoder)), skip_special_tokens_(skip_special_tokens) {}
+    : pipeline_(tokenizer.pipeline_), chain_(std::make_unique<DecoderChain>(*pipeline_->decoder, ByteRuns::kAsCompleted)), skip_special_tokens_(skip_special_tokens) {}
 DetokenizerStream::DetokenizerStream(DetokenizerStream&&) noexcept = default;
 DetokenizerStream& DetokenizerStream::operator=(DetokenizerStream&&) noexcept = default;
 DetokenizerStream::~DetokenizerStream() = default;
 
 std::string DetokenizerStream::push(int32_t id) {
-  if (!pipeline_->contains(id) || (skip_special_tokens_ && pipeline_->is_special(id))) return {};
-  chain_->push_token(pipeline_->decoded_token(id));
+  push_token(*pipeline_, id, skip_special_tokens_, *chain_);
   return chain_->take();
 }
 

@@ -80,7 +80,8 @@ class Tokenizer {
 class DecoderChain;  // decoder.h
 
 // Turns ids into text as they come. push() returns the text that has become certain, never half a UTF-8 character;
-// all pieces and finish() together equal Tokenizer::decode of all ids. One thread at a time.
+// all pieces and finish() together equal Tokenizer::decode of all ids, with one exception: a run of byte tokens that is not valid UTF-8 is
+// U+FFFD from its first byte on there, and here only behind the characters that were complete and given. One thread at a time.
 class DetokenizerStream {
  public:
   DetokenizerStream(const Tokenizer& tokenizer, bool skip_special_tokens);

@@ -57,6 +57,7 @@ TEST_P(TokenizerGolden, EncodesAndDecodesAsHuggingFace) {
   const Result<Tokenizer> tokenizer = Tokenizer::from_json(*file, "");
   ASSERT_TRUE(tokenizer.is_ok()) << tokenizer.status().message();
 
+  const bool has_byte_tokens = tokenizer->token_to_id("<0xE2>").has_value();
   int num_cases = 0;
   for (const json::value& one : parsed->at("cases").as_array()) {
     const std::string input = read_string(one.at("text"));
@@ -69,6 +70,14 @@ TEST_P(TokenizerGolden, EncodesAndDecodesAsHuggingFace) {
     EXPECT_EQ(*with_special, read_ids(one.at("ids_with_special")));
     EXPECT_EQ(tokenizer->decode(read_ids(one.at("ids")), false).value(), read_string(one.at("decoded")));
     EXPECT_EQ(tokenizer->decode(read_ids(one.at("ids_with_special")), true).value(), read_string(one.at("decoded_skip_special")));
+    DetokenizerStream stream(*tokenizer, true);
+    std::string streamed;
+    for (const int32_t id : read_ids(one.at("ids_with_special"))) streamed += stream.push(id);
+    // Of a text nothing is left when its last token is there, though it may have been all byte tokens.
+    if (has_byte_tokens) {
+      EXPECT_EQ(streamed, read_string(one.at("decoded_skip_special")));
+    }
+    EXPECT_EQ(streamed + stream.finish(), read_string(one.at("decoded_skip_special")));
   }
   EXPECT_GE(num_cases, 100);
 }

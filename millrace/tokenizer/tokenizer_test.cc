@@ -140,11 +140,40 @@ TEST(Tokenizer, DecodingSkipsSpecialTokensOnRequestAndUnknownIdsAlways) {
   EXPECT_EQ(tokenizer.decode(Ids{9, 7, 5, 0, 77, -3}, true).value(), "ab a");
 }
 
+// What the decoder of a SentencePiece vocabulary makes of ids, by its definition: a run of byte tokens is text if all of it is, else it is
+// one U+FFFD for each byte. `as_completed` keeps the characters that were complete before the byte that is no text.
+std::string spm_text(const Tokenizer& tokenizer, const Ids& ids, bool skip_special, bool as_completed) {
+  std::string text, run;
+  const auto end_run = [&] {
+    const std::size_t invalid = utf8::find_invalid(run).value_or(run.size());
+    const std::size_t num_kept = as_completed || invalid == run.size() ? invalid : 0;
+    text += run.substr(0, num_kept);
+    for (std::size_t i = num_kept; i < run.size(); ++i) text += utf8::kReplacement;
+    run.clear();
+  };
+  for (const int32_t id : ids) {
+    if (skip_special && tokenizer.is_special(id)) continue;
+    std::string piece(tokenizer.id_to_token(id));
+    if (piece.size() == 6 && piece.starts_with("<0x")) {
+      run += static_cast<char>(std::stoi(piece.substr(3, 2), nullptr, 16));
+      continue;
+    }
+    end_run();
+    for (std::size_t at; (at = piece.find("▁")) != std::string::npos;) piece.replace(at, 3, " ");
+    text += piece;
+  }
+  end_run();
+  return text.starts_with(' ') ? text.substr(1) : text;
+}
+
 TEST(DetokenizerStream, ItsPiecesAreTheWholeTextInWholeCharacters) {
   std::mt19937 random(7);
   for (const char* name : kTinyTokenizers) {
     SCOPED_TRACE(name);
     const Tokenizer tokenizer = load(name);
+    const bool has_byte_tokens = tokenizer.token_to_id("<0x00>").has_value();
+    EXPECT_EQ(has_byte_tokens, std::string(name) == "tiny-spm");
+    int num_kept = 0;
     std::uniform_int_distribution<int32_t> any_id(0, static_cast<int32_t>(tokenizer.vocab_size()) - 1);
     for (int round = 0; round < 300; ++round) {
       Ids ids(random() % 40);
@@ -162,9 +191,39 @@ TEST(DetokenizerStream, ItsPiecesAreTheWholeTextInWholeCharacters) {
         all += piece;
       }
       all += stream.finish();
-      ASSERT_EQ(all, tokenizer.decode(ids, skip).value());
+      const std::string whole = tokenizer.decode(ids, skip).value();
+      if (has_byte_tokens) {
+        ASSERT_EQ(whole, spm_text(tokenizer, ids, skip, false));
+        ASSERT_EQ(all, spm_text(tokenizer, ids, skip, true));
+        num_kept += all != whole ? 1 : 0;
+      } else {
+        ASSERT_EQ(all, whole);
+      }
     }
+    EXPECT_EQ(num_kept > 10, has_byte_tokens) << num_kept << " texts had a run of bytes that began well";
   }
+}
+
+// Emoji and Chinese are often nothing but byte tokens: a reader would wait for all of it.
+TEST(DetokenizerStream, ByteTokensAreGivenCharacterByCharacter) {
+  const Tokenizer tokenizer = load("tiny-spm");
+  DetokenizerStream stream(tokenizer, true);
+  const auto push = [&](unsigned byte) { return stream.push(tokenizer.token_to_id(fmt::format("<0x{:02X}>", byte)).value()); };
+  const auto push_all = [&](std::string_view bytes) {
+    std::vector<std::string> pieces;
+    for (const char byte : bytes) pieces.push_back(push(static_cast<unsigned char>(byte)));
+    return pieces;
+  };
+  using Pieces = std::vector<std::string>;
+  EXPECT_EQ(push_all("你🦙\n"), (Pieces{"", "", "你", "", "", "", "🦙", "\n"}));
+  EXPECT_EQ(stream.push(tokenizer.token_to_id("▁the").value()), " the");
+
+  // What was given stays; the run's rest is no text any more, though it would be one by itself.
+  EXPECT_EQ(push_all("你\xE4\xBD\xFF" "好"), (Pieces{"", "", "你", "", "", "���", "�", "�", "�"}));
+  EXPECT_EQ(stream.push(tokenizer.token_to_id("▁the").value()), " the");
+  EXPECT_EQ(push_all("好"), (Pieces{"", "", "好"})) << "a new run";
+  EXPECT_EQ(push_all("\xF0\x9F\xA6"), (Pieces{"", "", ""}));
+  EXPECT_EQ(stream.finish(), "���") << "as the reference, a byte a replacement";
 }
 
 TEST(DetokenizerStream, HoldsBackHalfACharacterOnly) {
