@@ -286,6 +286,34 @@ x {% if yes -%}   y   {%- else -%} z {%- endif %} w
 {{ undefined_thing.x | default('y') }}
 {{ s | upper(1) }}
 {{ s | trim(1) }}
+# filters: layout and markup
+{{ 'The quick brown fox jumps over the lazy dog, and then some more.' | wordwrap(20) }}|{{ 'aaa bbbbbbbb ccc' | wordwrap(4) }}|{{ 'aaa bbbbbbbb ccc' | wordwrap(4, false) }}|{{ '  led  by spaces  ' | wordwrap(6) }}|{{ '' | wordwrap }}|{{ 'x' | wordwrap(1, wrapstring='/') }}
+{{ "Hello there -- you goof-ball, use the -b option! e-mail--like this, a-b-c-d, well-known--isn't" | wordwrap(8) }}|{{ 'look-and-feel-of-hyphens' | wordwrap(7) }}|{{ 'look-and-feel-of-hyphens' | wordwrap(7, break_on_hyphens=false) }}|{{ '------' | wordwrap(4) }}|{{ 'a------b' | wordwrap(3) }}
+{{ multi | wordwrap(3) }}|{{ multi | wordwrap(10, wrapstring=' / ') }}|{{ u | wordwrap(7) }}|{{ 'tab\tand\vmore\u00a0or\u2003less' | wordwrap(5) }}|{{ ('<b> &' | safe) | wordwrap(2, wrapstring='<' | safe) }}|{{ ('<b> &' | safe) | wordwrap(2) + '<' }}
+{{ ('word ' * 30) | wordwrap }}|{{ '12-34-ab-cd' | wordwrap(4) }}|{{ 'é-éé-éé' | wordwrap(4) }}|{{ '\n\n' | wordwrap(2) }}|{{ 'a\n' | wordwrap(2) }}
+{{ 5 | wordwrap }}
+{{ 'a' | wordwrap(0) }}
+{{ undefined_thing | wordwrap }}
+{{ 'a' | wordwrap('5') }}
+{{ d | pprint }}|{{ users | pprint }}|{{ tool | pprint }}
+{{ nested | pprint }}{{ 5 | pprint }}{{ none | pprint }}{{ 'x' | pprint }}{{ undefined_thing | pprint }}{{ ('<' | safe) | pprint }}{{ () | pprint }}{{ {} | pprint }}{{ [1.5, true] | pprint }}
+{{ {'z': 1, 'a': {'c': 1, 'b': [{'y': 2, 'x': 1}]}, 3: 'n', none: 0, (1, 'a'): 2, 2.5: 1} | pprint }}
+{{ ('The quick brown fox jumps over the lazy dog. ' * 5) | pprint }}|{{ [('The quick brown fox jumps over the lazy dog. ' * 5)] | pprint }}|{{ ('x' * 100) | pprint }}|{{ ['x' * 100, 'a\nb\n' * 20, ('lorem  ipsum\t' * 12)] | pprint }}
+{{ {'first': 'word ' * 30, 'second': ['a' * 30, 'b' * 30, 'c' * 30], 'third': ('t' * 79,)} | pprint }}|{{ (('long ' * 20,), ['é' * 50, '😀' * 50]) | pprint }}|{{ {'a' * 90: 1, 'b': {}} | pprint }}
+{{ (multi * 8) | pprint }}|{{ ("it's \"quoted\" " * 12) | pprint }}|{{ range(50) | list | pprint }}|{{ [range(30), {'k': 'v' * 75}] | pprint }}
+<ul{{ {'class': 'my list', 'missing': none, 'undef': undefined_thing, 'id': 'list-%d' | format(42), 'n': 1.5, 'q': html, 'safe': '<b>' | safe} | xmlattr }}>{{ {'a': none} | xmlattr }}|{{ {'a': 1, 'b<': 2} | xmlattr(false) }}|{{ {} | xmlattr }}|{{ {'x': ['<']} | xmlattr(autospace=false) }}
+{{ {'a b': 1} | xmlattr }}
+{{ {'a=': 1} | xmlattr }}
+{{ {'a/': none} | xmlattr }}
+{{ {1: 1} | xmlattr }}
+{{ 'x' | xmlattr }}
+{{ undefined_thing | xmlattr }}
+{{ 'See http://example.com/a?b=c&d#e, (https://www.x.org/(y)) or www.foo.net. Mail me@b.co, <mailto:a@b.cd> x.com' | urlize }}|{{ 'http://localhost:8000/ http://1.2.3.4:80 http://[::1]:1/x http://[fe80::1] http://256.1.1 ftp://a.com a.b.com:99999 a.com:99999x' | urlize }}
+{{ 'http://example.com/a/long/path www.example.com' | urlize(10) }}|{{ 'http://example.com' | urlize(nofollow=true) }}|{{ 'http://example.com' | urlize(target='_blank') }}|{{ 'http://example.com' | urlize(rel='z a nofollow', nofollow=true) }}|{{ 'tel:123 git://x tel: tel' | urlize(extra_schemes=['tel:', 'git://']) }}
+{{ html | urlize }}|{{ 5 | urlize }}|{{ none | urlize }}|{{ '' | urlize }}|{{ ('<http://a.com> &' | safe) | urlize }}|{{ '((a.com)). &lt;b.org&gt;,' | urlize }}|{{ 'HTTP://A.COM Www.Foo.De xn.xn--p1ai http://xn--p1ai http://xn--p' | urlize }}|{{ '@a@b.com a@b a@b.c- a@-b.c :a@b.c a@b@c.de mailto:x mailto:ü@é.de' | urlize }}
+{{ 'http://a.com/(x http://a.com/x) (http://a.com/(x)) http://a..com http://.com x..com -.com a-b.mil ä.info a%20b.gov c.info.' | urlize }}|{{ 'line\n http://a.com\t\u3000b.org  ' | urlize }}|{{ 'http://a.com' | urlize(target='"', rel='<') }}
+{{ 'x' | urlize(extra_schemes=['bad scheme']) }}
+{{ 'x' | urlize(trim_url_limit='a') }}
 # filters: numbers
 {{ '42' | int }}{{ ' 42 ' | int }}{{ '4x' | int }}{{ '4x' | int(-1) }}{{ '42.9' | int }}{{ 42.9 | int }}{{ -42.9 | int }}{{ '0x1f' | int(base=16) }}{{ '1f' | int(0, 16) }}{{ none | int }}{{ yes | int }}{{ '' | int }}{{ '1_000' | int }}{{ '-5' | int }}{{ [] | int }}{{ '1e3' | int }}{{ '١٢' | int is number }}
 {{ '3.5' | float }}{{ 'x' | float }}{{ 'x' | float(1.5) }}{{ 3 | float }}{{ '1e5' | float }}{{ none | float }}{{ '-.5' | float }}{{ 'inf' | float }}{{ '1_0.5' | float }}{{ yes | float }}{{ 'nan' | float }}

@@ -8,7 +8,7 @@ namespace millrace::jinja {
 
 using FilterFunction = Value (*)(Runtime& runtime, const Value& input, const CallArguments& arguments);
 
-// Null when there is no such filter. The tables are in filters_text.cc, filters_sequence.cc and filters_value.cc.
+// Null when there is no such filter. Each filters_*.cc has a table.
 FilterFunction find_filter(std::string_view name);
 
 struct NamedFilter {
@@ -17,5 +17,7 @@ struct NamedFilter {
 };
 FilterFunction find_text_filter(std::string_view name);
 FilterFunction find_sequence_filter(std::string_view name);
+FilterFunction find_layout_filter(std::string_view name);
+FilterFunction find_markup_filter(std::string_view name);
 
 }  // namespace millrace::jinja

@@ -207,8 +207,10 @@ FilterFunction find_filter(std::string_view name) {
   for (const auto& filter : kFilters) {
     if (filter.name == name) return filter.function;
   }
-  const FilterFunction text = find_text_filter(name);
-  return text != nullptr ? text : find_sequence_filter(name);
+  for (const auto find : {find_text_filter, find_sequence_filter, find_layout_filter, find_markup_filter}) {
+    if (const FilterFunction function = find(name)) return function;
+  }
+  return nullptr;
 }
 
 }  // namespace millrace::jinja
