@@ -55,8 +55,8 @@ void score_block(const std::byte* queries, const std::byte* keys, int64_t num_pa
   _tile_zero(1);
   const auto step = [](const std::byte* q, const std::byte* k) __attribute__((always_inline)) {
     _tile_loadd(4, q, kRowBytes);
-    _tile_loadd(6, k, 2 * kLineBytes);
-    _tile_loadd(7, k + kLineBytes, 2 * kLineBytes);
+    _tile_stream_loadd(6, k, 2 * kLineBytes);
+    _tile_stream_loadd(7, k + kLineBytes, 2 * kLineBytes);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
   };
@@ -91,18 +91,18 @@ void add_values(const float* probabilities, const Values& values, int64_t begin,
       const std::byte* v = values(block) + first * kLineBytes;
       const int64_t row_bytes = dim_padded * kPairBytes;
       _tile_loadd(4, p, kRowBytes);
-      _tile_loadd(6, v, row_bytes);
+      _tile_stream_loadd(6, v, row_bytes);
       _tile_dpbf16ps(0, 4, 6);
       if (count > 1) {
-        _tile_loadd(7, v + kLineBytes, row_bytes);
+        _tile_stream_loadd(7, v + kLineBytes, row_bytes);
         _tile_dpbf16ps(1, 4, 7);
       }
       if (count > 2) {
-        _tile_loadd(6, v + 2 * kLineBytes, row_bytes);
+        _tile_stream_loadd(6, v + 2 * kLineBytes, row_bytes);
         _tile_dpbf16ps(2, 4, 6);
       }
       if (count > 3) {
-        _tile_loadd(7, v + 3 * kLineBytes, row_bytes);
+        _tile_stream_loadd(7, v + 3 * kLineBytes, row_bytes);
         _tile_dpbf16ps(3, 4, 7);
       }
     }
