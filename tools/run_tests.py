@@ -4,10 +4,13 @@
 usage: run_tests.py [--full] [--only PATTERN] [--list]
 
 A suite is a GoogleTest executable of a build, or a pytest folder. Every single test is counted as passed, failed or skipped; skipped
-tests and suites that were not run are listed with their reasons. The last line is "N passed, N failed, N skipped".
+tests and suites that were not run are listed with their reasons. The last line is "N passed, N failed, N skipped", and for what kinds of
+reasons: "(3 for files that are not here, 1 for an instruction set that this CPU lacks)".
 """
 import argparse
+import collections
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -97,6 +100,18 @@ def suites(full):
 FULL_ONLY = "ThreadSanitizer, the 2-minute soak, the oracles and the browser matrix: only with --full"
 
 
+# What a reason is about, as the last line says it.
+KINDS = [(r"this CPU (cannot run|runs no)|no instruction set here", "an instruction set that this CPU lacks"), (r"sanitize", "a sanitizer's sake"),
+         (r"is not installed|not found|no Chromium|playwright", "a program or package that is not here"),
+         (r"is not here|beside|no golden|no vectors|names? (a|no) |is not set|does not name|no tokenizer\.json", "a file that is not here")]
+
+
+def kinds_of(reasons):
+    """How many were not run for what kind of reason, in words."""
+    kinds = collections.Counter(next((kind for pattern, kind in KINDS if re.search(pattern, reason)), "another reason") for reason in reasons)
+    return ", ".join(f"{count} for {kind}" for kind, count in kinds.most_common())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
@@ -126,7 +141,7 @@ def main():
     if not options.full:
         print(f"  {FULL_ONLY}")
     print(f"\nTook {time.monotonic() - start:.0f} s.")
-    print(f"{totals[0]} passed, {totals[1]} failed, {totals[2]} skipped")
+    print(f"{totals[0]} passed, {totals[1]} failed, {totals[2]} skipped" + (f" ({kinds_of(reason for _, reason in not_run)})" if not_run else ""))
     return 1 if totals[1] or totals[0] == 0 else 0
 
 
