@@ -31,7 +31,7 @@ constexpr uint32_t kEnded = 1 * kRoom;   // the region is over
 constexpr uint32_t kStage = 2 * kRoom;   // + chunks left to claim
 constexpr uint32_t kEach = 8 * kRoom;    // run()
 constexpr uint32_t kStop = 10 * kRoom;
-constexpr int64_t kChunksMax = kRoom;    // a stage's offer stays well below kEach
+constexpr int64_t kChunksMax = 0xffff;   // what a share can count, and well below kEach
 
 constexpr uint32_t kWakeCaller = 1, kWakeWorkers = 2;
 
@@ -65,7 +65,11 @@ bool spin_until(int64_t spin_ns, const Changed& changed) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), num_standby_(std::max(0, num_threads - usable_cpus())), offer_(kEnded) {
+ThreadPool::ThreadPool(int num_threads)
+    : num_threads_(num_threads),
+      num_standby_(std::max(0, num_threads - usable_cpus())),
+      offer_(kEnded),
+      shares_(static_cast<std::size_t>(num_threads)) {
   MR_CHECK(num_threads >= 1 && num_threads <= static_cast<int>(kRoom / 4), "a pool needs at least the calling thread");
   // Signals are for the threads that know what to do with them: workers are born with all of them blocked.
   sigset_t all, before;
@@ -128,6 +132,24 @@ void ThreadPool::wait_for_change(uint32_t epoch, bool is_caller) {
   }
 }
 
+// Which chunk a claim is for. There are as many claims as chunks, so that one is left for each. Neighbours on the same worker let what is read
+// in order, as weights are, be fetched ahead.
+int64_t ThreadPool::take_chunk(int worker, uint32_t epoch, int64_t num_chunks) {
+  for (int owner = worker;; owner = owner + 1 == num_threads_ ? 0 : owner + 1) {
+    const int64_t begin = num_chunks * owner / num_threads_, end = num_chunks * (owner + 1) / num_threads_;
+    if (begin == end) continue;
+    std::atomic<uint64_t>& taken = shares_[static_cast<std::size_t>(owner)].taken;
+    uint64_t before = taken.load(std::memory_order_relaxed);
+    for (;;) {
+      const auto counts = epoch_of(before) == epoch ? static_cast<uint32_t>(before) : 0;
+      const int64_t from_begin = counts & 0xffff, from_end = counts >> 16;
+      if (from_begin + from_end == end - begin) break;
+      const uint64_t after = uint64_t{epoch} << 32 | (counts + (owner == worker ? 1u : 1u << 16));
+      if (taken.compare_exchange_weak(before, after, std::memory_order_relaxed)) return owner == worker ? begin + from_begin : end - 1 - from_end;
+    }
+  }
+}
+
 // Claims chunks until none is left. A chunk that was claimed keeps its stage, and what describes it, in place until it is done.
 ThreadPool::Turn ThreadPool::take_part(int worker) {
   for (;;) {
@@ -137,7 +159,7 @@ ThreadPool::Turn ThreadPool::take_part(int worker) {
     if (offer > kEach - kRoom) return {epoch_of(claimed) - 1, false};
     if (offer <= kStage) return {epoch_of(claimed), offer <= kEnded};
     const int64_t num_chunks = num_chunks_;
-    stages_.chunk(stages_.chunk_context, stage_, num_chunks - (offer - kStage), worker);
+    stages_.chunk(stages_.chunk_context, stage_, take_chunk(worker, epoch_of(claimed), num_chunks), worker);
     if (num_done_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_chunks) advance();
   }
 }

@@ -26,9 +26,10 @@ class ThreadPool {
   int num_threads() const { return num_threads_; }
 
   // Runs stages 0 .. num_stages - 1, one after the other, and returns when all are done; what they wrote is then visible to the caller.
-  //   int64_t num_chunks(int64_t stage)                    how many parts the stage has, at most 2^20; called once, when all earlier stages
+  //   int64_t num_chunks(int64_t stage)                    how many parts the stage has, at most 65,535; called once, when all earlier stages
   //                                                        are done, on any worker
-  //   void chunk(int64_t stage, int64_t index, int worker) one part, on any worker; each runs once, in no particular order
+  //   void chunk(int64_t stage, int64_t index, int worker) one part; each runs once. A worker takes the parts of its own share of the
+  //                                                        range in order, then from the ends of others' shares
   // What a stage's chunks wrote is visible to the next stage. One caller at a time, never from inside a region. Neither may throw. No allocation.
   template <class NumChunks, class Chunk>
   void run_stages(int64_t num_stages, NumChunks&& num_chunks, Chunk&& chunk) {
@@ -76,6 +77,7 @@ class ThreadPool {
   void run_erased(Body body, void* context);
   void work(int worker);
   Turn take_part(int worker);
+  int64_t take_chunk(int worker, uint32_t epoch, int64_t num_chunks);
   void advance();
   void publish(uint32_t offer);
   void wait_for_change(uint32_t epoch, bool is_caller);
@@ -87,6 +89,12 @@ class ThreadPool {
   // of it are left to claim. One subtraction claims a chunk of whatever is on offer at that moment.
   alignas(64) std::atomic<uint64_t> offer_;
   alignas(64) std::atomic<int64_t> num_done_{0};  // chunks of the current stage
+  // What is left of a worker's share of a stage: the stage's epoch in the high half, then how many chunks were taken from its end, and from
+  // its beginning. Of an earlier epoch: nothing was taken yet.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> taken{0};
+  };
+  std::vector<Share> shares_;  // [num_threads]
   // Written by whoever finished a stage, before the next offer; read by those who hold a chunk of it.
   alignas(64) Stages stages_;
   int64_t stage_ = 0, num_chunks_ = 0;

@@ -263,7 +263,7 @@ int64_t CpuExecutor::num_chunks(const Stage& stage) {
 
 int64_t CpuExecutor::units_per_chunk(const Op& op, int64_t units) const {
   // An item of attention is large enough to be claimed by itself, and they differ; only the pool's limit on chunks puts some together.
-  if (op.kind == OpKind::kAttention) return std::max<int64_t>(1, units >> 19);
+  if (op.kind == OpKind::kAttention) return std::max<int64_t>(1, units >> 15);
   const int64_t num_threads = pool_.num_threads();
   if (op.kind == OpKind::kLinear && has_prompt_rows_) {
     // A visit, or less of it where that shares the units more evenly.
