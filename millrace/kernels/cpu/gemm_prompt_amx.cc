@@ -1,6 +1,6 @@
 // Quantized weights times the tokens of a prompt with AMX tiles: weights are decoded to bf16, a strip at a time, and multiplied by bf16
 // activations, with all sums in the tiles. Rounding both to bf16 (2^-9) costs less than rounding activations to int8 does, and nothing is
-// left to scale; but decoding costs as much as multiplying by some 100 tokens, so that this is for prompts (docs/design.md D4).
+// left to scale; but decoding costs as much as multiplying by some 60 tokens, so that this is for prompts (docs/design.md D4).
 
 // g++ 12 reports its own _mm512_undefined_*() as uninitialized.
 #if defined(__GNUC__) && !defined(__clang__)
