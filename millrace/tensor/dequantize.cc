@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "millrace/base/check.h"
+#include "millrace/tensor/grid_blocks.h"
 #include "millrace/tensor/half.h"
 
 namespace millrace {
@@ -219,6 +220,19 @@ void block_tq2_0(Bytes b, float* y) {  // u8 qs[64] (4 digits a byte); f16 d.  y
   for (int i = 0; i < 256; ++i) y[i] = d * static_cast<float>(((b[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2)) & 3) - 1);
 }
 
+// ---- Blocks of 256 with a code book: see grid_blocks.h.
+
+template <DType kDType>
+void block_grid(Bytes b, float* y) {
+  const float d = f16_to_f32(read_grid_scale(kDType, b));
+  for (int g = 0; g < 8; ++g) {
+    const GridGroup group = read_grid_group(kDType, b, g);
+    int8_t codes[32];
+    grid_codes(kDType, group, codes);
+    for (int i = 0; i < 32; ++i) *y++ = d * static_cast<float>(2 * group.scale[i / 16] + 1) * grid_unit(kDType) * static_cast<float>(codes[i]);
+  }
+}
+
 // ---- Plain types: a block is one number.
 
 float f8_e4m3(uint8_t bits) {  // no infinity; 0x7f and 0xff are NaN
@@ -271,14 +285,14 @@ BlockFunction block_function(DType dtype) {
     case DType::kTQ2_0: return block_tq2_0;
     case DType::kMXFP4: return block_mxfp4;
     case DType::kNVFP4: return block_nvfp4;
-    case DType::kQ8_1:
-    case DType::kIQ2_XXS:
-    case DType::kIQ2_XS:
-    case DType::kIQ3_XXS:
-    case DType::kIQ1_S:
-    case DType::kIQ3_S:
-    case DType::kIQ2_S:
-    case DType::kIQ1_M: return nullptr;
+    case DType::kIQ2_XXS: return block_grid<DType::kIQ2_XXS>;
+    case DType::kIQ2_XS: return block_grid<DType::kIQ2_XS>;
+    case DType::kIQ3_XXS: return block_grid<DType::kIQ3_XXS>;
+    case DType::kIQ1_S: return block_grid<DType::kIQ1_S>;
+    case DType::kIQ3_S: return block_grid<DType::kIQ3_S>;
+    case DType::kIQ2_S: return block_grid<DType::kIQ2_S>;
+    case DType::kIQ1_M: return block_grid<DType::kIQ1_M>;
+    case DType::kQ8_1: return nullptr;
   }
   return nullptr;
 }

@@ -10,7 +10,7 @@ namespace millrace {
 // What stored numbers mean: the scalar reference for every block layout that a file may hold, and the judge of every kernel that
 // reads blocks directly. Results are bit-identical to those of the gguf Python package (github.com/ggml-org/llama.cpp, gguf-py).
 
-// Whether dequantize_row() reads this type. Not read: IQ1_*, IQ2_*, IQ3_* (their code books) and Q8_1 (never in files).
+// Whether dequantize_row() reads this type: all but Q8_1 (never in files).
 bool can_dequantize(DType dtype);
 
 // Writes the `elements` numbers of one stored row to `out` as f32. `row` holds row_bytes(dtype, elements) bytes, of any alignment;
