@@ -10,38 +10,53 @@
 namespace millrace {
 namespace {
 
+// The classes from Q2_K on, which every set of variants has all of.
+#define MR_SMALL_BLOCK_GEMM(of)                                                                     \
+  of##_q2_k, of##_q3_k, of##_tq2_0, of##_iq4_nl, of##_iq4_xs, of##_mxfp4, of##_nvfp4, of##_iq1_s, \
+      of##_iq1_m, of##_iq2_xxs, of##_iq2_xs, of##_iq2_s, of##_iq3_xxs, of##_iq3_s
+
 // The only place that knows which variants exist. In the order of WeightClass.
 const GemmTable kScalar = {{ref::gemm_plain, ref::gemm_plain, ref::gemm_plain, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
                             ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
                             ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
-                            ref::gemm_plain},
+                            ref::gemm_plain, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
+                            ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
+                            ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized},
                            ref::gemm_exact};
 const GemmTable kAvx2 = {{avx2::gemm_f32, avx2::gemm_f16, avx2::gemm_bf16, avx2::gemm_q4_0, avx2::gemm_q4_1, avx2::gemm_q5_0, avx2::gemm_q5_1,
                           avx2::gemm_q8_0, avx2::gemm_q4_k, avx2::gemm_q5_k, avx2::gemm_q6_k, avx2::gemm_int2_zero, avx2::gemm_int3_zero,
-                          avx2::gemm_int4, avx2::gemm_int4_zero, avx2::gemm_int8, avx2::gemm_int8_zero, avx2::gemm_code4, avx2::gemm_f8},
+                          avx2::gemm_int4, avx2::gemm_int4_zero, avx2::gemm_int8, avx2::gemm_int8_zero, avx2::gemm_code4, avx2::gemm_f8,
+                            MR_SMALL_BLOCK_GEMM(avx2::gemm)},
                          avx2::gemm_exact};
 const GemmTable kAvx2Vnni = {{avx2::gemm_f32, avx2::gemm_f16, avx2::gemm_bf16, avx2vnni::gemm_q4_0, avx2vnni::gemm_q4_1, avx2vnni::gemm_q5_0,
                               avx2vnni::gemm_q5_1, avx2vnni::gemm_q8_0, avx2vnni::gemm_q4_k, avx2vnni::gemm_q5_k, avx2vnni::gemm_q6_k,
                               avx2vnni::gemm_int2_zero, avx2vnni::gemm_int3_zero, avx2vnni::gemm_int4, avx2vnni::gemm_int4_zero,
-                              avx2vnni::gemm_int8, avx2vnni::gemm_int8_zero, avx2vnni::gemm_code4, avx2::gemm_f8},
+                              avx2vnni::gemm_int8, avx2vnni::gemm_int8_zero, avx2vnni::gemm_code4, avx2::gemm_f8,
+                            MR_SMALL_BLOCK_GEMM(avx2vnni::gemm)},
                              avx2::gemm_exact};
 const GemmTable kAvx512Vnni = {{avx512::gemm_f32, avx512::gemm_f16, avx512::gemm_bf16, avx512::gemm_q4_0, avx512::gemm_q4_1, avx512::gemm_q5_0,
                                 avx512::gemm_q5_1, avx512::gemm_q8_0, avx512::gemm_q4_k, avx512::gemm_q5_k, avx512::gemm_q6_k,
                                 avx512::gemm_int2_zero, avx512::gemm_int3_zero, avx512::gemm_int4, avx512::gemm_int4_zero, avx512::gemm_int8,
-                                avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8},
+                                avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8,
+                            MR_SMALL_BLOCK_GEMM(avx512::gemm)},
                                avx512::gemm_exact};
 const GemmTable kAvx512VnniBf16 = {{avx512::gemm_f32, avx512::gemm_f16, avx512bf16::gemm_bf16, avx512::gemm_q4_0, avx512::gemm_q4_1, avx512::gemm_q5_0,
                                     avx512::gemm_q5_1, avx512::gemm_q8_0, avx512::gemm_q4_k, avx512::gemm_q5_k, avx512::gemm_q6_k,
                                     avx512::gemm_int2_zero, avx512::gemm_int3_zero, avx512::gemm_int4, avx512::gemm_int4_zero, avx512::gemm_int8,
-                                    avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8},
+                                    avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8,
+                            MR_SMALL_BLOCK_GEMM(avx512::gemm)},
                                    avx512::gemm_exact};
 const GemmTable kAmx = {{avx512::gemm_f32, avx512::gemm_f16, amx::gemm_bf16, avx512::gemm_q4_0, avx512::gemm_q4_1, avx512::gemm_q5_0, avx512::gemm_q5_1,
                          avx512::gemm_q8_0, avx512::gemm_q4_k, avx512::gemm_q5_k, avx512::gemm_q6_k, avx512::gemm_int2_zero, avx512::gemm_int3_zero,
-                         avx512::gemm_int4, avx512::gemm_int4_zero, avx512::gemm_int8, avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8},
+                         avx512::gemm_int4, avx512::gemm_int4_zero, avx512::gemm_int8, avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8,
+                            MR_SMALL_BLOCK_GEMM(avx512::gemm)},
                         avx512::gemm_exact,
                         {nullptr, nullptr, nullptr, amx::prompt_q4_0, amx::prompt_q4_1, amx::prompt_q5_0, amx::prompt_q5_1, amx::prompt_q8_0,
                          amx::prompt_q4_k, amx::prompt_q5_k, amx::prompt_q6_k, amx::prompt_int2_zero, amx::prompt_int3_zero, amx::prompt_int4,
-                         amx::prompt_int4_zero, amx::prompt_int8, amx::prompt_int8_zero, amx::prompt_code4, nullptr}};
+                         amx::prompt_int4_zero, amx::prompt_int8, amx::prompt_int8_zero, amx::prompt_code4, nullptr,
+                         MR_SMALL_BLOCK_GEMM(amx::prompt)}};
+
+#undef MR_SMALL_BLOCK_GEMM
 
 const GemmTable& table_of(Isa isa) {
   switch (isa) {

@@ -8,7 +8,7 @@
 // What the dispatcher and the variants of gemm() share. Kept free of templates: per-ISA files include it.
 namespace millrace {
 
-inline constexpr int kNumWeightClasses = static_cast<int>(WeightClass::kF8E4M3) + 1;
+inline constexpr int kNumWeightClasses = static_cast<int>(WeightClass::kIQ3_S) + 1;
 
 // gemm() with its arguments as one record; `panels` is the first of num_panels.
 struct GemmCall {
@@ -56,14 +56,32 @@ struct GemmTable {
   void gemm_int8_zero(const GemmCall&); \
   void gemm_code4(const GemmCall&);
 
+#define MR_DECLARE_SMALL_BLOCK_GEMM  \
+  void gemm_q2_k(const GemmCall&);   \
+  void gemm_q3_k(const GemmCall&);   \
+  void gemm_tq2_0(const GemmCall&);  \
+  void gemm_iq4_nl(const GemmCall&); \
+  void gemm_iq4_xs(const GemmCall&); \
+  void gemm_mxfp4(const GemmCall&);  \
+  void gemm_nvfp4(const GemmCall&);
+
+#define MR_DECLARE_GRID_GEMM          \
+  void gemm_iq1_s(const GemmCall&);   \
+  void gemm_iq1_m(const GemmCall&);   \
+  void gemm_iq2_xxs(const GemmCall&); \
+  void gemm_iq2_xs(const GemmCall&);  \
+  void gemm_iq2_s(const GemmCall&);   \
+  void gemm_iq3_xxs(const GemmCall&); \
+  void gemm_iq3_s(const GemmCall&);
+
 namespace ref {
 void gemm_plain(const GemmCall&);
 void gemm_quantized(const GemmCall&);
 void gemm_exact(const GemmCall&);
 }  // namespace ref
-namespace avx2 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM }
-namespace avx2vnni { MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM }
-namespace avx512 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM }
+namespace avx2 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM MR_DECLARE_SMALL_BLOCK_GEMM MR_DECLARE_GRID_GEMM }
+namespace avx2vnni { MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM MR_DECLARE_SMALL_BLOCK_GEMM MR_DECLARE_GRID_GEMM }
+namespace avx512 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM MR_DECLARE_SMALL_BLOCK_GEMM MR_DECLARE_GRID_GEMM }
 namespace avx512bf16 { void gemm_bf16(const GemmCall&); }
 namespace amx {
 void gemm_bf16(const GemmCall&);
@@ -83,10 +101,26 @@ void prompt_int4_zero(const GemmCall&);
 void prompt_int8(const GemmCall&);
 void prompt_int8_zero(const GemmCall&);
 void prompt_code4(const GemmCall&);
+void prompt_q2_k(const GemmCall&);
+void prompt_q3_k(const GemmCall&);
+void prompt_tq2_0(const GemmCall&);
+void prompt_iq4_nl(const GemmCall&);
+void prompt_iq4_xs(const GemmCall&);
+void prompt_mxfp4(const GemmCall&);
+void prompt_nvfp4(const GemmCall&);
+void prompt_iq1_s(const GemmCall&);
+void prompt_iq1_m(const GemmCall&);
+void prompt_iq2_xxs(const GemmCall&);
+void prompt_iq2_xs(const GemmCall&);
+void prompt_iq2_s(const GemmCall&);
+void prompt_iq3_xxs(const GemmCall&);
+void prompt_iq3_s(const GemmCall&);
 }  // namespace amx
 
 #undef MR_DECLARE_PLAIN_GEMM
 #undef MR_DECLARE_QUANTIZED_GEMM
 #undef MR_DECLARE_GROUPED_GEMM
+#undef MR_DECLARE_SMALL_BLOCK_GEMM
+#undef MR_DECLARE_GRID_GEMM
 
 }  // namespace millrace

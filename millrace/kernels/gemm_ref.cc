@@ -10,7 +10,8 @@
 namespace millrace::ref {
 namespace {
 
-// Adds one block's share to a sum: integer dot products (per 16 in Q6_K), then one fused multiply-add; one more for the minimum.
+// Adds one block's share to a sum: integer dot products (of each 16 where the class has two scales), then one fused multiply-add; one more for
+// the minimum.
 float add_block(WeightClass weight_class, const BlockRow& weights, const int8_t* codes, float scale, const int16_t* sums, float sum) {
   const PanelLayout layout = panel_layout(weight_class);
   int32_t dots[2];
@@ -18,13 +19,15 @@ float add_block(WeightClass weight_class, const BlockRow& weights, const int8_t*
     dots[half] = -layout.zero_point * sums[half];
     for (int i = 16 * half; i < 16 * half + 16; ++i) dots[half] += weights.codes[i] * codes[i];
   }
-  if (weight_class == WeightClass::kQ6_K) {
-    sum = std::fma(static_cast<float>(dots[0]), weights.scale[0] * scale, sum);
-    sum = std::fma(static_cast<float>(dots[1]), weights.scale[1] * scale, sum);
-  } else {
-    sum = std::fma(static_cast<float>(dots[0] + dots[1]), weights.scale[0] * scale, sum);
+  if (layout.num_scales == 2) {
+    for (int half = 0; half < 2; ++half) {
+      sum = std::fma(static_cast<float>(dots[half]), weights.scale[half] * scale, sum);
+      if (layout.has_minimum) sum = std::fma(weights.minimum[half], scale * static_cast<float>(sums[half]), sum);
+    }
+    return sum;
   }
-  return layout.has_minimum ? std::fma(weights.minimum, scale * static_cast<float>(sums[0] + sums[1]), sum) : sum;
+  sum = std::fma(static_cast<float>(dots[0] + dots[1]), weights.scale[0] * scale, sum);
+  return layout.has_minimum ? std::fma(weights.minimum[0], scale * static_cast<float>(sums[0] + sums[1]), sum) : sum;
 }
 
 }  // namespace

@@ -82,6 +82,7 @@ TEST(Gemm, EveryVariantMatchesTheReference) {
     const bool plain = dtype_info(dtype).block_elements == 1;
     for (int64_t k : k_class ? std::vector<int64_t>{256, 512, 1536, 4096} : plain ? std::vector<int64_t>{1, 2, 31, 64, 577, 1536}
                                                                                  : std::vector<int64_t>{32, 64, 96, 576, 800, 1536, 4096}) {
+      if (k % dtype_info(dtype).block_elements != 0) continue;
       for (int64_t num_rows : {1, 16, 17, 40, 72}) {
         const PackedMatrix w = random_rows(dtype, num_rows, k, static_cast<uint32_t>(k + num_rows)).packed();
         for (int64_t num_tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 31, 33}) {
@@ -115,7 +116,8 @@ TEST(Gemm, PromptPathMultipliesBf16) {
     for (DType dtype : kGemmDTypes) {
       const int64_t block = dtype_info(dtype).block_elements;
       if (block == 1) continue;
-      for (int64_t k : block == 256 ? std::vector<int64_t>{256, 1024, 4096} : std::vector<int64_t>{32, 96, 576, 1536}) {
+      for (int64_t k : block == 256 ? std::vector<int64_t>{256, 1024, 4096} : std::vector<int64_t>{32, 64, 96, 576, 1536}) {
+        if (k % block != 0) continue;
         for (int64_t num_rows : {1, 16, 40, 72}) {
           const StoredRows rows = random_rows(dtype, num_rows, k, static_cast<uint32_t>(k + num_rows));
           const PackedMatrix w = rows.packed();
@@ -211,14 +213,10 @@ TEST(Gemm, ExtremeCodesDoNotSaturate) {
         StoredRows rows = random_rows(dtype, 16, 512, 11);
         // All codes at the top; for the signed plane, -128 too.
         const std::byte fill = dtype == DType::kQ8_0 ? (pattern < 2 ? std::byte{0x80} : std::byte{0x7f}) : std::byte{0xff};
-        const StoredRows scales = random_rows(dtype, 16, 512, 12);
         std::fill(rows.bytes.begin(), rows.bytes.end(), fill);
-        const DTypeInfo& info = dtype_info(dtype);
-        for (std::size_t at = 0; at < rows.bytes.size(); at += static_cast<std::size_t>(info.block_bytes)) {
-          const std::size_t scale_at = dtype == DType::kQ6_K ? at + 208 : at;
-          const bool two = dtype == DType::kQ4_1 || dtype == DType::kQ5_1 || dtype == DType::kQ4_K || dtype == DType::kQ5_K;
-          std::memcpy(&rows.bytes[scale_at], &scales.bytes[scale_at], two ? 4 : 2);
-        }
+        std::mt19937 random(12);
+        const auto block_bytes = static_cast<std::size_t>(dtype_info(dtype).block_bytes);
+        for (std::size_t at = 0; at < rows.bytes.size(); at += block_bytes) set_random_scales(dtype, &rows.bytes[at], random);
         const PackedMatrix w = rows.packed();
         std::vector<float> values(9 * 512);
         for (std::size_t i = 0; i < values.size(); ++i) values[i] = pattern % 2 == 0 ? 3.0f : (i % 2 == 0 ? -3.0f : 3.0f);

@@ -14,9 +14,12 @@
 namespace millrace {
 
 inline constexpr DType kGemmDTypes[] = {DType::kF32,  DType::kF16,  DType::kBf16, DType::kQ4_0, DType::kQ4_1, DType::kQ5_0,
-                                        DType::kQ5_1, DType::kQ8_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+                                        DType::kQ5_1, DType::kQ8_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kQ2_K,
+                                        DType::kQ3_K, DType::kTQ1_0, DType::kTQ2_0, DType::kIQ4_NL, DType::kIQ4_XS, DType::kMXFP4,
+                                        DType::kNVFP4, DType::kIQ1_S, DType::kIQ1_M, DType::kIQ2_XXS, DType::kIQ2_XS, DType::kIQ2_S,
+                                        DType::kIQ3_XXS, DType::kIQ3_S};
 
-// Rows as a file would store them: random bytes, their f16 scales (and plain numbers) finite and of magnitude below 2.
+// Rows as a file would store them: random bytes, but finite scales and plain numbers.
 struct StoredRows {
   DType dtype;
   int64_t num_rows, k, row_bytes;
@@ -31,37 +34,52 @@ struct StoredRows {
   PackedMatrix packed() const { return PackedMatrix::pack(dtype, pointers(), k).value(); }
 };
 
+// The f16 scales (and minima) of a block, by their places.
+inline std::vector<int64_t> f16_places(DType dtype) {
+  switch (dtype) {
+    case DType::kQ4_1: case DType::kQ5_1: case DType::kQ4_K: case DType::kQ5_K: return {0, 2};
+    case DType::kQ2_K: return {80, 82};
+    case DType::kQ3_K: return {108};
+    case DType::kQ6_K: return {208};
+    case DType::kTQ1_0: return {52};
+    case DType::kTQ2_0: return {64};
+    case DType::kF32: case DType::kBf16: case DType::kMXFP4: case DType::kNVFP4: case DType::kIQ1_M: return {};
+    default: return {0};
+  }
+}
+
+// Gives a block scales of magnitude below 2 (of NVFP4: as its bytes are).
+inline void set_random_scales(DType dtype, std::byte* block, std::mt19937& random) {
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  for (const int64_t place : f16_places(dtype)) {
+    const uint16_t half = f32_to_f16(uniform(random));
+    std::memcpy(block + place, &half, 2);
+  }
+  if (dtype == DType::kF32) {
+    const float value = uniform(random);
+    std::memcpy(block, &value, 4);
+  }
+  if (dtype == DType::kBf16) {
+    const uint16_t value = f32_to_bf16(uniform(random));
+    std::memcpy(block, &value, 2);
+  }
+  if (dtype == DType::kMXFP4) block[0] = static_cast<std::byte>(120 + random() % 8);
+  if (dtype == DType::kNVFP4) {
+    for (int group = 0; group < 4; ++group) block[group] = static_cast<std::byte>(random());
+  }
+  if (dtype == DType::kIQ1_M) {  // a nibble at the top of each of four words
+    const uint16_t half = f32_to_f16(uniform(random));
+    for (int i = 0; i < 4; ++i) block[49 + 2 * i] = (block[49 + 2 * i] & std::byte{15}) | static_cast<std::byte>(((half >> (4 * i)) & 15) << 4);
+  }
+}
+
 inline StoredRows random_rows(DType dtype, int64_t num_rows, int64_t k, uint32_t seed) {
   StoredRows rows{dtype, num_rows, k, row_bytes(dtype, k).value(), {}};
   rows.bytes.resize(static_cast<std::size_t>(num_rows * rows.row_bytes));
   std::mt19937 random(seed);
   for (auto& byte : rows.bytes) byte = static_cast<std::byte>(random());
-  std::uniform_real_distribution<float> uniform(-1, 1);
-  const auto put_f16 = [&](std::byte* to) {
-    const uint16_t half = f32_to_f16(uniform(random));
-    std::memcpy(to, &half, 2);
-  };
   const DTypeInfo& info = dtype_info(dtype);
-  for (std::byte* block = rows.bytes.data(); block != rows.bytes.data() + rows.bytes.size(); block += info.block_bytes) {
-    switch (dtype) {
-      case DType::kF32: {
-        const float value = uniform(random);
-        std::memcpy(block, &value, 4);
-        break;
-      }
-      case DType::kBf16: {
-        const uint16_t value = f32_to_bf16(uniform(random));
-        std::memcpy(block, &value, 2);
-        break;
-      }
-      case DType::kQ6_K: put_f16(block + 208); break;
-      case DType::kQ4_1: case DType::kQ5_1: case DType::kQ4_K: case DType::kQ5_K:
-        put_f16(block);
-        put_f16(block + 2);
-        break;
-      default: put_f16(block);
-    }
-  }
+  for (std::byte* block = rows.bytes.data(); block != rows.bytes.data() + rows.bytes.size(); block += info.block_bytes) set_random_scales(dtype, block, random);
   return rows;
 }
 

@@ -185,7 +185,7 @@ BlockRow load_grouped_block_row(WeightClass weight_class, const GroupFormat& gro
   const std::byte *codes = panel + stride.block_offset(block), *header = panel + stride.header_offset(block);
   BlockRow result{};
   float scale = load_scale(group.scale_type, header, row);
-  if (panel_layout(weight_class).has_minimum) result.minimum = -(scale * static_cast<float>(header[16 * scale_bytes(group) + row]));
+  if (panel_layout(weight_class).has_minimum) result.minimum[0] = result.minimum[1] = -(scale * static_cast<float>(header[16 * scale_bytes(group) + row]));
   for (int i = 0; i < kBlockK; ++i) result.codes[i] = load_code(weight_class, codes, i, row);
   if (weight_class == WeightClass::kCode4) {
     for (int& code : result.codes) code = group.codebook->codes[code];

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "millrace/kernels/grouped_panels.h"
+#include "millrace/kernels/small_block_panels.h"
 #include "millrace/kernels/panel_layout.h"
 #include "millrace/tensor/half.h"
 
@@ -27,7 +28,7 @@ std::optional<WeightClass> class_of(DType dtype) {
     case DType::kQ4_K: return WeightClass::kQ4_K;
     case DType::kQ5_K: return WeightClass::kQ5_K;
     case DType::kQ6_K: return WeightClass::kQ6_K;
-    default: return std::nullopt;
+    default: return small_block_class(dtype);
   }
 }
 
@@ -171,13 +172,18 @@ void pack_plain_row(const std::byte* stored, int64_t k, int64_t row, int64_t k_p
   }
 }
 
-void pack_row(WeightClass weight_class, const std::byte* stored, int64_t k, int64_t row, std::byte* panel) {
+void pack_row(WeightClass weight_class, DType dtype, const std::byte* stored, int64_t k, int64_t row, std::byte* panel) {
   if (weight_class == WeightClass::kF32) return pack_plain_row<uint32_t>(stored, k, row, 1, panel);
   if (!is_quantized(weight_class)) return pack_plain_row<uint16_t>(stored, k, row, 2, panel);
   const PanelLayout layout = panel_layout(weight_class);
   for (int64_t block = 0; block < k / kBlockK; ++block) {
     std::byte* header = layout.header_bytes > 0 ? panel + block_offset(layout, block / kSuperBlocks * kSuperBlocks) - layout.header_bytes : nullptr;
-    pack_block(weight_class, stored, block, row, header, panel + block_offset(layout, block));
+    std::byte* to = panel + block_offset(layout, block);
+    if (is_small_block(weight_class)) {
+      pack_small_block(dtype, stored, block, row, header, to);
+    } else {
+      pack_block(weight_class, stored, block, row, header, to);
+    }
   }
 }
 
@@ -226,7 +232,7 @@ Result<PackedMatrix> PackedMatrix::pack(DType dtype, std::span<const std::byte* 
   MR_ASSIGN_OR_RETURN(std::byte * data, matrix.allocate());
   for (int64_t row = 0; row < matrix.rows_; ++row) {
     std::byte* panel = data + row / kPanelRows * matrix.panel_bytes_;
-    pack_row(*weight_class, rows[static_cast<std::size_t>(row)], k, row % kPanelRows, panel);
+    pack_row(*weight_class, dtype, rows[static_cast<std::size_t>(row)], k, row % kPanelRows, panel);
   }
   return matrix;
 }
@@ -287,6 +293,8 @@ BlockRow load_block_row(WeightClass weight_class, const GroupFormat& group, cons
   if (is_grouped(weight_class)) return load_grouped_block_row(weight_class, group, panel, block, row);
   const PanelLayout layout = panel_layout(weight_class);
   const std::byte* from = panel + block_offset(layout, block);
+  const std::byte* header = layout.header_bytes > 0 ? panel + block_offset(layout, block / kSuperBlocks * kSuperBlocks) - layout.header_bytes : nullptr;
+  if (is_small_block(weight_class)) return load_small_block_row(weight_class, from, header, row);
   BlockRow result{};
   if (weight_class == WeightClass::kQ8_0) {
     for (int i = 0; i < kBlockK; ++i) result.codes[i] = load<int8_t>(from + i / 4 * 64 + row * 4 + i % 4);
@@ -303,15 +311,14 @@ BlockRow load_block_row(WeightClass weight_class, const GroupFormat& group, cons
     result.codes[i] = code;
   }
   const std::byte* scales = from + (fifth ? 320 : sixth ? 384 : 256);
-  const std::byte* header = layout.header_bytes > 0 ? panel + block_offset(layout, block / kSuperBlocks * kSuperBlocks) - layout.header_bytes : nullptr;
   if (header == nullptr) {
     result.scale[0] = result.scale[1] = load_f16(scales + row * 2);
-    if (layout.has_minimum) result.minimum = load_f16(scales + 32 + row * 2);
+    if (layout.has_minimum) result.minimum[0] = result.minimum[1] = load_f16(scales + 32 + row * 2);
   } else if (sixth) {
     for (int i = 0; i < 2; ++i) result.scale[i] = load_f16(header + row * 2) * static_cast<float>(load<int8_t>(scales + i * 16 + row));
   } else {
     result.scale[0] = result.scale[1] = load_f16(header + row * 2) * static_cast<float>(load<uint8_t>(scales + row));
-    result.minimum = -(load_f16(header + 32 + row * 2) * static_cast<float>(load<uint8_t>(scales + 16 + row)));
+    result.minimum[0] = result.minimum[1] = -(load_f16(header + 32 + row * 2) * static_cast<float>(load<uint8_t>(scales + 16 + row)));
   }
   return result;
 }
@@ -334,7 +341,7 @@ void unpack_panel_row(WeightClass weight_class, const GroupFormat& group, const 
     const BlockRow values = load_block_row(weight_class, group, panel, block, row);
     for (int i = 0; i < kBlockK; ++i) {
       const float product = values.scale[i / 16] * static_cast<float>(values.codes[i] - layout.zero_point);
-      out[(block * kBlockK + i) * stride] = layout.has_minimum ? product + values.minimum : product;
+      out[(block * kBlockK + i) * stride] = layout.has_minimum ? product + values.minimum[i / 16] : product;
     }
   }
 }
@@ -360,6 +367,20 @@ std::string_view weight_class_name(WeightClass weight_class) {
     case WeightClass::kInt8Zero: return "INT8_ZP";
     case WeightClass::kCode4: return "CODE4";
     case WeightClass::kF8E4M3: return "F8_E4M3";
+    case WeightClass::kQ2_K: return "Q2_K";
+    case WeightClass::kQ3_K: return "Q3_K";
+    case WeightClass::kTQ2_0: return "TQ2_0";
+    case WeightClass::kIQ4_NL: return "IQ4_NL";
+    case WeightClass::kIQ4_XS: return "IQ4_XS";
+    case WeightClass::kMXFP4: return "MXFP4";
+    case WeightClass::kNVFP4: return "NVFP4";
+    case WeightClass::kIQ1_S: return "IQ1_S";
+    case WeightClass::kIQ1_M: return "IQ1_M";
+    case WeightClass::kIQ2_XXS: return "IQ2_XXS";
+    case WeightClass::kIQ2_XS: return "IQ2_XS";
+    case WeightClass::kIQ2_S: return "IQ2_S";
+    case WeightClass::kIQ3_XXS: return "IQ3_XXS";
+    case WeightClass::kIQ3_S: return "IQ3_S";
   }
   return "unknown";
 }

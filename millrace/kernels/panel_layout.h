@@ -21,6 +21,27 @@
 //   Q6_K             s8 scale of k 0-15, s8 scale of k 16-31     value = d scale (code - 32)
 // The K classes have a header in front of every 8 blocks: f16 d[16], and for Q4_K and Q5_K f16 dmin[16].
 //
+// GGUF's small blocks. 2-bit plane: 2 lines; line p, bits 2i and 2i + 1: quad 4p + i; third bits: 1 line; bit q of a byte: quad q.
+//   Q2_K      2-bit plane, u8 (scale | minimum << 4) of k 0-15, the same of k 16-31     value = d scale code - dmin minimum
+//   Q3_K      2-bit plane, third bits, s8 scale of k 0-15, s8 scale of k 16-31          value = d scale (code - 4)
+//   TQ2_0     2-bit plane                                                                value = d (code - 1)
+//   IQ4_NL    4-bit plane, f16 d                                                         value = d table[code]
+//   IQ4_XS    4-bit plane, s8 scale                                                      value = d scale table[code]
+//   MXFP4     4-bit plane, u8 e (E8M0)                                                   value = 2^(e - 128) table[code]
+//   NVFP4     4-bit plane, u8 e (E4M3, no sign) of k 0-15, the same of k 16-31           value = e / 2 table[code]
+// Q2_K, Q3_K, TQ2_0 and IQ4_XS have a header in front of every 8 blocks: f16 d[16], of Q2_K also f16 dmin[16].
+//
+// The code-book classes (tensor/grid_blocks.h): value = d (2 scale + 1) unit code. A header in front of every 8 blocks: f16 d[16]. A line is a
+// u32 of each row; its bytes, lowest first, are those of consecutive 8 numbers (of IQ3's indexes 4 numbers).
+//   IQ1_S     line of low indexes, u16 as stored: high bits, scale, sign of the shift
+//   IQ1_M     line of low indexes, u16: four nibbles of high bits and sign of the shift, u8 scales
+//   IQ2_XXS   line of indexes, line of signs and scale as stored
+//   IQ2_XS    2 lines; half of a line: index and signs as stored; u8 scales
+//   IQ2_S     line of low indexes, line of signs, u8 high bits, u8 scales
+//   IQ3_XXS   2 lines of indexes, line of signs and scale as stored
+//   IQ3_S     2 lines of low indexes, line of signs, u8 ninth bits, u8 scale
+// u8 scales: of k 0-15 in the low nibble, of k 16-31 in the high one.
+//
 // Grouped classes: blocks of codes only, and in front of every 2^group_shift of them (GroupFormat) a header: the scales [16], as f16, bf16 or
 // f32, and for the Zero classes u8 zero[16].
 //   INT2_ZP          the 2-bit plane: 2 lines, line p, bits 2i and 2i + 1: quad 4p + i      value = scale (code - zero)
@@ -43,6 +64,7 @@ struct PanelLayout {
   int64_t header_bytes;  // in front of every kSuperBlocks blocks; 0: no headers
   int zero_point;
   bool has_minimum;      // a term per block beside the codes': m, -dmin minimum, or -scale zero
+  int num_scales = 1;    // of a block: 1, or 2 of 16 k each (and as many minima)
 };
 
 constexpr PanelLayout panel_layout(WeightClass weight_class) {
@@ -57,7 +79,7 @@ constexpr PanelLayout panel_layout(WeightClass weight_class) {
     case WeightClass::kQ8_0: return {kBlockK, 512 + 32, 0, 0, false};
     case WeightClass::kQ4_K: return {kBlockK, 256 + 32, 64, 0, true};
     case WeightClass::kQ5_K: return {kBlockK, 256 + 64 + 32, 64, 0, true};
-    case WeightClass::kQ6_K: return {kBlockK, 256 + 128 + 32, 32, 32, false};
+    case WeightClass::kQ6_K: return {kBlockK, 256 + 128 + 32, 32, 32, false, 2};
     case WeightClass::kInt2Zero: return {kBlockK, 128, 0, 0, true};
     case WeightClass::kInt3Zero: return {kBlockK, 128 + 64, 0, 0, true};
     case WeightClass::kInt4: return {kBlockK, 256, 0, 8, false};
@@ -66,6 +88,20 @@ constexpr PanelLayout panel_layout(WeightClass weight_class) {
     case WeightClass::kInt8Zero: return {kBlockK, 512, 0, 0, true};
     case WeightClass::kCode4: return {kBlockK, 256, 0, 0, false};
     case WeightClass::kF8E4M3: return {kBlockK, 512, 0, 0, false};
+    case WeightClass::kQ2_K: return {kBlockK, 128 + 32, 64, 0, true, 2};
+    case WeightClass::kQ3_K: return {kBlockK, 128 + 64 + 32, 32, 4, false, 2};
+    case WeightClass::kTQ2_0: return {kBlockK, 128, 32, 1, false};
+    case WeightClass::kIQ4_NL: return {kBlockK, 256 + 32, 0, 0, false};
+    case WeightClass::kIQ4_XS: return {kBlockK, 256 + 16, 32, 0, false};
+    case WeightClass::kMXFP4: return {kBlockK, 256 + 16, 0, 0, false};
+    case WeightClass::kNVFP4: return {kBlockK, 256 + 32, 0, 0, false, 2};
+    case WeightClass::kIQ1_S: return {kBlockK, 64 + 32, 32, 0, false};
+    case WeightClass::kIQ1_M: return {kBlockK, 64 + 32 + 16, 32, 0, false, 2};
+    case WeightClass::kIQ2_XXS: return {kBlockK, 128, 32, 0, false};
+    case WeightClass::kIQ2_XS: return {kBlockK, 128 + 16, 32, 0, false, 2};
+    case WeightClass::kIQ2_S: return {kBlockK, 128 + 32, 32, 0, false, 2};
+    case WeightClass::kIQ3_XXS: return {kBlockK, 192, 32, 0, false};
+    case WeightClass::kIQ3_S: return {kBlockK, 192 + 32, 32, 0, false};
   }
   return {};
 }
@@ -75,7 +111,16 @@ constexpr bool is_quantized(WeightClass weight_class) {
   return weight_class != WeightClass::kF32 && weight_class != WeightClass::kF16 && weight_class != WeightClass::kBf16 && weight_class != WeightClass::kF8E4M3;
 }
 
-constexpr bool is_grouped(WeightClass weight_class) { return weight_class >= WeightClass::kInt2Zero; }
+constexpr bool is_grouped(WeightClass weight_class) { return weight_class >= WeightClass::kInt2Zero && weight_class <= WeightClass::kF8E4M3; }
+constexpr bool is_grid(WeightClass weight_class) { return weight_class >= WeightClass::kIQ1_S; }
+
+// The sixteen numbers of the 4-bit classes with a fixed table: those of IQ4_NL and IQ4_XS, and twice those of FP4 (E2M1), so that they are whole.
+alignas(16) inline constexpr int8_t kIq4Table[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+alignas(16) inline constexpr int8_t kFp4Table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+constexpr const int8_t* fixed_table(WeightClass weight_class) {
+  if (weight_class == WeightClass::kIQ4_NL || weight_class == WeightClass::kIQ4_XS) return kIq4Table;
+  return weight_class == WeightClass::kMXFP4 || weight_class == WeightClass::kNVFP4 ? kFp4Table : nullptr;
+}
 
 // Byte offset of block `block` in its panel; of block num_blocks: the panel's size (num_blocks is a multiple of kSuperBlocks where there are headers).
 constexpr int64_t block_offset(const PanelLayout& layout, int64_t block) {
@@ -107,12 +152,12 @@ constexpr int64_t panel_bytes(WeightClass weight_class, const GroupFormat& group
   return num_blocks * stride.block_bytes + ((num_blocks - 1) >> stride.header_shift) * stride.header_bytes + stride.header_bytes;
 }
 
-// One block of one row, taken apart as the fast path multiplies it: value(i) = scale[i / 16] * (codes[i] - zero_point) [+ minimum where the
-// class has one]. Not of plain classes, nor of F8_E4M3.
+// One block of one row, taken apart as the fast path multiplies it: value(i) = scale[i / 16] * (codes[i] - zero_point) [+ minimum[i / 16] where
+// the class has one]. Not of plain classes, nor of F8_E4M3.
 struct BlockRow {
   int codes[kBlockK];
-  float scale[2];  // both the same but in Q6_K
-  float minimum;
+  float scale[2];  // both the same where the class has one a block
+  float minimum[2];
 };
 BlockRow load_block_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t block, int64_t row);
 

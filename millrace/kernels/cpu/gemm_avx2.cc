@@ -2,6 +2,7 @@
 
 #include "millrace/kernels/gemm_kernels.h"
 #include "millrace/kernels/panel_layout.h"
+#include "millrace/tensor/grid_tables.h"
 
 // AVX2 without VNNI: the plain classes, and those of GGUF's blocks.
 namespace millrace::avx2 {

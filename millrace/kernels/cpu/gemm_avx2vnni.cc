@@ -2,6 +2,7 @@
 
 #include "millrace/kernels/gemm_kernels.h"
 #include "millrace/kernels/panel_layout.h"
+#include "millrace/tensor/grid_tables.h"
 
 // The quantized classes with 256-bit vpdpbusd; plain ones are those of AVX2.
 namespace millrace::avx2vnni {

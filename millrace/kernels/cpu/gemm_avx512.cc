@@ -6,6 +6,7 @@
 
 #include "millrace/kernels/gemm_kernels.h"
 #include "millrace/kernels/panel_layout.h"
+#include "millrace/tensor/grid_tables.h"
 
 namespace millrace::avx512 {
 namespace {

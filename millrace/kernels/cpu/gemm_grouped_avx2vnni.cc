@@ -2,6 +2,7 @@
 
 #include "millrace/kernels/gemm_kernels.h"
 #include "millrace/kernels/panel_layout.h"
+#include "millrace/tensor/grid_tables.h"
 
 // The grouped integer and codebook classes.
 namespace millrace::avx2vnni {

@@ -11,6 +11,7 @@
 #include "millrace/kernels/cpu/gemm_bf16_amx.h"
 #include "millrace/kernels/gemm_kernels.h"
 #include "millrace/kernels/panel_layout.h"
+#include "millrace/tensor/grid_tables.h"
 
 namespace millrace::amx {
 namespace {
@@ -33,7 +34,8 @@ MR_INLINE __m512i bf16_pairs(F first, F second) {
 template <WeightClass kClass>
 MR_INLINE F lowest_byte(I codes) {
   constexpr bool kFourBits = kClass == WeightClass::kQ4_0 || kClass == WeightClass::kQ4_1 || kClass == WeightClass::kQ4_K || kClass == WeightClass::kInt2Zero ||
-                             kClass == WeightClass::kInt3Zero || kClass == WeightClass::kInt4 || kClass == WeightClass::kInt4Zero;
+                             kClass == WeightClass::kInt3Zero || kClass == WeightClass::kInt4 || kClass == WeightClass::kInt4Zero || kClass == WeightClass::kQ2_K ||
+                             kClass == WeightClass::kQ3_K || kClass == WeightClass::kTQ2_0;
   if constexpr (kFourBits) return _mm512_maskz_permutexvar_ps(0xffff, codes, _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
   return to_float(bit_and(codes, _mm512_set1_epi32(0xff)));
 }
@@ -54,10 +56,10 @@ void decode(const GemmCall& call, const std::byte* panel, int64_t block_begin, i
     prefetch_block<kClass>(block + kPrefetchBytes);
     load_weights(block, panel + stride.header_offset(block_begin + b), call.group, 0, 0, w);
     MR_UNROLL for (int q = 0; q < 8; ++q) {
-      const F scale = without_payload(w.scale[kClass == WeightClass::kQ6_K ? q / 4 : 0][0]);
+      const F scale = without_payload(w.scale[kLayout.num_scales == 2 ? q / 4 : 0][0]);
       F minimum;
       if constexpr (kLayout.has_minimum) {
-        minimum = without_payload(w.minimum[0]);
+        minimum = without_payload(w.minimum[kLayout.num_scales == 2 ? q / 4 : 0][0]);
       } else {
         minimum = mul(scale, _mm512_set1_ps(-kZeroPoint));
       }
@@ -114,5 +116,19 @@ void prompt_int4_zero(const GemmCall& call) { gemm_prompt<WeightClass::kInt4Zero
 void prompt_int8(const GemmCall& call) { gemm_prompt<WeightClass::kInt8>(call); }
 void prompt_int8_zero(const GemmCall& call) { gemm_prompt<WeightClass::kInt8Zero>(call); }
 void prompt_code4(const GemmCall& call) { gemm_prompt<WeightClass::kCode4>(call); }
+void prompt_q2_k(const GemmCall& call) { gemm_prompt<WeightClass::kQ2_K>(call); }
+void prompt_q3_k(const GemmCall& call) { gemm_prompt<WeightClass::kQ3_K>(call); }
+void prompt_tq2_0(const GemmCall& call) { gemm_prompt<WeightClass::kTQ2_0>(call); }
+void prompt_iq4_nl(const GemmCall& call) { gemm_prompt<WeightClass::kIQ4_NL>(call); }
+void prompt_iq4_xs(const GemmCall& call) { gemm_prompt<WeightClass::kIQ4_XS>(call); }
+void prompt_mxfp4(const GemmCall& call) { gemm_prompt<WeightClass::kMXFP4>(call); }
+void prompt_nvfp4(const GemmCall& call) { gemm_prompt<WeightClass::kNVFP4>(call); }
+void prompt_iq1_s(const GemmCall& call) { gemm_prompt<WeightClass::kIQ1_S>(call); }
+void prompt_iq1_m(const GemmCall& call) { gemm_prompt<WeightClass::kIQ1_M>(call); }
+void prompt_iq2_xxs(const GemmCall& call) { gemm_prompt<WeightClass::kIQ2_XXS>(call); }
+void prompt_iq2_xs(const GemmCall& call) { gemm_prompt<WeightClass::kIQ2_XS>(call); }
+void prompt_iq2_s(const GemmCall& call) { gemm_prompt<WeightClass::kIQ2_S>(call); }
+void prompt_iq3_xxs(const GemmCall& call) { gemm_prompt<WeightClass::kIQ3_XXS>(call); }
+void prompt_iq3_s(const GemmCall& call) { gemm_prompt<WeightClass::kIQ3_S>(call); }
 
 }  // namespace millrace::amx

@@ -1,0 +1,28 @@
+// g++ 12 reports its own _mm512_undefined_*() as uninitialized.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+
+#include "millrace/kernels/gemm_kernels.h"
+#include "millrace/kernels/panel_layout.h"
+#include "millrace/tensor/grid_tables.h"
+
+// GGUF's types with a code book.
+namespace millrace::avx512 {
+namespace {
+
+#include "millrace/kernels/cpu/gemm_vec512.inc"
+#include "millrace/kernels/cpu/gemm_simd.inc"
+
+}  // namespace
+
+void gemm_iq1_s(const GemmCall& call) { gemm_quantized<WeightClass::kIQ1_S>(call); }
+void gemm_iq1_m(const GemmCall& call) { gemm_quantized<WeightClass::kIQ1_M>(call); }
+void gemm_iq2_xxs(const GemmCall& call) { gemm_quantized<WeightClass::kIQ2_XXS>(call); }
+void gemm_iq2_xs(const GemmCall& call) { gemm_quantized<WeightClass::kIQ2_XS>(call); }
+void gemm_iq2_s(const GemmCall& call) { gemm_quantized<WeightClass::kIQ2_S>(call); }
+void gemm_iq3_xxs(const GemmCall& call) { gemm_quantized<WeightClass::kIQ3_XXS>(call); }
+void gemm_iq3_s(const GemmCall& call) { gemm_quantized<WeightClass::kIQ3_S>(call); }
+
+}  // namespace millrace::avx512
