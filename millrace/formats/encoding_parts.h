@@ -100,5 +100,6 @@ Result<std::shared_ptr<const WeightEncoding>> read_awq_encoding(const EncodingCo
 Result<std::shared_ptr<const WeightEncoding>> read_bitsandbytes_encoding(const EncodingConfig& config);
 Result<std::shared_ptr<const WeightEncoding>> read_compressed_tensors_encoding(const EncodingConfig& config);
 Result<std::shared_ptr<const WeightEncoding>> read_fp8_encoding(const EncodingConfig& config);
+Result<std::shared_ptr<const WeightEncoding>> read_mxfp4_encoding(const EncodingConfig& config);
 
 }  // namespace millrace

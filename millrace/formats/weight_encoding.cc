@@ -24,6 +24,7 @@ constexpr Method kMethods[] = {
     {"compressed-tensors", read_compressed_tensors_encoding},
     {"fp8", read_fp8_encoding},
     {"fbgemm_fp8", read_fp8_encoding},
+    {"mxfp4", read_mxfp4_encoding},
 };
 
 struct UnusedTensor {

@@ -36,6 +36,12 @@ class WeightEncoding {
   // missing, or has another type or shape than expected, and both.
   virtual Result<std::optional<EncodedMatrix>> find(const Checkpoint& checkpoint, const std::string& module, int64_t rows, int64_t k) const = 0;
 
+  // The `count` matrices [rows, k] that lie in tensors of all of them, named after `module` ("model.layers.0.mlp.experts.down_proj"); empty
+  // where there are none.
+  virtual Result<std::vector<EncodedMatrix>> find_stack(const Checkpoint&, const std::string& /*module*/, int64_t /*count*/, int64_t /*rows*/, int64_t /*k*/) const {
+    return std::vector<EncodedMatrix>();
+  }
+
   // Why a tensor that belongs to no matrix is not needed; empty if it should not be there.
   static std::string_view reason_unused(std::string_view tensor_name);
 };

@@ -16,6 +16,9 @@ namespace {
 constexpr std::array<float, 16> kNormalFloat = {-1.0f, -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.09105004f, 0.0f,
                                                 0.0795803f, 0.1609302f, 0.2461123f, 0.33791524f, 0.44070983f, 0.562617f, 0.72295684f, 1.0f};
 
+// FP4 (E2M1), OCP Microscaling Formats specification 1.0.
+constexpr float kFp4Numbers[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+
 class RandomWeights : public GroupedWeights {
  public:
   enum class Codes { kRandom, kLowest, kHighest };
@@ -36,11 +39,11 @@ class RandomWeights : public GroupedWeights {
     }
     std::uniform_real_distribution<float> uniform(-1, 1);
     for (int64_t i = 0; i < rows * num_groups(); ++i) {
-      const float scale = uniform(random);
+      const float scale = kind == CodeKind::kMxfp4 ? std::ldexp(1.0f, static_cast<int>(random() % 5) - 4) : uniform(random);
       scales_.push_back(scales == DType::kF16 ? f16_to_f32(f32_to_f16(scale)) : scales == DType::kBf16 ? bf16_to_f32(f32_to_bf16(scale)) : scale);
       zeros_.push_back(static_cast<uint8_t>(symmetric ? (mask + 1) / 2 : static_cast<int>(random()) & mask));
     }
-    stored_bytes = (rows * k * code_bits(kind) + rows * num_groups() * ((scales == DType::kF32 ? 32 : 16) + (symmetric ? 0 : code_bits(kind)))) / 8;
+    stored_bytes = (rows * k * code_bits(kind) + rows * num_groups() * (kind == CodeKind::kMxfp4 ? 8 : (scales == DType::kF32 ? 32 : 16) + (symmetric ? 0 : code_bits(kind)))) / 8;
   }
 
   void read_codes(int64_t row, uint8_t* codes) const override { std::copy_n(codes_.begin() + row * k, k, codes); }
@@ -51,6 +54,7 @@ class RandomWeights : public GroupedWeights {
   float value(int64_t row, int64_t i) const {
     const auto at = static_cast<std::size_t>(row * num_groups() + i / group_size);
     const uint8_t code = codes_[static_cast<std::size_t>(row * k + i)];
+    if (kind == CodeKind::kMxfp4) return scales_[at] * kFp4Numbers[code];
     if (kind == CodeKind::kCodebook4) return scales_[at] * codebook[code];
     if (kind != CodeKind::kF8E4M3) return scales_[at] * static_cast<float>(code - zeros_[at]);
     float number;
@@ -89,6 +93,7 @@ constexpr Case kCases[] = {
     {"int8_zero_row_f32", CodeKind::kInt8, false, DType::kF32, 0, WeightClass::kInt8Zero},
     {"int8_zero_64_f16", CodeKind::kInt8, false, DType::kF16, 64, WeightClass::kInt8Zero},
     {"code4_64_f32", CodeKind::kCodebook4, true, DType::kF32, 64, WeightClass::kCode4},
+    {"mxfp4", CodeKind::kMxfp4, true, DType::kF32, 32, WeightClass::kMXFP4},
     {"f8_row_f32", CodeKind::kF8E4M3, true, DType::kF32, 0, WeightClass::kF8E4M3},
     {"f8_128_bf16", CodeKind::kF8E4M3, true, DType::kBf16, 128, WeightClass::kF8E4M3},
     {"f8_row_f16", CodeKind::kF8E4M3, true, DType::kF16, 0, WeightClass::kF8E4M3},

@@ -138,6 +138,7 @@ WeightClass grouped_class(const GroupedWeights& weights, std::span<const int32_t
     case CodeKind::kInt2: return WeightClass::kInt2Zero;
     case CodeKind::kInt3: return WeightClass::kInt3Zero;
     case CodeKind::kCodebook4: return WeightClass::kCode4;
+    case CodeKind::kMxfp4: return WeightClass::kMXFP4;
     case CodeKind::kF8E4M3: return WeightClass::kF8E4M3;
     case CodeKind::kInt4:
     case CodeKind::kInt8: break;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <mutex>
 #include <optional>
@@ -187,6 +188,25 @@ void pack_row(WeightClass weight_class, DType dtype, const std::byte* stored, in
   }
 }
 
+// GGUF's blocks of MXFP4 for one row. Invalid: a scale that is no power of two (the byte 255 stands for NaN).
+Status pack_mxfp4_row(const GroupedRow& from, int64_t source, int64_t k, int64_t row, std::byte* panel) {
+  constexpr int64_t kBytes = 17;
+  std::vector<std::byte> blocks(static_cast<std::size_t>(k / kBlockK * kBytes));
+  for (int64_t b = 0; b < k / kBlockK; ++b) {
+    const float scale = from.scales[static_cast<std::size_t>(b)];
+    int exponent = 0;
+    if (!(scale > 0) || std::isinf(scale) || std::frexp(scale, &exponent) != 0.5f) {
+      return Status::invalid_argument(fmt::format("the scale of [{}, {}] is {}, expected a power of two", source, b * kBlockK, scale));
+    }
+    std::byte* to = &blocks[static_cast<std::size_t>(b * kBytes)];
+    to[0] = static_cast<std::byte>(exponent - 1 + 127);
+    const uint8_t* codes = from.codes.data() + b * kBlockK;
+    for (int i = 0; i < 16; ++i) to[1 + i] = static_cast<std::byte>(codes[i] | codes[i + 16] << 4);
+  }
+  pack_row(WeightClass::kMXFP4, DType::kMXFP4, blocks.data(), k, row, panel);
+  return Status::ok();
+}
+
 struct WeightMemory {
   std::byte* data;  // zero-filled
   std::shared_ptr<const AlignedBuffer> owner;
@@ -262,6 +282,10 @@ Result<PackedMatrix> PackedMatrix::pack(const GroupedWeights& weights, std::span
       if (nan != row_buffer.codes.end()) {
         return Status::invalid_argument(fmt::format("[{}, {}] is not a number (byte {:#x})", source, nan - row_buffer.codes.begin(), *nan));
       }
+    }
+    if (matrix.class_ == WeightClass::kMXFP4) {
+      MR_RETURN_IF_ERROR(pack_mxfp4_row(row_buffer, source, weights.k, row % kPanelRows, data + row / kPanelRows * matrix.panel_bytes_));
+      continue;
     }
     pack_grouped_row(matrix.class_, matrix.group_, row_buffer, weights.group_size, weights.k, row % kPanelRows, data + row / kPanelRows * matrix.panel_bytes_);
   }

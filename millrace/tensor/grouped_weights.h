@@ -1,7 +1,9 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "millrace/tensor/dtype.h"
@@ -13,6 +15,7 @@ namespace millrace {
 enum class CodeKind : uint8_t {
   kInt2, kInt3, kInt4, kInt8,  // value = scale * (code - zero point)
   kCodebook4,                  // value = scale * codebook[code]
+  kMxfp4,                      // value = scale * fp4[code], scales powers of two, groups of 32: OCP MX, whose FP4 is E2M1
   kF8E4M3,                     // value = scale * float(code): 1 sign, 4 exponent (bias 7), 3 mantissa bits, no infinities (OCP 8-bit floating point, E4M3)
 };
 
@@ -21,6 +24,7 @@ constexpr int code_bits(CodeKind kind) {
     case CodeKind::kInt2: return 2;
     case CodeKind::kInt3: return 3;
     case CodeKind::kInt4:
+    case CodeKind::kMxfp4:
     case CodeKind::kCodebook4: return 4;
     case CodeKind::kInt8:
     case CodeKind::kF8E4M3: return 8;
@@ -28,7 +32,7 @@ constexpr int code_bits(CodeKind kind) {
   return 0;
 }
 
-constexpr bool is_integer_code(CodeKind kind) { return kind != CodeKind::kCodebook4 && kind != CodeKind::kF8E4M3; }
+constexpr bool is_integer_code(CodeKind kind) { return kind != CodeKind::kCodebook4 && kind != CodeKind::kMxfp4 && kind != CodeKind::kF8E4M3; }
 
 // A [rows, k] matrix as the quantizers of safetensors checkpoints mean it (GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8), however the
 // file lays it out: small codes, and for every `group_size` consecutive k of a row one scale and perhaps one zero point. It reads from a
@@ -44,6 +48,7 @@ class GroupedWeights {
   std::array<float, 16> codebook{};        // of kCodebook4
   std::vector<int32_t> columns;            // [k] column i here is column columns[i] of the matrix; empty: as they are (GPTQ's act-order)
   int64_t stored_bytes = 0;                // of all parts, for reports
+  std::span<const std::byte> own_bytes;    // of the codes, where their tensor holds those of other matrices too; else empty
 
   int64_t num_groups() const { return (k + group_size - 1) / group_size; }
 
