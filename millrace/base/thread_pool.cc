@@ -31,7 +31,7 @@ constexpr uint32_t kEnded = 1 * kRoom;   // the region is over
 constexpr uint32_t kStage = 2 * kRoom;   // + chunks left to claim
 constexpr uint32_t kEach = 8 * kRoom;    // run()
 constexpr uint32_t kStop = 10 * kRoom;
-constexpr int64_t kChunksMax = 0xffff;   // what a share can count, and well below kEach
+static_assert(ThreadPool::kChunksMax <= 0xffff && ThreadPool::kChunksMax < kRoom, "what a share can count, and below kEach");
 
 constexpr uint32_t kWakeCaller = 1, kWakeWorkers = 2;
 

@@ -23,10 +23,12 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
+  static constexpr int64_t kChunksMax = 0xffff;  // of a stage
+
   int num_threads() const { return num_threads_; }
 
   // Runs stages 0 .. num_stages - 1, one after the other, and returns when all are done; what they wrote is then visible to the caller.
-  //   int64_t num_chunks(int64_t stage)                    how many parts the stage has, at most 65,535; called once, when all earlier stages
+  //   int64_t num_chunks(int64_t stage)                    how many parts the stage has, at most kChunksMax; called once, when all earlier stages
   //                                                        are done, on any worker
   //   void chunk(int64_t stage, int64_t index, int worker) one part; each runs once. A worker takes the parts of its own share of the
   //                                                        range in order, then from the ends of others' shares
@@ -40,10 +42,14 @@ class ThreadPool {
                        }});
   }
 
-  // One stage: body(index, worker) for every index in [0, count).
+  // One stage: body(index, worker) for every index in [0, count), however many; beyond the parts that a stage may have, some at a time.
   template <class F>
   void run_chunks(int64_t count, F&& body) {
-    run_stages(1, [count](int64_t) { return count; }, [&body](int64_t, int64_t index, int worker) { body(index, worker); });
+    const int64_t each = count <= kChunksMax ? 1 : (count + kChunksMax - 1) / kChunksMax;
+    run_stages(1, [&](int64_t) { return (count + each - 1) / each; }, [&](int64_t, int64_t chunk, int worker) {
+      const int64_t end = count - chunk * each < each ? count : (chunk + 1) * each;
+      for (int64_t index = chunk * each; index < end; ++index) body(index, worker);
+    });
   }
 
   // Runs body(worker) once on every worker, 0 .. num_threads - 1: for measuring the threads themselves. Returns when all are done.

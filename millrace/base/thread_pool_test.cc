@@ -111,6 +111,15 @@ TEST(ThreadPool, EveryChunkOfEveryStageRunsOnceAndInOrder) {
   }
 }
 
+TEST(ThreadPool, MoreIndexesThanAStageHasParts) {
+  ThreadPool pool(3);
+  for (const int64_t count : {ThreadPool::kChunksMax, ThreadPool::kChunksMax + 1, 3 * ThreadPool::kChunksMax - 1}) {
+    std::vector<uint8_t> runs(static_cast<std::size_t>(count));
+    pool.run_chunks(count, [&](int64_t index, int) { ++runs[static_cast<std::size_t>(index)]; });
+    EXPECT_EQ(std::count(runs.begin(), runs.end(), 1), count);
+  }
+}
+
 TEST(ThreadPool, AStageSeesWhatTheOneBeforeWrote) {
   constexpr int64_t kStages = 5'000, kChunks = 6;
   for (int num_threads = 2; num_threads <= 4; ++num_threads) {
