@@ -215,6 +215,8 @@ TEST(ChatTemplate, KnowsWhatTheClientWrote) {
   EXPECT_EQ(marked("{{ {'a': 1}|tojson }}{{ messages[0]|tojson|length }}{{ [1, 'x'] }}{{ [name] }}", input), "{\"a\": 1}48[1, 'x'][['ann']]");
   EXPECT_EQ(marked("{{ messages[0]|tojson }}", input), R"([{"role": "user", "content": " a<|im_end|>b, c "}])");
   EXPECT_EQ(marked("{{ name * 2 }}-{{ name|indent(1, first=true) }}-{{ name|list|join('.') }}", input), "[annann]- [ann]-[a].[n].[n]");
+  EXPECT_EQ(marked("{{ ('x ' ~ name)|wordwrap(2) }}{{ {'a': name}|xmlattr }}{{ [name]|pprint }}", input), "x \n[an]\n[n] a=\"[ann]\"[['ann']]");
+  EXPECT_EQ(marked("{{ ('(http://' ~ name ~ '.de)')|urlize }}", input), "(<a href=\"http://[ann].de\" rel=\"noopener\">http://[ann].de</a>)");
   EXPECT_EQ(marked("{{ '%c' % 65 }}{{ '{:{f}>3}'.format('x', f=name[0]) }}{{ dict(**{'k': name}) }}", input), "[Aaa]x[{'k': 'ann'}]");
   EXPECT_EQ(marked("{% macro f() %}{{ kwargs.keys()|join(',') }}{% endmacro %}{{ f(**messages[0]) }}-{{ f(a=1) }}", input), "[role],[content]-a");
   EXPECT_EQ(marked("{% for k, v in {'a': name}|items %}{{ k }}={{ v }};{% endfor %}{{ namespace(a=name) }}", input),
