@@ -21,6 +21,17 @@ struct Prompt {
   json::array messages;      // of a chat
 };
 
+// Fields of an HTTP request would otherwise be taken for heard.
+Status check_fields(const json::object& line, std::string_view place) {
+  for (const auto& field : line) {
+    const std::string_view name(field.key().data(), field.key().size());
+    if (name == "prompt" || name == "messages") continue;
+    return Status::invalid_argument(
+        fmt::format("{}: unrecognized field \"{}\", expected \"prompt\" or \"messages\"; options such as --max-tokens are for all lines", place, name.substr(0, 50)));
+  }
+  return Status::ok();
+}
+
 // One JSON object a line: {"prompt": "..."} or {"messages": [...]}.
 Result<std::vector<Prompt>> read_prompts(const GenerateOptions& options) {
   std::vector<Prompt> prompts;
@@ -44,6 +55,7 @@ Result<std::vector<Prompt>> read_prompts(const GenerateOptions& options) {
     const std::string place = fmt::format("{}, line {}", options.file, number);
     if (!value.is_ok()) return value.status().with_context(place);
     const json::object* object = value->if_object();
+    if (object != nullptr) MR_RETURN_IF_ERROR(check_fields(*object, place));
     const json::value* prompt = object != nullptr ? object->if_contains("prompt") : nullptr;
     const json::value* messages = object != nullptr ? object->if_contains("messages") : nullptr;
     if (prompt != nullptr && prompt->is_string() && messages == nullptr) {

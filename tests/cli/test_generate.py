@@ -96,7 +96,7 @@ def test_kv_memory_is_kept(llama):
 
 @pytest.mark.parametrize("lines, named", [
     (['{"prompt": "a"}', '{"prompt": 3}'], "line 2"), (['{"prompt": "a"'], "line 1"), (["[]"], "line 1"), (['{"prompt": "a", "messages": []}'], "line 1"),
-    (['{"text": "a"}'], '"prompt"'), ([""], "no prompt")])
+    (['{"text": "a"}'], '"prompt"'), (['{"prompt": "a"}', '{"prompt": "a", "max_tokens": 4}'], 'line 2: unrecognized field "max_tokens"'), ([""], "no prompt")])
 def test_a_wrong_prompt_file_is_an_error_with_its_line(llama, tmp_path, lines, named):
     message = refusal("generate", llama, "--file", write_lines(tmp_path / "prompts.jsonl", lines))
     assert "prompts.jsonl" in message and named in message
