@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -244,6 +245,35 @@ TEST_P(AttentionFormats, RowDoesNotDependOnCompanyOrSplit) {
       expect_same_bits(whole, sequence.run_in_segments(isa), "segment by segment");
       for (int64_t rows_per_call : {1, 2, 5, 32, 33}) expect_same_bits(whole, sequence.run(isa, rows_per_call), "in calls of a few rows");
     }
+  }
+}
+
+TEST_P(AttentionFormats, EveryLevelWritesTheSameBits) {
+  for (const int64_t head_dim : {5, 32, 64, 80, 128}) {
+    const KvGeometry geometry{GetParam(), 2, head_dim};
+    std::mt19937 random(7);
+    std::normal_distribution<float> normal(0.0f, 2.0f);
+    std::vector<std::vector<float>> tokens(static_cast<std::size_t>(kBlockTokens));
+    for (auto& values : tokens) {
+      values.resize(static_cast<std::size_t>(2 * head_dim));
+      for (float& x : values) x = normal(random);
+    }
+    tokens[3][1] = NAN;
+    tokens[4][2] = -INFINITY;
+    tokens[5][3] = 1e-41f;
+    tokens[6][4] = std::bit_cast<float>(0x3f808000u);  // in the middle, the even one below
+    tokens[7][4] = std::bit_cast<float>(0x3f818000u);
+    const auto written = [&](Isa isa) {
+      std::vector<std::byte> memory(static_cast<std::size_t>(geometry.layer_bytes()), std::byte{0x5a});
+      const KvView kv{memory.data(), geometry.layer_bytes(), geometry};
+      for (int64_t t = kBlockTokens - 1; t >= 0; --t) {
+        const float* k = tokens[static_cast<std::size_t>(t)].data();
+        kv_write(isa, kv, 0, t, 1, k, k + head_dim);
+      }
+      return memory;
+    };
+    const auto want = written(Isa::kScalar);
+    for (Isa isa : runnable_isas()) EXPECT_EQ(written(isa), want) << isa_name(isa) << " head_dim " << head_dim;
   }
 }
 

@@ -21,6 +21,8 @@ extern const AttentionVariant kAttention;
 }
 namespace avx512 {
 extern const AttentionVariant kAttention;
+// kv_write() for bf16 and heads of a multiple of 32: `keys` and `values` are the token's in the block.
+void kv_write_bf16(const float* k, const float* v, int64_t head_dim, std::byte* keys, std::byte* values);
 }
 namespace amx {
 extern const AttentionVariant kAttention;
