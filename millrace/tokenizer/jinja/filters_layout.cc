@@ -39,7 +39,8 @@ class Wrapping {
     std::vector<Value> lines;
     const int64_t width = style_.width;
     for (std::size_t next = 0; next < chunks_.size();) {
-      if (!lines.empty() && is_blank(chunks_[next]) && ++next == chunks_.size()) break;
+      if (!lines.empty() && is_blank(chunks_[next])) ++next;
+      if (next == chunks_.size()) break;
       std::vector<Chunk> line;
       int64_t length = 0;
       for (; next < chunks_.size() && length + chunks_[next].length() <= width; ++next) {
