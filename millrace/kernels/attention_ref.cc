@@ -57,8 +57,9 @@ void attention_ref(const KvView& kv, const AttentionArgs& args, int64_t row, int
     if (args.alibi_slopes != nullptr) score += static_cast<double>(args.alibi_slopes[head]) * static_cast<double>(j - position);
     scores.push_back(score);
   }
-  const double maximum = *std::max_element(scores.begin(), scores.end());
-  double sum = 0;
+  double maximum = *std::max_element(scores.begin(), scores.end());
+  if (args.sinks != nullptr) maximum = std::max(maximum, static_cast<double>(args.sinks[head]));
+  double sum = args.sinks != nullptr ? std::exp(args.sinks[head] - maximum) : 0;
   std::fill_n(out, head_dim, 0.0);
   for (int64_t j = first; j <= position; ++j) {
     kv_read(kv, args.blocks[static_cast<std::size_t>(j / kBlockTokens)], j % kBlockTokens, kv_head, k.data(), v.data());

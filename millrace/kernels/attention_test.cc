@@ -35,6 +35,7 @@ struct Shape {
   std::optional<float> softcap = std::nullopt;
   std::optional<int64_t> window = std::nullopt;
   bool alibi = false;
+  bool sinks = false;
 };
 
 std::ostream& operator<<(std::ostream& out, const Shape& s) {
@@ -42,7 +43,7 @@ std::ostream& operator<<(std::ostream& out, const Shape& s) {
       << s.first_position;
   if (s.softcap) out << " softcap " << *s.softcap;
   if (s.window) out << " window " << *s.window;
-  return out << (s.alibi ? " alibi" : "");
+  return out << (s.alibi ? " alibi" : "") << (s.sinks ? " sinks" : "");
 }
 
 // A sequence in blocks scattered over a pool in which all that the sequence did not write is poison: NaN in every format's values or scales.
@@ -72,6 +73,8 @@ class Sequence {
     for (int64_t b = 0; b < first_seen / kBlockTokens; ++b) blocks_[static_cast<std::size_t>(b)] = -1;
     q_.resize(static_cast<std::size_t>(shape.num_rows * q_stride()));
     for (float& x : q_) x = normal(random);
+    // Sinks below, among and far above the scores.
+    for (int64_t h = 0; h < shape.num_heads; ++h) sinks_.push_back(static_cast<float>(h * h) - 3.0f);
     for (int64_t h = 0; h < shape.num_heads; ++h) slopes_.push_back(std::exp2(-8.0f * static_cast<float>(h + 1) / static_cast<float>(shape.num_heads)));
   }
 
@@ -93,6 +96,7 @@ class Sequence {
     args.softcap = shape_.softcap;
     args.window = shape_.window;
     args.alibi_slopes = shape_.alibi ? slopes_.data() : nullptr;
+    args.sinks = shape_.sinks ? sinks_.data() : nullptr;
     return args;
   }
 
@@ -184,7 +188,7 @@ class Sequence {
   AlignedBuffer memory_;
   KvView kv_;
   std::vector<int32_t> blocks_;
-  std::vector<float> q_, slopes_;
+  std::vector<float> q_, slopes_, sinks_;
 };
 
 void expect_same_bits(const std::vector<float>& a, const std::vector<float>& b, const char* what) {
@@ -220,6 +224,9 @@ std::vector<Shape> shapes(KvFormat f) {
       {f, 8, 8, 64, 50, 0, std::nullopt, std::nullopt, true},  // BLOOM
       {f, 12, 12, 32, 4, 1400, std::nullopt, std::nullopt, true},
       {f, 4, 2, 40, 20, 700, 10.0f, 300, true},
+      {f, 8, 2, 64, 40, 0, std::nullopt, std::nullopt, false, true},  // gpt-oss
+      {f, 8, 1, 64, 3, 1290, std::nullopt, 128, false, true},
+      {f, 6, 3, 24, 1, 0, std::nullopt, std::nullopt, false, true},
   };
 }
 

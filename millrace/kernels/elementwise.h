@@ -32,6 +32,8 @@ void scale_row(Isa isa, const float* x, float scale, int64_t size, float* y);
 void add_scaled_row(Isa isa, const float* x, float scale, int64_t size, float* y);
 // x = -limit where it is below, limit where it is above; NaN stays
 void clip_row(Isa isa, float* x, float limit, int64_t size);
+// gate = limit where it is above; up = -limit where it is below, limit where it is above, + offset; NaN stays
+void limit_gated_row(Isa isa, float* gate, float* up, float limit, float offset, int64_t size);
 // x = cap * tanh(x / cap)
 void softcap_row(Isa isa, float* x, float cap, int64_t size);
 // Largest value and its lowest index; NaN anywhere makes finite false.

@@ -74,6 +74,14 @@ void clip_row(float* x, float limit, int64_t size) {
   for (int64_t i = 0; i < size; ++i) x[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
 }
 
+void limit_gated_row(float* gate, float* up, float limit, float offset, int64_t size) {
+  clip_row(up, limit, size);
+  for (int64_t i = 0; i < size; ++i) {
+    if (gate[i] > limit) gate[i] = limit;
+    up[i] += offset;
+  }
+}
+
 void softcap_row(float* x, float cap, int64_t size) {
   for (int64_t i = 0; i < size; ++i) x[i] = static_cast<float>(cap * std::tanh(static_cast<double>(x[i]) / cap));
 }
@@ -93,6 +101,6 @@ RowMax max_row(const float* x, int64_t size) {
 }  // namespace
 
 const ElementwiseVariant kElementwise = {rms_norm_row, layer_norm_row, rope_head, activate_row, activate_mul_row, add_row,
-                                       scale_row,    add_scaled_row, clip_row,  softcap_row,  max_row};
+                                       scale_row,    add_scaled_row, clip_row,  limit_gated_row, softcap_row,  max_row};
 
 }  // namespace millrace::ref

@@ -198,6 +198,12 @@ TEST(Elementwise, SimpleRowsMatchReference) {
       clip_row(isa, got.data(), 15.0f, size);
       expect_near(got, want, 0.0f, 0.0f);
       want = got = b;
+      Row want_gate = a, got_gate = a;
+      ref::kElementwise.limit_gated_row(want_gate.data(), want.data(), 0.7f, 1.0f, size);
+      limit_gated_row(isa, got_gate.data(), got.data(), 0.7f, 1.0f, size);
+      expect_near(got_gate, want_gate, 0.0f, 0.0f);
+      expect_near(got, want, 0.0f, 0.0f);
+      want = got = b;
       ref::kElementwise.softcap_row(want.data(), 30.0f, size);
       softcap_row(isa, got.data(), 30.0f, size);
       expect_near(got, want, 6 * kEps32, 0.0f);
@@ -226,6 +232,23 @@ TEST(Elementwise, ClipKeepsWhatIsWithinAndNaN) {
     EXPECT_EQ(x[2], 2.0f);
     EXPECT_EQ(x[3], -0.5f);
     EXPECT_TRUE(std::isnan(x[4]));
+  });
+}
+
+TEST(Elementwise, LimitedGateKeepsItsNegativeSideAndNaN) {
+  for_variants([](Isa isa) {
+    Row gate(4), up(4);
+    const float gates[] = {9.0f, -9.0f, 6.5f, std::nanf("")}, ups[] = {9.0f, -9.0f, std::nanf(""), 0.5f};
+    for (int i = 0; i < 4; ++i) gate.data()[i] = gates[i], up.data()[i] = ups[i];
+    limit_gated_row(isa, gate.data(), up.data(), 7.0f, 1.0f, 4);
+    EXPECT_EQ(gate[0], 7.0f);
+    EXPECT_EQ(gate[1], -9.0f);
+    EXPECT_EQ(gate[2], 6.5f);
+    EXPECT_TRUE(std::isnan(gate[3]));
+    EXPECT_EQ(up[0], 8.0f);
+    EXPECT_EQ(up[1], -6.0f);
+    EXPECT_TRUE(std::isnan(up[2]));
+    EXPECT_EQ(up[3], 1.5f);
   });
 }
 

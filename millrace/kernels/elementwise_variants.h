@@ -17,6 +17,7 @@ struct ElementwiseVariant {
   void (*scale_row)(const float* x, float scale, int64_t size, float* y);
   void (*add_scaled_row)(const float* x, float scale, int64_t size, float* y);
   void (*clip_row)(float* x, float limit, int64_t size);
+  void (*limit_gated_row)(float* gate, float* up, float limit, float offset, int64_t size);
   void (*softcap_row)(float* x, float cap, int64_t size);
   RowMax (*max_row)(const float* x, int64_t size);
 };
