@@ -35,6 +35,19 @@ QWEN3_MOE = {
     "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "rope_scaling": None, "num_experts_per_tok": 3, "norm_topk_prob": True, "decoder_sparse_step": 1,
     "use_sliding_window": False, "sliding_window": None, "attention_bias": False, "tie_word_embeddings": True}
 
+# Latent attention: heads of 16 dimensions, 8 of them with rope, values of 12.
+DEEPSEEK = {
+    **SIZES, "num_key_value_heads": 4, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "kv_lora_rank": 32, "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8, "v_head_dim": 12, "moe_intermediate_size": 16, "n_shared_experts": 2, "num_experts_per_tok": 3, "first_k_dense_replace": 1,
+    "moe_layer_freq": 1, "attention_bias": False, "tie_word_embeddings": False}
+# Experts in the published form, and as MXFP4; limits that many activations reach.
+GPT_OSS = {
+    "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", **SIZES, "pad_token_id": 3, "head_dim": 16, "intermediate_size": 32, "hidden_act": "silu",
+    "rms_norm_eps": 1e-5, "rope_theta": 150000.0,
+    "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 32, "truncate": False},
+    "num_local_experts": 4, "num_experts_per_tok": 2, "experts_per_token": 2, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"],
+    "swiglu_limit": 0.8, "attention_bias": True, "tie_word_embeddings": False}
+
 # name: (tokenizer, what is particular about it, the fields of config.json)
 MODELS = {
     "gpt_neox": ("gpt2", "parallel residual with two norms, qkv interleaved per head, a quarter of the head rotated", {
@@ -113,6 +126,20 @@ MODELS = {
         "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "rope_scaling": None, "num_local_experts": 6, "num_experts_per_tok": 2,
         "embedding_multiplier": 6.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 2.0, "attention_bias": False,
         "tie_word_embeddings": True}),
+    "deepseek_v2": ("bpe", "latent attention without a query latent; the first layer dense, then top 3 of 8 experts and two shared", {
+        "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", **DEEPSEEK, "q_lora_rank": None, "n_routed_experts": 8, "n_group": 1,
+        "topk_group": 1, "topk_method": "greedy", "norm_topk_prob": False, "routed_scaling_factor": 1.5, "rope_scaling": None}),
+    "deepseek_v2-grouped": ("bpe", "a query latent, experts chosen from 2 of 4 groups, YaRN with its temperature", {
+        "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", **DEEPSEEK, "q_lora_rank": 24, "n_routed_experts": 8, "n_group": 4,
+        "topk_group": 2, "topk_method": "group_limited_greedy", "norm_topk_prob": False, "routed_scaling_factor": 4.0,
+        "rope_scaling": {"type": "yarn", "factor": 8, "original_max_position_embeddings": 32, "beta_fast": 32, "beta_slow": 1, "mscale": 0.7, "mscale_all_dim": 1.0}}),
+    "deepseek_v3": ("bpe", "sigmoid routing with corrected choice from 2 of 4 groups, weights normalized; YaRN", {
+        "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", **DEEPSEEK, "q_lora_rank": 24, "n_routed_experts": 8, "n_group": 4,
+        "topk_group": 2, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True, "routed_scaling_factor": 2.5,
+        "num_nextn_predict_layers": 0,
+        "rope_scaling": {"type": "yarn", "factor": 8, "original_max_position_embeddings": 32, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}}),
+    "gpt_oss": ("bpe", "attention sinks, windows on every second layer, stacked experts with biases and limited activations, YaRN", GPT_OSS),
+    "gpt_oss-mxfp4": ("bpe", "gpt_oss with its experts in MXFP4", GPT_OSS),
     "gpt_neo": ("gpt2", "every second layer sees 16 keys only; scores are not scaled", {
         "architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo", "hidden_size": 64, "intermediate_size": None, "num_layers": 2, "num_heads": 4,
         "max_position_embeddings": 256, "window_size": 16, "attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"],
@@ -132,6 +159,37 @@ def draw(name, tensor, generator, torch):
     if "embed" in name or "wte" in name or "wpe" in name or "lm_head" in name:
         return 0.2 * noise
     return 1.2 * noise / tensor.shape[-1] ** 0.5
+
+
+FP4 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+
+
+def to_mxfp4(numbers, torch):
+    """Blocks and scales of numbers [..., k] as the OCP MX specification has them, and what they stand for. Any rounding would do for a test."""
+    groups = numbers.float().reshape(*numbers.shape[:-1], -1, 32)
+    exponent = torch.floor(torch.log2(groups.abs().amax(-1).clamp(min=2.0 ** -100))) - 2
+    scaled = groups / torch.exp2(exponent)[..., None]
+    values = torch.tensor(FP4)
+    code = (scaled.abs()[..., None] - values).abs().argmin(-1)
+    meant = (values[code] * torch.where(scaled < 0, -1.0, 1.0) * torch.exp2(exponent)[..., None]).reshape(numbers.shape)
+    code = code + 8 * (scaled < 0)
+    return (code[..., ::2] + 16 * code[..., 1::2]).to(torch.uint8), (exponent + 127).to(torch.uint8), meant
+
+
+def store_experts_as_mxfp4(directory, torch):
+    """Rewrites model.safetensors and config.json as published gpt-oss checkpoints have them."""
+    from safetensors.torch import load_file, save_file
+    tensors = {}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            tensors[name + "_blocks"], tensors[name + "_scales"], meant = to_mxfp4(tensor.transpose(1, 2).contiguous(), torch)
+            assert torch.equal(meant.transpose(1, 2), tensor.float()), name
+        else:
+            tensors[name] = tensor
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def make(name, out):
@@ -155,6 +213,11 @@ def make(name, out):
             kind = type(model.get_submodule(parameter_name.rpartition(".")[0])).__name__
             if kind in ("NemotronLayerNorm1P", "GemmaRMSNorm") and parameter_name.endswith("weight"):
                 parameter.sub_(1)  # stored as a difference from one
+            if name == "gpt_oss-mxfp4" and parameter_name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+                parameter.copy_(to_mxfp4(parameter.transpose(1, 2), torch)[2].transpose(1, 2))
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
     saved = directory / "saved"
     model.to(torch.bfloat16).save_pretrained(saved)
     shutil.move(saved / "model.safetensors", directory / "model.safetensors")
@@ -163,6 +226,8 @@ def make(name, out):
     choose = random.Random(zlib.crc32(name.encode()))
     prompts = [(f"len{n}", None, [choose.randrange(vocab_size) for _ in range(n)]) for n in make_reference.RANDOM_LENGTHS]
     make_reference.write_reference(str(directory), prompts, str(directory / "golden.json"), {"note": note})
+    if name == "gpt_oss-mxfp4":
+        store_experts_as_mxfp4(directory, torch)
     print(f"{directory}: {sum(f.stat().st_size for f in directory.iterdir()) // 1024} KiB")
 
 

@@ -124,6 +124,7 @@ std::vector<OpCost> step_cost(const CpuExecutor& executor, const StepPlan& plan)
         if (num_outputs == 0) return costs;
         break;
       case OpKind::kConvert:
+      case OpKind::kExpand:
       case OpKind::kRoute:
       case OpKind::kDispatch:
       case OpKind::kCombine:

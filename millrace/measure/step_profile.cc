@@ -22,6 +22,7 @@ OpLabel norm_label(const Network& network, const Op& op) {
   const DecoderLayer& layer = network.layers[static_cast<std::size_t>(op.layer)];
   if (is(layer.attention.norm, op.norm)) return {"attention", "norm"};
   if (is(layer.attention.post_norm, op.norm)) return {"attention", "norm after"};
+  if (layer.attention.latent && (op.norm == &layer.attention.latent->kv_norm || is(layer.attention.latent->q_norm, op.norm))) return {"attention", "latent norm"};
   if (is(layer.mlp.norm, op.norm)) return {"mlp", "norm"};
   if (is(layer.mlp.post_norm, op.norm)) return {"mlp", "norm after"};
   return {"layer", "norm"};
@@ -34,6 +35,11 @@ OpLabel linear_label(const Network& network, const Weights& weights, const Op& o
   const AttentionLayer& attention = layer.attention;
   if (linear == &attention.q || linear == &attention.k || linear == &attention.v) return {"attention", "q k v"};
   if (linear == &attention.o) return {"attention", "output"};
+  if (const auto& latent = attention.latent) {
+    if (latent->q_down && linear == &*latent->q_down) return {"attention", "q latent"};
+    if (linear == &latent->kv_down || linear == &latent->k_rope) return {"attention", "kv latent"};
+    if (linear == &latent->k_up) return {"attention", "k v"};
+  }
   if (const auto& mixture = layer.mlp.mixture) {
     if (linear == &mixture->router) return {"experts", "router"};
     if (mixture->shared && linear == &mixture->shared->down) return {"experts", "shared down"};
@@ -59,6 +65,7 @@ OpLabel op_label(const CpuExecutor& executor, const Op& op) {
     case OpKind::kRoute: return {"experts", "routing"};
     case OpKind::kDispatch: return {"experts", "dispatch"};
     case OpKind::kCombine: return {"experts", "combine"};
+    case OpKind::kExpand: return {"attention", "keys and values"};
     case OpKind::kHeadsNorm: return {"attention", "q k norm"};
     case OpKind::kPosition: return {"attention", "rope and KV"};
     case OpKind::kAttention: return {"attention", "attention"};

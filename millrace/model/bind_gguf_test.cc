@@ -27,7 +27,8 @@ std::vector<float> numbers_of(const MatrixSource& matrix) {
   std::vector<float> numbers;
   for (const int32_t row : matrix.row_map) {
     for (int64_t i = 0; i < matrix.k; ++i) {
-      numbers.push_back(stored.data[static_cast<std::size_t>(matrix.transposed ? i * stored.shape[1] + row : row * matrix.k + i)]);
+      const int64_t rows = stored.shape.back();  // of one matrix of a transposed stack
+      numbers.push_back(stored.data[static_cast<std::size_t>(matrix.transposed ? (row / rows * matrix.k + i) * rows + row % rows : row * matrix.k + i)]);
     }
   }
   return numbers;
@@ -99,6 +100,7 @@ void expect_same(const DecoderLayer& a, const DecoderLayer& b, std::string_view 
   EXPECT_EQ(a.attention.head_norm, b.attention.head_norm);
   EXPECT_EQ(a.attention.window, b.attention.window);
   EXPECT_EQ(a.attention.alibi_slopes, b.attention.alibi_slopes);
+  EXPECT_EQ(a.attention.sinks, b.attention.sinks);
   ASSERT_EQ(a.attention.rope.has_value(), b.attention.rope.has_value());
   if (a.attention.rope) {
     EXPECT_EQ(a.attention.rope->pairing, b.attention.rope->pairing);
@@ -109,6 +111,7 @@ void expect_same(const DecoderLayer& a, const DecoderLayer& b, std::string_view 
   }
   EXPECT_EQ(a.mlp.gated, b.mlp.gated);
   EXPECT_EQ(a.mlp.activation, b.mlp.activation);
+  EXPECT_EQ(a.mlp.gate_limit.has_value(), b.mlp.gate_limit.has_value());
   expect_same(a.mlp.gate, b.mlp.gate);
   expect_same(a.mlp.up, b.mlp.up);
   expect_same(a.mlp.down, b.mlp.down);

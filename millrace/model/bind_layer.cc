@@ -10,7 +10,7 @@ namespace millrace {
 
 namespace {
 
-constexpr int64_t kHeadsMax = 4096, kHeadDimMax = 512, kPositionsMax = int64_t{1} << 31;
+constexpr int64_t kHeadsMax = 4096, kHeadDimMax = 512, kRankMax = int64_t{1} << 20, kPositionsMax = int64_t{1} << 31;
 
 // How a layer's positions enter its attention, and how rows of q and k must be reordered for it.
 struct BoundPosition {
@@ -64,6 +64,7 @@ Result<BoundPosition> bind_position(const BindContext& context, const BindPlace&
   settings.max_positions = context.max_positions;
   MR_ASSIGN_OR_RETURN(settings.original_max_positions,
                       words.optional_integer("original_max_positions", "original_max_position_embeddings ?? none", 1, kPositionsMax));
+  MR_ASSIGN_OR_RETURN(settings.truncate, words.optional_flag("truncate"));
   const int64_t half = settings.rotary_dim / 2;
   MR_ASSIGN_OR_RETURN(settings.frequency_factors, bind_vector(context, place, "frequency_factors", half, "rotary_dim / 2"));
   MR_ASSIGN_OR_RETURN(settings.short_factors, bind_vector(context, place, "short_factors", half, "rotary_dim / 2"));
@@ -108,12 +109,58 @@ Status bind_qkv(const BindContext& context, const BindPlace& place, const Attent
   return Status::ok();
 }
 
+// q by itself or by way of q_down; keys and values by way of kv_down.
+Status bind_latent(const BindContext& context, const BindPlace& place, const AttentionGeometry& geometry, const BoundPosition& position, AttentionLayer& attention) {
+  const BindPlace own{place.words.object("latent"), place.scopes, place.role_of("latent"), place.transposed};
+  const BindWords& words = own.words;
+  LatentAttention latent;
+  MR_ASSIGN_OR_RETURN(latent.rope_dim, words.integer("rope_dim", "", 2, geometry.head_dim - 1));
+  MR_ASSIGN_OR_RETURN(latent.value_dim, words.integer("value_dim", "", 1, geometry.head_dim));
+  MR_ASSIGN_OR_RETURN(const int64_t kv_rank, words.integer("kv_rank", "", 1, kRankMax));
+  MR_ASSIGN_OR_RETURN(const std::optional<int64_t> q_rank, words.optional_integer("q_rank", "none", 1, kRankMax));
+  if (!position.rope || position.rope->rotary_dim != latent.rope_dim) {
+    return Status::invalid_argument(fmt::format("{}: {}: latent attention rotates the {} dimensions of rope_dim, expected \"position\" to do so", context.checkpoint.path(),
+                                                context.config.where(words.place("rope_dim")), latent.rope_dim));
+  }
+  const int64_t own_dim = geometry.head_dim - latent.rope_dim, up_dim = own_dim + latent.value_dim, q_rows = geometry.num_heads * geometry.head_dim;
+  const auto paired = [&](const std::vector<int32_t>& rows, int64_t head_dim) {
+    return reorder_pairing(rows, head_dim, latent.rope_dim, position.stored_pairing, position.rope->pairing);
+  };
+  if (q_rank) {
+    MR_ASSIGN_OR_RETURN(const StoredLinear q_down, bind_linear(context, own, "q_down", *q_rank, "q_rank", context.hidden_size, "hidden_size"));
+    latent.q_down = q_down.take(consecutive_rows(0, *q_rank));
+    MR_ASSIGN_OR_RETURN(latent.q_norm, bind_norm(context, own, "q_norm", *q_rank, "q_rank"));
+    if (!latent.q_norm) return Status::invalid_argument(fmt::format("{}: expected a norm", context.config.where(words.place("q_norm"))));
+  }
+  MR_ASSIGN_OR_RETURN(const StoredLinear q, bind_linear(context, place, "q", q_rows, "num_heads * head_dim", q_rank.value_or(context.hidden_size),
+                                                        q_rank ? "q_rank" : "hidden_size", "rope's rows of each head first"));
+  attention.q = q.take(paired(last_rows_first(geometry.num_heads, geometry.head_dim, latent.rope_dim), geometry.head_dim));
+  MR_ASSIGN_OR_RETURN(const StoredLinear kv_down, bind_linear(context, own, "kv_down", kv_rank + latent.rope_dim, "kv_rank + rope_dim", context.hidden_size,
+                                                              "hidden_size", "split into the latent, the keys' part with rope"));
+  latent.kv_down = kv_down.take(consecutive_rows(0, kv_rank));
+  latent.k_rope = kv_down.take(paired(consecutive_rows(kv_rank, latent.rope_dim), latent.rope_dim));
+  MR_ASSIGN_OR_RETURN(std::optional<Norm> kv_norm, bind_norm(context, own, "kv_norm", kv_rank, "kv_rank"));
+  if (!kv_norm) return Status::invalid_argument(fmt::format("{}: expected a norm", context.config.where(words.place("kv_norm"))));
+  latent.kv_norm = std::move(*kv_norm);
+  MR_ASSIGN_OR_RETURN(const StoredLinear kv_up, bind_linear(context, own, "kv_up", geometry.num_heads * up_dim, "num_heads * (head_dim - rope_dim + value_dim)", kv_rank,
+                                                            "kv_rank", "split into k, v of each head"));
+  latent.k_up = kv_up.take(rows_of_blocks(geometry.num_heads, up_dim, 0, own_dim));
+  latent.v_up = kv_up.take(rows_of_blocks(geometry.num_heads, up_dim, own_dim, up_dim));
+  if (latent.value_dim < geometry.head_dim) latent.value_columns = rows_of_blocks(geometry.num_heads, geometry.head_dim, 0, latent.value_dim);
+  attention.latent = std::move(latent);
+  return Status::ok();
+}
+
 Result<AttentionLayer> bind_attention(const BindContext& context, const BindPlace& place, int64_t& max_positions) {
   const BindWords& words = place.words;
   AttentionLayer attention;
   AttentionGeometry geometry;
   MR_ASSIGN_OR_RETURN(geometry.num_heads, words.integer("num_heads", "num_attention_heads", 1, kHeadsMax));
-  MR_ASSIGN_OR_RETURN(geometry.num_kv_heads, words.integer("num_kv_heads", "num_key_value_heads", 1, kHeadsMax));
+  // Of latent attention every head has a key of its own.
+  geometry.num_kv_heads = geometry.num_heads;
+  if (words.find("latent") == nullptr) {
+    MR_ASSIGN_OR_RETURN(geometry.num_kv_heads, words.integer("num_kv_heads", "num_key_value_heads", 1, kHeadsMax));
+  }
   MR_ASSIGN_OR_RETURN(geometry.head_dim, words.integer("head_dim", "head_dim", 1, kHeadDimMax));
   if (geometry.num_heads % geometry.num_kv_heads != 0) {
     return Status::invalid_argument(fmt::format("{}: num_heads is {}, expected a multiple of num_kv_heads = {} ({})", context.checkpoint.path(),
@@ -132,7 +179,8 @@ Result<AttentionLayer> bind_attention(const BindContext& context, const BindPlac
 
   MR_ASSIGN_OR_RETURN(BoundPosition position, bind_position(context, place, geometry));
   MR_ASSIGN_OR_RETURN(attention.norm, bind_norm(context, place, "norm", context.hidden_size, "hidden_size"));
-  MR_RETURN_IF_ERROR(bind_qkv(context, place, geometry, position, attention));
+  const bool has_latent = words.find("latent") != nullptr;
+  MR_RETURN_IF_ERROR(has_latent ? bind_latent(context, place, geometry, position, attention) : bind_qkv(context, place, geometry, position, attention));
   const int64_t q_rows = geometry.num_heads * geometry.head_dim;
   static constexpr std::string_view kHeadNorms[] = {"head", "each_head", "all_heads"};
   MR_ASSIGN_OR_RETURN(const int head_norm, words.choice("head_norm", "head", kHeadNorms));
@@ -145,9 +193,17 @@ Result<AttentionLayer> bind_attention(const BindContext& context, const BindPlac
   }
   MR_ASSIGN_OR_RETURN(attention.q_norm, bind_norm(context, place, "q_norm", q_size));
   MR_ASSIGN_OR_RETURN(attention.k_norm, bind_norm(context, place, "k_norm", k_size));
-  MR_ASSIGN_OR_RETURN(const StoredLinear o, bind_linear(context, place, "o", context.hidden_size, "hidden_size", q_rows, "num_heads * head_dim"));
+  const int64_t o_columns = has_latent ? geometry.num_heads * attention.latent->value_dim : q_rows;
+  MR_ASSIGN_OR_RETURN(const StoredLinear o, bind_linear(context, place, "o", context.hidden_size, "hidden_size", o_columns,
+                                                        has_latent ? "num_heads * value_dim" : "num_heads * head_dim"));
+  if (has_latent && o.grouped && !o.grouped->columns.empty()) {
+    return Status::unsupported(fmt::format("{}: \"{}\": act-order is not supported after latent attention", context.checkpoint.path(), o.weight->name));
+  }
   attention.o = o.take(consecutive_rows(0, context.hidden_size));
   MR_ASSIGN_OR_RETURN(attention.post_norm, bind_norm(context, place, "post_norm", context.hidden_size, "hidden_size"));
+  if (words.find("sinks") != nullptr) {
+    MR_ASSIGN_OR_RETURN(attention.sinks, bind_own_vector(context, place, "sinks", geometry.num_heads, "num_heads"));
+  }
   attention.rope = std::move(position.rope);
   attention.alibi_slopes = std::move(position.alibi_slopes);
   max_positions = position.max_positions;

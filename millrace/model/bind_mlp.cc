@@ -36,6 +36,11 @@ Status bind_common(const BindContext& context, const BindPlace& place, MlpLayer&
   for (const ActivationName& activation : kActivations) names.push_back(activation.name);
   MR_ASSIGN_OR_RETURN(const int activation, words.choice("activation", "hidden_act", names));
   mlp.activation = kActivations[activation].activation;
+  MR_ASSIGN_OR_RETURN(const std::optional<double> limit, words.optional_number("gate_limit", "none", 1e-6, 1e9));
+  MR_ASSIGN_OR_RETURN(const double offset, words.number("up_offset", "0", -1e6, 1e6));
+  if (limit && !mlp.gated) return Status::invalid_argument(fmt::format("{}: only a gated mlp has a gate to limit", context.config.where(words.place("gate_limit"))));
+  if (!limit && offset != 0) return Status::invalid_argument(fmt::format("{}: \"up_offset\" goes with \"gate_limit\"", context.config.where(words.place("up_offset"))));
+  if (limit) mlp.gate_limit = GateLimit{static_cast<float>(*limit), static_cast<float>(offset)};
   MR_ASSIGN_OR_RETURN(mlp.norm, bind_norm(context, place, "norm", context.hidden_size, "hidden_size"));
   MR_ASSIGN_OR_RETURN(mlp.post_norm, bind_norm(context, place, "post_norm", context.hidden_size, "hidden_size"));
   return Status::ok();
@@ -70,13 +75,31 @@ Result<std::vector<StoredLinear>> bind_required_experts(const BindContext& conte
   return experts;
 }
 
+// Rows of gate and up in one matrix of both.
+struct GateUpRows {
+  std::vector<int32_t> gate, up;
+};
+GateUpRows gate_up_rows(int64_t size, bool interleaved) {
+  if (!interleaved) return {consecutive_rows(0, size), consecutive_rows(size, size)};
+  GateUpRows rows;
+  for (int64_t i = 0; i < size; ++i) {
+    rows.gate.push_back(static_cast<int32_t>(2 * i));
+    rows.up.push_back(static_cast<int32_t>(2 * i + 1));
+  }
+  return rows;
+}
+
 Status bind_all_experts(const BindContext& context, const BindPlace& place, int64_t size, std::vector<Expert>& experts) {
+  static constexpr std::string_view kLayouts[] = {"concatenated", "interleaved"};
+  MR_ASSIGN_OR_RETURN(const int layout, place.words.choice("gate_up_layout", "concatenated", kLayouts));
+  const GateUpRows rows = gate_up_rows(size, layout == 1);
   const auto count = static_cast<int64_t>(experts.size()), hidden = context.hidden_size;
-  MR_ASSIGN_OR_RETURN(const auto gate_up, bind_experts(context, place, "gate_up", count, 2 * size, "2 * intermediate_size", hidden, "hidden_size", "split into gate, up"));
+  MR_ASSIGN_OR_RETURN(const auto gate_up, bind_experts(context, place, "gate_up", count, 2 * size, "2 * intermediate_size", hidden, "hidden_size",
+                                                       layout == 1 ? "split into gate (even rows), up (odd rows)" : "split into gate, up"));
   if (gate_up.empty() && place.words.find("up") == nullptr) return missing_tensor(context, place, "gate_up", *place.words.find("gate_up"), ".weight");
   for (std::size_t e = 0; e < gate_up.size(); ++e) {
-    experts[e].gate = gate_up[e].take(consecutive_rows(0, size));
-    experts[e].up = gate_up[e].take(consecutive_rows(size, size));
+    experts[e].gate = gate_up[e].take(rows.gate);
+    experts[e].up = gate_up[e].take(rows.up);
   }
   if (gate_up.empty()) {
     if (place.words.find("gate") != nullptr) {
@@ -101,6 +124,8 @@ Status refuse_act_order(const BindContext& context, const Linear& linear) {
 
 Result<Mixture> bind_mixture(const BindContext& context, const BindPlace& place) {
   const BindWords& words = place.words;
+  BindPlace of_experts = place;
+  MR_ASSIGN_OR_RETURN(of_experts.transposed, words.flag("transposed", "false"));
   Mixture mixture;
   RoutingRule& rule = mixture.rule;
   MR_ASSIGN_OR_RETURN(rule.num_experts, words.integer("num_experts", "num_experts ?? num_local_experts", 1, RoutingRule::kMaxExperts));
@@ -108,6 +133,19 @@ Result<Mixture> bind_mixture(const BindContext& context, const BindPlace& place)
   static constexpr std::string_view kScorings[] = {"softmax", "sigmoid"};
   MR_ASSIGN_OR_RETURN(const int scoring, words.choice("scoring", "softmax", kScorings));
   rule.scoring = scoring == 0 ? RoutingRule::Scoring::kSoftmax : RoutingRule::Scoring::kSigmoid;
+  MR_ASSIGN_OR_RETURN(rule.num_groups, words.integer("num_groups", "1", 1, rule.num_experts));
+  MR_ASSIGN_OR_RETURN(rule.groups_per_token, words.integer("groups_per_token", "1", 1, rule.num_groups));
+  if (rule.num_experts % rule.num_groups != 0 || rule.groups_per_token * (rule.num_experts / rule.num_groups) < rule.experts_per_token) {
+    return Status::invalid_argument(fmt::format("{}: {} experts in {} groups, {} experts of {} groups a token: expected equal groups that have as many ({})",
+                                                context.checkpoint.path(), rule.num_experts, rule.num_groups, rule.experts_per_token, rule.groups_per_token,
+                                                context.config.where(words.place("num_groups"))));
+  }
+  static constexpr std::string_view kGroupScores[] = {"largest", "two_largest"};
+  MR_ASSIGN_OR_RETURN(const int group_score, words.choice("group_score", "largest", kGroupScores));
+  rule.group_score = group_score == 0 ? RoutingRule::GroupScore::kLargest : RoutingRule::GroupScore::kTwoLargest;
+  if (words.find("correction") != nullptr) {
+    MR_ASSIGN_OR_RETURN(rule.correction, bind_own_vector(context, place, "correction", rule.num_experts, "num_experts"));
+  }
   MR_ASSIGN_OR_RETURN(rule.normalize, words.flag("normalize", "true"));
   MR_ASSIGN_OR_RETURN(const double scale, words.number("scale", "1", 1e-6, 1e6));
   rule.scale = static_cast<float>(scale);
@@ -116,7 +154,7 @@ Result<Mixture> bind_mixture(const BindContext& context, const BindPlace& place)
   MR_ASSIGN_OR_RETURN(const StoredLinear router, bind_linear(context, place, "router", rule.num_experts, "num_experts", context.hidden_size, "hidden_size"));
   mixture.router = router.take(consecutive_rows(0, rule.num_experts));
   mixture.experts.resize(static_cast<std::size_t>(rule.num_experts));
-  MR_RETURN_IF_ERROR(bind_all_experts(context, place, size, mixture.experts));
+  MR_RETURN_IF_ERROR(bind_all_experts(context, of_experts, size, mixture.experts));
   MR_RETURN_IF_ERROR(refuse_act_order(context, mixture.router));
   for (const Expert& expert : mixture.experts) {
     for (const Linear* linear : {&expert.gate, &expert.up, &expert.down}) MR_RETURN_IF_ERROR(refuse_act_order(context, *linear));

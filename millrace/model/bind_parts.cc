@@ -105,10 +105,10 @@ Result<std::optional<EncodedMatrix>> find_encoded(const BindContext& context, co
 }
 
 std::string describe(const GroupedWeights& weights) {
-  const std::string_view kind = weights.kind == CodeKind::kCodebook4 ? "4-bit code book" : weights.kind == CodeKind::kF8E4M3 ? "8-bit float" : "integer";
+  const std::string_view kind = weights.kind == CodeKind::kCodebook4 ? "4-bit code book" : weights.kind == CodeKind::kMxfp4 ? "FP4 (E2M1)" : weights.kind == CodeKind::kF8E4M3 ? "8-bit float" : "integer";
   const std::string bits = is_integer_code(weights.kind) ? fmt::format("{}-bit ", code_bits(weights.kind)) : "";
   const std::string group = weights.group_size == weights.k ? "rows" : fmt::format("{} weights", weights.group_size);
-  return fmt::format("{}{}, {} scales of {}{}", bits, kind, dtype_name(weights.scale_dtype), group, weights.columns.empty() ? "" : ", act-order");
+  return fmt::format("{}{}, {} scales of {}{}", bits, kind, weights.kind == CodeKind::kMxfp4 ? "E8M0" : dtype_name(weights.scale_dtype), group, weights.columns.empty() ? "" : ", act-order");
 }
 
 bool all_zero(const std::vector<float>& numbers) {
@@ -129,7 +129,7 @@ Status take_encoded(const BindContext& context, EncodedMatrix encoded, const std
   return Status::ok();
 }
 
-// The experts that a quantizer stored, a module each; empty where they are plain.
+// The experts that a quantizer stored, a module each or all in one; empty where they are plain.
 Result<std::vector<StoredLinear>> find_encoded_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count, int64_t rows, int64_t k,
                                                        std::string_view transforms) {
   static constexpr std::string_view kPlace = "{expert}";
@@ -137,7 +137,24 @@ Result<std::vector<StoredLinear>> find_encoded_experts(const BindContext& contex
   if (context.encoding == nullptr) return experts;
   for (const std::string& module : context.tensors.candidates(*place.words.find(word), place.scopes, place.layer(), "")) {
     const std::size_t at = module.find(kPlace);
-    if (at == std::string::npos) continue;
+    if (at == std::string::npos) {
+      MR_ASSIGN_OR_RETURN(std::vector<EncodedMatrix> stack, context.encoding->find_stack(context.checkpoint, module, count, rows, k));
+      for (EncodedMatrix& matrix : stack) {
+        if (!experts.empty()) matrix.parts.resize(1);  // what `inspect` shows once for all of them
+        const SourceTensor* codes = matrix.parts[0].tensor;
+        StoredLinear stored;
+        stored.k = k;
+        if (experts.empty()) {
+          MR_RETURN_IF_ERROR(take_encoded(context, std::move(matrix), place.role_of(fmt::format("experts.{}", word)), transforms, stored));
+        } else {
+          stored.weight = codes;
+          stored.grouped = std::move(matrix.weights);
+        }
+        experts.push_back(std::move(stored));
+      }
+      if (!experts.empty()) return experts;
+      continue;
+    }
     for (int64_t e = 0; e < count; ++e) {
       std::string numbered = module;
       numbered.replace(at, kPlace.size(), fmt::format("{}", e));
@@ -197,40 +214,89 @@ Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& pl
   return stored;
 }
 
+namespace {
+
+// What the checkpoint calls a part with or without `suffix`, in the order of the suffixes: a tensor for each expert, or one of all.
+Result<std::vector<const SourceTensor*>> find_expert_tensors(const BindContext& context, const BindPlace& place, std::string_view word,
+                                                             std::initializer_list<std::string_view> suffixes, int64_t count) {
+  std::vector<const SourceTensor*> tensors;
+  for (const std::string_view suffix : suffixes) {
+    MR_ASSIGN_OR_RETURN(tensors, context.tensors.find_each(*place.words.find(word), place.scopes, place.layer(), suffix, "{expert}", count));
+    if (!tensors.empty()) break;
+  }
+  return tensors;
+}
+
+Status bind_expert_biases(const BindContext& context, const BindPlace& place, std::string_view word, int64_t rows, std::string_view rows_words,
+                          std::string_view transforms, std::vector<StoredLinear>& experts) {
+  const auto count = static_cast<int64_t>(experts.size());
+  MR_ASSIGN_OR_RETURN(const auto tensors, find_expert_tensors(context, place, word, {".bias", "_bias"}, count));
+  const bool stacked = tensors.size() == 1 && (count > 1 || tensors[0]->shape.size() == 2);
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const std::string role = place.role_of(stacked ? fmt::format("experts.{}.bias", word) : fmt::format("experts.{}.{}.bias", i, word));
+    const std::vector<int64_t> shape = stacked ? std::vector<int64_t>{count, rows} : std::vector<int64_t>{rows};
+    MR_RETURN_IF_ERROR(context.tensors.use(*tensors[i], shape, fmt::format("[{}{}]", stacked ? "num_experts, " : "", rows_words), role, std::string(transforms)));
+    MR_ASSIGN_OR_RETURN(const std::vector<float> numbers, context.tensors.read(*tensors[i]));
+    for (int64_t n = 0; n < (stacked ? count : 1); ++n) {
+      experts[static_cast<std::size_t>(stacked ? n : static_cast<int64_t>(i))].bias.assign(numbers.begin() + n * rows, numbers.begin() + (n + 1) * rows);
+    }
+  }
+  return Status::ok();
+}
+
+}  // namespace
+
 Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count, int64_t rows,
                                                std::string_view rows_words, int64_t k, std::string_view k_words, std::string_view transforms) {
   std::vector<StoredLinear> experts;
-  const json::value* names = place.words.find(word);
-  if (names == nullptr) return experts;
+  if (place.words.find(word) == nullptr) return experts;
   MR_ASSIGN_OR_RETURN(experts, find_encoded_experts(context, place, word, count, rows, k, transforms));
-  if (!experts.empty()) return experts;
-  MR_ASSIGN_OR_RETURN(const auto tensors, context.tensors.find_each(*names, place.scopes, place.layer(), ".weight", "{expert}", count));
+  if (!experts.empty()) {
+    MR_RETURN_IF_ERROR(bind_expert_biases(context, place, word, rows, rows_words, transforms, experts));
+    return experts;
+  }
+  MR_ASSIGN_OR_RETURN(const auto tensors, find_expert_tensors(context, place, word, {".weight", ""}, count));
+  const bool transposed = place.transposed;
   const bool stacked = tensors.size() == 1 && (count > 1 || tensors[0]->shape.size() == 3);
   if (stacked && count * rows > std::numeric_limits<int32_t>::max()) {
     return Status::unsupported(fmt::format("{}: \"{}\" has {} rows in all, at most 2^31 - 1 are supported", context.checkpoint.path(), tensors[0]->name, count * rows));
   }
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    std::vector<int64_t> shape = {rows, k};
-    std::string words = fmt::format("[{}, {}]", rows_words, k_words), role = place.role_of(stacked ? fmt::format("experts.{}", word) : fmt::format("experts.{}.{}", i, word));
+    std::vector<int64_t> shape = transposed ? std::vector<int64_t>{k, rows} : std::vector<int64_t>{rows, k};
+    std::string words = transposed ? fmt::format("[{}, {}]", k_words, rows_words) : fmt::format("[{}, {}]", rows_words, k_words), role = place.role_of(stacked ? fmt::format("experts.{}", word) : fmt::format("experts.{}.{}", i, word));
     if (stacked) {
       shape.insert(shape.begin(), count);
       words.insert(1, "num_experts, ");
     }
-    MR_RETURN_IF_ERROR(context.tensors.use(*tensors[i], shape, words, std::move(role), std::string(transforms)));
+    MR_RETURN_IF_ERROR(context.tensors.use(*tensors[i], shape, words, std::move(role),
+                                           fmt::format("{}{}{}", transposed ? "transposed" : "", transposed && !transforms.empty() ? ", " : "", transforms)));
     const int64_t in_stack = stacked ? count : 1;
     for (int64_t n = 0; n < in_stack; ++n) {
       StoredLinear& stored = experts.emplace_back();
       stored.weight = tensors[i];
       stored.k = k;
+      stored.transposed = transposed;
       stored.first_row = n * rows;
     }
   }
+  if (!experts.empty()) MR_RETURN_IF_ERROR(bind_expert_biases(context, place, word, rows, rows_words, transforms, experts));
   return experts;
 }
 
 bool has_linear(const BindContext& context, const BindPlace& place, std::string_view word) {
   const json::value* value = place.words.find(word);
   return value != nullptr && context.tensors.find(names_of(*value), place.scopes, place.layer(), ".weight") != nullptr;
+}
+
+Result<std::vector<float>> bind_own_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words) {
+  const json::value& names = *place.words.find(word);
+  const SourceTensor* tensor = nullptr;
+  for (const std::string_view suffix : {"", ".weight", ".bias"}) {
+    if (tensor == nullptr) tensor = context.tensors.find(names, place.scopes, place.layer(), suffix);
+  }
+  if (tensor == nullptr) return missing_tensor(context, place, word, names, "");
+  MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {size}, fmt::format("[{}]", size_words), place.role_of(word), ""));
+  return context.tensors.read(*tensor);
 }
 
 Result<std::vector<float>> bind_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words) {

@@ -68,12 +68,16 @@ struct StoredLinear {
 Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& place, std::string_view word, int64_t rows, std::string_view rows_words,
                                  int64_t k, std::string_view k_words, std::string_view transforms = "");
 
-// The matrices of `count` experts: a tensor each, with "{expert}" in its name, or one tensor [count, rows, k]. Empty where the checkpoint has none.
+// The matrices of `count` experts: a tensor each, with "{expert}" in its name, or one tensor [count, rows, k] (NAME.weight or NAME; transposed:
+// [count, k, rows]), with their biases (NAME.bias or NAME_bias), if any. Empty where the checkpoint has none.
 Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count, int64_t rows,
                                                std::string_view rows_words, int64_t k, std::string_view k_words, std::string_view transforms = "");
 
 // Whether the checkpoint has the matrix that `word` names.
 bool has_linear(const BindContext& context, const BindPlace& place, std::string_view word);
+
+// The numbers of a layer's vector that must be there: NAME, NAME.weight or NAME.bias.
+Result<std::vector<float>> bind_own_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words);
 
 // The numbers of an optional vector tensor, or empty.
 Result<std::vector<float>> bind_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words);

@@ -99,7 +99,8 @@ INSTANTIATE_TEST_SUITE_P(Families, BindGolden, testing::Values(
     GoldenCase{"phi4-mini", "phi3", 2, 4, 2, 16, 112, 640, true}, GoldenCase{"llama-yarn", "llama", 2, 4, 2, 16, 112, 640, true},
     GoldenCase{"mixtral", "mixtral", 2, 4, 2, 16, 160, 640, false}, GoldenCase{"qwen2_moe", "qwen2_moe", 2, 4, 2, 16, 48, 640, false},
     GoldenCase{"qwen3_moe", "qwen3_moe", 2, 4, 2, 16, 16, 640, true}, GoldenCase{"olmoe", "olmoe", 2, 4, 4, 16, 32, 640, true}, GoldenCase{"granite_moe", "granite_moe", 2, 4, 2, 16, 32, 640, true},
-    GoldenCase{"granite_moe_shared", "granite_moe", 2, 4, 2, 16, 32, 640, true}),
+    GoldenCase{"granite_moe_shared", "granite_moe", 2, 4, 2, 16, 32, 640, true}, GoldenCase{"gpt_oss", "gpt_oss", 2, 4, 2, 16, 32, 640, false},
+    GoldenCase{"gpt_oss-mxfp4", "gpt_oss", 2, 4, 2, 16, 32, 640, false}),
     [](const auto& golden) { std::string name = golden.param.name; std::replace(name.begin(), name.end(), '-', '_'); return name; });
 
 }  // namespace

@@ -288,6 +288,7 @@ int64_t CpuExecutor::stage_units(const Stage& stage) const {
     case OpKind::kEmbed: return num_rows_;
     case OpKind::kNorm:
     case OpKind::kConvert:
+    case OpKind::kExpand:
     case OpKind::kHeadsNorm:
     case OpKind::kActivate:
     case OpKind::kAdd: return num_rows(buffers_[static_cast<std::size_t>(op.in)]);
@@ -315,6 +316,7 @@ void CpuExecutor::run_stage(const Stage& stage, int64_t begin, int64_t end, Work
     case OpKind::kRoute: return route(op, begin, end);
     case OpKind::kDispatch: return dispatch(op, begin, end);
     case OpKind::kCombine: return combine(op, begin, end, scratch);
+    case OpKind::kExpand: return expand(op, begin, end);
     case OpKind::kHeadsNorm: return heads_norm(op, begin, end);
     case OpKind::kPosition: return position(op, begin, end);
     case OpKind::kAttention: return stage.merges ? merge(op, begin, end) : attention(stage, begin, end, scratch);

@@ -132,6 +132,7 @@ class CpuExecutor final : public Executor {
   void sort_by_expert(const Op& op);
   void dispatch(const Op& op, int64_t begin, int64_t end);
   void combine(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
+  void expand(const Op& op, int64_t begin, int64_t end);
   void heads_norm(const Op& op, int64_t begin, int64_t end);
   void position(const Op& op, int64_t begin, int64_t end);
   void position_head(const Op& op, int64_t row, int64_t head);

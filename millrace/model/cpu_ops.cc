@@ -77,15 +77,15 @@ void CpuExecutor::norm(const Op& op, int64_t begin, int64_t end, Rows& out, Work
 }
 
 void CpuExecutor::convert(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch) {
-  Rows& in = rows(op.in);
+  Rows &in = rows(op.in), &out = rows(op.out);
   for (int64_t r = begin; r < end; ++r) {
     const float* x = in.row(r);
     if (op.columns != nullptr) {
       float* gathered = scratch.row.as<float>();
-      for (int64_t i = 0; i < in.width; ++i) gathered[i] = x[(*op.columns)[static_cast<std::size_t>(i)]];
+      for (int64_t i = 0; i < out.width; ++i) gathered[i] = x[(*op.columns)[static_cast<std::size_t>(i)]];
       x = gathered;
     }
-    store_forms(rows(op.out), r, 0, x, in.width);
+    store_forms(out, r, 0, x, out.width);
   }
 }
 
@@ -211,6 +211,7 @@ void CpuExecutor::activated_panels(const Op& op, const LinearPart& part, int64_t
         if (!up.bias.empty()) add_row(isa, up.bias.data() + column, columns, y);
         if (op.gated) {
           if (!gate.bias.empty()) add_row(isa, gate.bias.data() + column, columns, g);
+          if (op.gate_limit) limit_gated_row(isa, g, y, op.gate_limit->limit, op.gate_limit->offset, columns);
           activate_mul_row(isa, kind, g, y, columns, y);
         } else {
           activate_row(isa, kind, y, columns, y);
@@ -218,6 +219,24 @@ void CpuExecutor::activated_panels(const Op& op, const LinearPart& part, int64_t
         store_forms(out, r, column, y, columns);
       }
     });
+  }
+}
+
+// Every head's key is the shared part with rope, then its own; its value is padded with zeros to the size of a key.
+void CpuExecutor::expand(const Op& op, int64_t begin, int64_t end) {
+  const AttentionLayer& layer = *op.attention;
+  const LatentAttention& latent = *layer.latent;
+  const int64_t size = layer.head_dim, own = size - latent.rope_dim, values = (latent.k_up.weight.rows() + kPanelRows - 1) / kPanelRows * kPanelRows;
+  for (int64_t r = begin; r < end; ++r) {
+    const float *shared = rows(op.shared).row(r), *from = rows(op.in).row(r);
+    float* to = rows(op.out).row(r);
+    for (int64_t head = 0; head < layer.num_heads; ++head) {
+      float *k = to + op.k_column + head * size, *v = to + op.v_column + head * size;
+      std::copy_n(shared, latent.rope_dim, k);
+      std::copy_n(from + head * own, own, k + latent.rope_dim);
+      std::copy_n(from + values + head * latent.value_dim, latent.value_dim, v);
+      std::fill_n(v + latent.value_dim, size - latent.value_dim, 0.0f);
+    }
   }
 }
 
@@ -335,6 +354,7 @@ AttentionArgs CpuExecutor::attention_args(const Op& op, int32_t index) {
   args.softcap = layer.softcap;
   args.window = layer.window;
   args.alibi_slopes = layer.alibi_slopes.empty() ? nullptr : layer.alibi_slopes.data();
+  args.sinks = layer.sinks.empty() ? nullptr : layer.sinks.data();
   return args;
 }
 
@@ -397,6 +417,7 @@ void CpuExecutor::activate(const Op& op, int64_t begin, int64_t end) {
   const int64_t up_column = op.gated ? in.width / 2 : 0;
   for (int64_t r = begin; r < end; ++r) {
     if (op.gated) {
+      if (op.gate_limit) limit_gated_row(options_.isa, in.row(r), in.row(r) + up_column, op.gate_limit->limit, op.gate_limit->offset, out.width);
       activate_mul_row(options_.isa, kind_of(*op.activation), in.row(r), in.row(r) + up_column, out.width, out.row(r));
     } else {
       activate_row(options_.isa, kind_of(*op.activation), in.row(r), out.width, out.row(r));

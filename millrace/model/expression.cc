@@ -150,14 +150,19 @@ Result<ExpressionValue> Expression::evaluate(int index_of_node, const Expression
       return calculate(Op::kSubtract, int64_t{0}, value);
     }
     case Op::kSqrt:
+    case Op::kLog:
     case Op::kFloor: {
-      const std::string_view function = node.op == Op::kSqrt ? "sqrt" : "floor";
+      const std::string_view function = node.op == Op::kSqrt ? "sqrt" : node.op == Op::kLog ? "log" : "floor";
       MR_ASSIGN_OR_RETURN(const ExpressionValue value, evaluate_present(operand(0), scope));
       if (!is_number(value)) return error(fmt::format("{} takes a number, not {}", function, kind_name(value)));
       const double number = as_double(value);
       if (node.op == Op::kSqrt) {
         if (!(number >= 0)) return error(fmt::format("sqrt of {}", to_text(value)));
         return ExpressionValue(std::sqrt(number));
+      }
+      if (node.op == Op::kLog) {
+        if (!(number > 0)) return error(fmt::format("log of {}", to_text(value)));
+        return ExpressionValue(std::log(number));
       }
       if (std::holds_alternative<int64_t>(value)) return value;
       const double floored = std::floor(number);

@@ -24,7 +24,7 @@ namespace millrace {
 //   postfix    = primary {"[" choice "]" | "." name}
 //   primary    = number | 'text' | "true" | "false" | "none" | field | function "(" choice {"," choice} ")" | "(" choice ")"
 //   field      = name {"." name}                "i" is the layer's index; other names are fields of the configuration
-//   function   = exists | is_list | contains | has_tensor | min | max | sqrt | floor
+//   function   = exists | is_list | contains | has_tensor | min | max | sqrt | floor | log
 //
 // Values are none, booleans, integers (64 bits, overflow is an error), numbers, texts, and lists and objects of the configuration, which can
 // only be indexed. a / b is an integer where it divides exactly, else a number; a % b takes the sign of b. "and", "or", "?:" and "??" evaluate
@@ -63,7 +63,7 @@ class Expression {
  private:
   enum class Op {
     kLiteral, kField, kMember, kIndex, kNegate, kNot, kAnd, kOr, kChoice, kDefault, kAdd, kSubtract, kMultiply, kDivide, kRemainder,
-    kEqual, kNotEqual, kLess, kLessEqual, kGreater, kGreaterEqual, kExists, kIsList, kHasTensor, kContains, kMin, kMax, kSqrt, kFloor,
+    kEqual, kNotEqual, kLess, kLessEqual, kGreater, kGreaterEqual, kExists, kIsList, kHasTensor, kContains, kMin, kMax, kSqrt, kFloor, kLog,
   };
   struct Node {
     Op op;

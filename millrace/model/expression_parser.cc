@@ -207,7 +207,7 @@ class Expression::Parser {
       Op op;
       std::size_t arguments;
     } kFunctions[] = {{"exists", Op::kExists, 1}, {"is_list", Op::kIsList, 1}, {"has_tensor", Op::kHasTensor, 1}, {"sqrt", Op::kSqrt, 1},
-                      {"floor", Op::kFloor, 1},   {"min", Op::kMin, 2},        {"max", Op::kMax, 2},
+                      {"floor", Op::kFloor, 1},   {"log", Op::kLog, 1},   {"min", Op::kMin, 2},        {"max", Op::kMax, 2},
                       {"contains", Op::kContains, 2}};
     std::vector<int> arguments;
     do {

@@ -52,9 +52,22 @@ constexpr Word kPositionWords[] = {
     {"max_bias", Kind::kExpression},
     {"parameters", Kind::kExpression},
     {"original_max_positions", Kind::kExpression},
+    {"truncate", Kind::kExpression},
     {"frequency_factors", Kind::kNames},
     {"short_factors", Kind::kNames},
     {"long_factors", Kind::kNames},
+};
+
+constexpr Word kLatentWords[] = {
+    {"q_rank", Kind::kExpression},
+    {"q_down", Kind::kLinearOrNames},
+    {"q_norm", Kind::kNormOrNames},
+    {"kv_rank", Kind::kExpression, {}, true},
+    {"kv_down", Kind::kLinearOrNames, {}, true},
+    {"kv_norm", Kind::kNormOrNames, {}, true},
+    {"kv_up", Kind::kLinearOrNames, {}, true},
+    {"rope_dim", Kind::kExpression, {}, true},
+    {"value_dim", Kind::kExpression, {}, true},
 };
 
 constexpr Word kAttentionWords[] = {
@@ -77,6 +90,8 @@ constexpr Word kAttentionWords[] = {
     {"scale", Kind::kExpression},
     {"softcap", Kind::kExpression},
     {"window", Kind::kExpression},
+    {"sinks", Kind::kNames},
+    {"latent", Kind::kObject, kLatentWords},
     {"position", Kind::kObject, kPositionWords},
 };
 
@@ -91,6 +106,8 @@ constexpr Word kMlpWords[] = {
     {"down", Kind::kLinearOrNames, {}, true},
     {"bias", Kind::kExpression},
     {"intermediate_size", Kind::kExpression},
+    {"gate_limit", Kind::kExpression},
+    {"up_offset", Kind::kExpression},
 };
 
 constexpr Word kSharedExpertWords[] = {
@@ -112,6 +129,10 @@ constexpr Word kMoeWords[] = {
     {"experts_per_token", Kind::kExpression},
     {"router", Kind::kLinearOrNames, {}, true},
     {"scoring", Kind::kExpression},
+    {"num_groups", Kind::kExpression},
+    {"groups_per_token", Kind::kExpression},
+    {"group_score", Kind::kExpression},
+    {"correction", Kind::kNames},
     {"normalize", Kind::kExpression},
     {"scale", Kind::kExpression},
     {"kind", Kind::kExpression},
@@ -119,8 +140,12 @@ constexpr Word kMoeWords[] = {
     {"gate", Kind::kNames},
     {"up", Kind::kNames},
     {"gate_up", Kind::kNames},
+    {"gate_up_layout", Kind::kExpression},
     {"down", Kind::kNames, {}, true},
+    {"transposed", Kind::kExpression},
     {"intermediate_size", Kind::kExpression},
+    {"gate_limit", Kind::kExpression},
+    {"up_offset", Kind::kExpression},
     {"shared", Kind::kObject, kSharedExpertWords},
 };
 
@@ -251,6 +276,17 @@ Status check_object(const json::value& value, std::span<const Word> words, const
 
 // Either one fused matrix or its parts.
 Status check_qkv(const json::object& attention, const std::string& place) {
+  if (const json::value* latent = attention.if_contains("latent")) {
+    if (!attention.contains("q")) return fail(place + ".q", "this word is missing");
+    for (const std::string_view part : {"qkv", "k", "v", "q_norm", "k_norm", "clip", "num_kv_heads"}) {
+      if (attention.contains(part)) return fail(below(place, part), "is no part of an attention with \"latent\"");
+    }
+    const json::object& words = latent->get_object();
+    for (const std::string_view part : {"q_down", "q_norm"}) {
+      if (words.contains(part) != words.contains("q_rank")) return fail(below(place + ".latent", part), "\"q_rank\", \"q_down\" and \"q_norm\" belong together");
+    }
+    return Status::ok();
+  }
   for (const std::string_view part : {"q", "k", "v"}) {
     if (attention.contains("qkv") && attention.contains(part)) return fail(below(place, part), "stands beside \"qkv\", which contains it");
     if (!attention.contains("qkv") && !attention.contains(part)) return fail(below(place, part), "this word is missing");

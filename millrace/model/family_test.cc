@@ -84,7 +84,7 @@ TEST(BuiltinFamilies, ParseAndNameEveryArchitectureOnce) {
   }
   for (const char* name : {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "falcon", "bloom", "opt", "gptj", "gpt_bigcode",
                            "phi", "granite", "gpt_neox", "mpt", "starcoder2", "stablelm", "olmo", "olmo2", "cohere", "cohere2", "glm4",
-                           "smollm3", "gemma", "mixtral", "qwen2_moe", "qwen3_moe", "granite_moe", "olmoe"}) {
+                           "smollm3", "gemma", "mixtral", "qwen2_moe", "qwen3_moe", "granite_moe", "olmoe", "deepseek_v2", "deepseek_v3", "gpt_oss"}) {
     EXPECT_TRUE(names.contains(name)) << name;
   }
 }

@@ -51,6 +51,7 @@ std::optional<Op> merged(const Program& program, std::size_t i) {
     Op op = first;
     op.activation = second.activation;
     op.gated = second.gated;
+    op.gate_limit = second.gate_limit;
     op.out = second.out;
     return op;
   }
@@ -84,7 +85,7 @@ void fuse(Program& program) {
   program.unfused.clear();
   for (const Op& op : program.ops) {
     if (op.kind != OpKind::kConvert && op.kind != OpKind::kActivate && op.kind != OpKind::kAdd) continue;
-    const char* why = op.columns != nullptr ? "its columns are gathered in the weights' act-order"
+    const char* why = op.columns != nullptr ? "its columns are gathered, in the weights' act-order or without the zeros after values narrower than keys"
                       : op.kind == OpKind::kConvert ? "a group's heads do not fill blocks of 32, or the producer has another reader" : "no producer to merge with";
     program.unfused.push_back(fmt::format("layer {}: {} of \"{}\": {}", op.layer, op_name(op.kind), buffer_of(program, op.in).name, why));
   }

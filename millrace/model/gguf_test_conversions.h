@@ -300,6 +300,17 @@ inline const Conversion kConversions[] = {
        granite_moe_metadata(gguf, prefix);
        gguf.integer(prefix + "expert_shared_feed_forward_length", 48);
      }},
+    {"gpt_oss", "gpt-oss", with(with(kLlamaNames, kExpertNames), {{"self_attn.sinks", "attn_sinks"}, {"mlp.router", "ffn_gate_inp"}, {"post_attention_layernorm", "post_attention_norm"}}),
+     unchanged,
+     [](Writer& gguf, const std::string& prefix) {
+       rms(gguf, prefix, 1e-5f, 150000, 16, 2);
+       experts(gguf, prefix, 4, 2);
+       gguf.integer(prefix + "expert_feed_forward_length", 32);
+       gguf.integer(prefix + "attention.sliding_window", 16);
+       gguf.text(prefix + "rope.scaling.type", "yarn");
+       gguf.real(prefix + "rope.scaling.factor", 8);
+       gguf.integer(prefix + "rope.scaling.original_context_length", 32);
+     }},
     {"phi", "phi2", kPhiNames, unchanged,
      [](Writer& gguf, const std::string& prefix) {
        gguf.integer(prefix + "attention.head_count_kv", 4);
@@ -324,6 +335,44 @@ inline std::string gguf_name(const Conversion& conversion, std::string_view name
   }
   ADD_FAILURE() << "no GGUF name for " << name;
   return "";
+}
+
+// Stacks stored as [experts, columns, rows] as [experts, rows, columns], of those the rows `first`, `first` + `step` ...
+inline Tensor turned(const Tensor& stack, int64_t first, int64_t step) {
+  const int64_t count = stack.shape[0], k = stack.shape[1], all = stack.shape[2];
+  Tensor plain{{count, all / step, k}, {}};
+  for (int64_t e = 0; e < count; ++e) {
+    for (int64_t row = first; row < all; row += step) {
+      for (int64_t i = 0; i < k; ++i) plain.data.push_back(stack.data[static_cast<std::size_t>((e * k + i) * all + row)]);
+    }
+  }
+  return plain;
+}
+inline Tensor every_second(const Tensor& rows, std::size_t first) {
+  Tensor plain{{rows.shape[0], rows.shape[1] / 2}, {}};
+  for (std::size_t i = first; i < rows.data.size(); i += 2) plain.data.push_back(rows.data[i]);
+  return plain;
+}
+
+// gpt-oss: experts in stacks whose matrices are transposed, gate and up in alternate columns; biases and sinks without a dot in their names.
+inline bool convert_gpt_oss(const std::string& name, const Tensor& plain, std::map<std::string, Tensor>& converted) {
+  const auto place = [&](std::string_view old, std::string_view now) { return name.substr(0, name.size() - old.size()) + std::string(now); };
+  if (name.ends_with("self_attn.sinks")) {
+    converted[name + ".weight"] = plain;
+  } else if (name.ends_with("experts.gate_up_proj")) {
+    converted[place("gate_up_proj", "gate_proj.weight")] = turned(plain, 0, 2);
+    converted[place("gate_up_proj", "up_proj.weight")] = turned(plain, 1, 2);
+  } else if (name.ends_with("experts.gate_up_proj_bias")) {
+    converted[place("gate_up_proj_bias", "gate_proj.bias")] = every_second(plain, 0);
+    converted[place("gate_up_proj_bias", "up_proj.bias")] = every_second(plain, 1);
+  } else if (name.ends_with("experts.down_proj")) {
+    converted[name + ".weight"] = turned(plain, 0, 1);
+  } else if (name.ends_with("experts.down_proj_bias")) {
+    converted[place("down_proj_bias", "down_proj.bias")] = plain;
+  } else {
+    return false;
+  }
+  return true;
 }
 
 inline Tensor numbers_of(const SourceTensor& tensor) {
@@ -358,6 +407,7 @@ inline std::map<std::string, Tensor> as_converted(const Checkpoint& directory, b
     const std::size_t fused = tensor.name.find(kFused);
     const auto part_of = numbered(tensor.name);
     const Tensor plain = numbers_of(tensor);
+    if (convert_gpt_oss(tensor.name, plain, converted)) continue;
     if (stacks && part_of) {
       int64_t count = 0;
       while (directory.find(fmt::format("{}.{}{}", part_of->before, count, part_of->after)) != nullptr) ++count;

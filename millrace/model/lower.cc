@@ -71,6 +71,13 @@ class Lowering {
     return mlp.gated ? std::vector<Reader>{{&part.gate}, {&part.up}} : std::vector<Reader>{{&part.up}};
   }
 
+  // Everything that reads the attention's input.
+  static std::vector<Reader> readers_of(const AttentionLayer& attention) {
+    if (!attention.latent) return {{&attention.q}, {&attention.k}, {&attention.v}};
+    const LatentAttention& latent = *attention.latent;
+    return {{latent.q_down ? &*latent.q_down : &attention.q}, {&latent.kv_down}, {&latent.k_rope}};
+  }
+
   // Everything that reads the mlp's input.
   static std::vector<Reader> readers_of(const MlpLayer& mlp) {
     if (!mlp.mixture) return up_readers(mlp, mlp);
@@ -164,7 +171,7 @@ class Lowering {
     layer_ = index;
     const AttentionLayer& attention = layer.attention;
     const MlpLayer& mlp = layer.mlp;
-    const std::vector<Reader> attention_readers = {{&attention.q}, {&attention.k}, {&attention.v}}, mlp_readers = readers_of(mlp);
+    const std::vector<Reader> attention_readers = readers_of(attention), mlp_readers = readers_of(mlp);
     if (layer.parallel_residual) {
       // Both branches read the same hidden state, so both inputs are made before either branch adds to it.
       std::vector<Reader> readers = attention_readers;
@@ -187,7 +194,11 @@ class Lowering {
     const int64_t q_size = attention.num_heads * attention.head_dim, kv_size = attention.num_kv_heads * attention.head_dim;
     const int64_t k_column = round_up(q_size, kPanelRows), v_column = k_column + round_up(kv_size, kPanelRows);
     const BufferId qkv = buffer("qkv", v_column + round_up(kv_size, kPanelRows), kF32Only);
-    add_linears(in, {{&attention.q, 0}, {&attention.k, k_column}, {&attention.v, v_column}}, {.kind = OpKind::kLinear, .out = qkv, .clip = attention.clip});
+    if (attention.latent) {
+      latent_qkv(attention, in, qkv, k_column, v_column);
+    } else {
+      add_linears(in, {{&attention.q, 0}, {&attention.k, k_column}, {&attention.v, v_column}}, {.kind = OpKind::kLinear, .out = qkv, .clip = attention.clip});
+    }
     const bool has_norm = attention.q_norm || attention.k_norm, heads_together = attention.head_norm == HeadNorm::kAllHeads;
     if (has_norm && heads_together) add({.kind = OpKind::kHeadsNorm, .in = qkv, .out = qkv, .attention = &attention, .k_column = k_column});
     Op position{.kind = OpKind::kPosition, .out = qkv, .attention = &attention, .k_column = k_column, .v_column = v_column};
@@ -208,7 +219,40 @@ class Lowering {
     add(std::move(write));
     const BufferId attended = buffer("attended", q_size, kF32Only);
     add({.kind = OpKind::kAttention, .in = qkv, .out = attended, .attention = &attention, .kv_group = position.kv_group, .kv_layer = position.kv_layer});
+    if (attention.latent && !attention.latent->value_columns.empty()) {
+      const std::vector<int32_t>& columns = attention.latent->value_columns;
+      const BufferId values = buffer("attention output", static_cast<int64_t>(columns.size()), forms_of({&attention.o}));
+      add({.kind = OpKind::kConvert, .in = attended, .out = values, .columns = &columns});
+      add_linears({{&attention.o, values}}, {{&attention.o, 0}}, {.kind = OpKind::kLinear, .out = sum_});
+      return;
+    }
     add_linears(converted_input(attended, "attention output", {{&attention.o}}), {{&attention.o, 0}}, {.kind = OpKind::kLinear, .out = sum_});
+  }
+
+  // A norm of a vector narrower than the hidden state, and what reads it.
+  Inputs normed_latent(const Norm& norm, BufferId in, const std::string& name, const std::vector<Reader>& readers) {
+    const BufferId normed = buffer(name + " normed", program_.buffers[static_cast<std::size_t>(in)].width, kF32Only);
+    add({.kind = OpKind::kNorm, .in = in, .out = normed, .norm = &norm});
+    return converted_input(normed, name + " input", readers);
+  }
+
+  void latent_qkv(const AttentionLayer& attention, const Inputs& in, BufferId qkv, int64_t k_column, int64_t v_column) {
+    const LatentAttention& latent = *attention.latent;
+    Inputs q_in = in;
+    if (latent.q_down) {
+      const BufferId q_latent = buffer("q latent", latent.q_down->weight.rows(), kF32Only);
+      add_linears(in, {{&*latent.q_down, 0}}, {.kind = OpKind::kLinear, .out = q_latent});
+      q_in = normed_latent(*latent.q_norm, q_latent, "q latent", {{&attention.q}});
+    }
+    add_linears(q_in, {{&attention.q, 0}}, {.kind = OpKind::kLinear, .out = qkv});
+    const BufferId kv_latent = buffer("kv latent", latent.kv_down.weight.rows(), kF32Only), k_rope = buffer("k rope", latent.rope_dim, kF32Only);
+    add_linears(in, {{&latent.kv_down, 0}}, {.kind = OpKind::kLinear, .out = kv_latent});
+    add_linears(in, {{&latent.k_rope, 0}}, {.kind = OpKind::kLinear, .out = k_rope});
+    const Inputs kv_in = normed_latent(latent.kv_norm, kv_latent, "kv latent", {{&latent.k_up}, {&latent.v_up}});
+    const int64_t values = round_up(latent.k_up.weight.rows(), kPanelRows);
+    const BufferId keys_values = buffer("keys and values", values + round_up(latent.v_up.weight.rows(), kPanelRows), kF32Only);
+    add_linears(kv_in, {{&latent.k_up, 0}, {&latent.v_up, values}}, {.kind = OpKind::kLinear, .out = keys_values});
+    add({.kind = OpKind::kExpand, .in = keys_values, .out = qkv, .shared = k_rope, .attention = &attention, .k_column = k_column, .v_column = v_column});
   }
 
   void mlp_branch(const MlpLayer& mlp, const Inputs& in) {
@@ -235,7 +279,7 @@ class Lowering {
     const BufferId projected = buffer(name + " projections", mlp.gated ? 2 * padded : padded, kF32Only, false, rows_per_token);
     add_linears(in, up, {.kind = OpKind::kLinear, .out = projected, .mixture = mixture});
     const BufferId activated = buffer(name + " activated", size, kF32Only, false, rows_per_token);
-    add({.kind = OpKind::kActivate, .in = projected, .out = activated, .activation = mlp.activation, .gated = mlp.gated});
+    add({.kind = OpKind::kActivate, .in = projected, .out = activated, .activation = mlp.activation, .gated = mlp.gated, .gate_limit = mlp.gate_limit});
     add_linears(converted_input(activated, name + " output", down_readers), down, {.kind = OpKind::kLinear, .out = out, .mixture = mixture});
   }
 
@@ -328,6 +372,7 @@ std::string_view op_name(OpKind kind) {
     case OpKind::kRoute: return "route";
     case OpKind::kDispatch: return "dispatch";
     case OpKind::kCombine: return "combine";
+    case OpKind::kExpand: return "expand";
     case OpKind::kHeadsNorm: return "norm of all heads";
     case OpKind::kPosition: return "position";
     case OpKind::kAttention: return "attention";

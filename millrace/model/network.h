@@ -60,6 +60,18 @@ enum class Activation { kSilu, kGeluTanh, kGeluErf, kRelu, kReluSquared, kQuickG
 // What a norm of q or k is taken over: one head, all heads sharing a weight; one head, each with its own weight; all heads of a token at once.
 enum class HeadNorm { kHead, kEachHead, kAllHeads };
 
+// Multi-head latent attention, DeepSeek-V2, arXiv:2405.04434: keys and values come from one small vector a token, and a part of the keys, which alone
+// is rotated, is the same for all heads. A head is [rope_dim, the rest] here, whatever the checkpoint's order.
+struct LatentAttention {
+  std::optional<Linear> q_down;    // [q_rank, hidden]; then q is [num_heads * head_dim, q_rank]
+  std::optional<Norm> q_norm;      // of q_down's result
+  Linear kv_down, k_rope;          // [kv_rank, hidden], [rope_dim, hidden]
+  Norm kv_norm;                    // of kv_down's result
+  Linear k_up, v_up;               // [num_heads * (head_dim - rope_dim), kv_rank], [num_heads * value_dim, kv_rank]
+  int64_t rope_dim = 0, value_dim = 0;  // value_dim <= head_dim: what attention computes of a head ends in zeros
+  std::vector<int32_t> value_columns;   // [num_heads * value_dim] of [num_heads, head_dim]
+};
+
 struct AttentionLayer {
   std::optional<Norm> norm;        // before; absent in post-norm networks
   std::optional<Norm> post_norm;   // on the output, before the residual is added
@@ -73,6 +85,13 @@ struct AttentionLayer {
   std::optional<int64_t> window;   // keys at distance >= window are masked
   std::optional<Rope> rope;
   std::vector<float> alibi_slopes; // [num_heads], or empty: score += slope * key position
+  std::optional<LatentAttention> latent;  // then k and v are of no rows, and o is [hidden, num_heads * value_dim]
+  std::vector<float> sinks;        // [num_heads], or empty: the score of a key without a value that every row sees
+};
+
+// Bounds of what a gated mlp's activation reads: gate at most `limit`, up from -limit to limit, and `offset` added to it.
+struct GateLimit {
+  float limit = 0, offset = 0;
 };
 
 // down(activation(gate(x)) * up(x)), or without a gate down(activation(up(x))).
@@ -93,6 +112,7 @@ struct MlpLayer {
   std::optional<Norm> norm, post_norm;
   bool gated = true;               // down(activation(gate(x)) * up(x)), else down(activation(up(x)))
   Activation activation = Activation::kSilu;
+  std::optional<GateLimit> gate_limit;
   Linear gate, up, down;           // of no rows where there is a mixture
   std::optional<Mixture> mixture;
 };

@@ -47,6 +47,7 @@ enum class OpKind : uint8_t {
   kRoute,      // in (the router's logits) -> which experts each token takes, and their weights
   kDispatch,   // out[row of a token and expert] = in[token], rows sorted by expert
   kCombine,    // out = sum over a token's experts of weight * in, + shared * sigmoid(shared gate);  with residual: residual += multiplier * (...)
+  kExpand,     // in (keys and values without rope) and shared (the rope part of all heads' keys) -> the k and v columns of out
   kHeadsNorm,  // on the q and k columns of out: the norm over all heads of a token
   kPosition,   // on the q, k, v columns of out: q/k norm, rope, kv write (each a flag)
   kAttention,  // in (q columns) -> out
@@ -74,18 +75,19 @@ struct Op {
   std::vector<LinearSegment> segments;              // kLinear
   bool exact = false;                               // kLinear: on the exact path, whatever the program's
   const Mixture* mixture = nullptr;                 // kRoute, kDispatch, kCombine; kLinear: segments of each expert in turn, for its rows
-  BufferId shared = -1, shared_gate = -1;           // kCombine
+  BufferId shared = -1, shared_gate = -1;           // kCombine; kExpand
   int64_t shared_gate_column = 0;
   std::optional<Activation> activation;             // kActivate, kLinear
   bool gated = false;                               // segments (gate, up), or columns (gate | up)
+  std::optional<GateLimit> gate_limit;              // with activation, of a gated one
   std::optional<float> softcap;                     // kLinear: of the result (logits)
   float scale = 1.0f;                               // kLinear: of the result (logits)
   bool qk_norm = false, rope = false, kv_write = false;  // kPosition
   std::optional<float> clip;                        // kLinear: of the result (q, k and v)
-  const AttentionLayer* attention = nullptr;        // kHeadsNorm, kPosition, kAttention
+  const AttentionLayer* attention = nullptr;        // kHeadsNorm, kPosition, kAttention, kExpand
   int32_t kv_group = -1, kv_layer = -1;             // layer index within its KV group
   int32_t rope_table = -1;                          // kPosition: which of Program::ropes
-  int64_t k_column = 0, v_column = 0;               // kHeadsNorm, kPosition: of the qkv buffer; q is at 0
+  int64_t k_column = 0, v_column = 0;               // kHeadsNorm, kPosition, kExpand: of the qkv buffer; q is at 0
 };
 
 struct Program {

@@ -145,7 +145,7 @@ Status scale_yarn(const RopeSettings& settings, const Parameters& parameters, Sc
   const auto dimension_of = [&](double turns) { return dim * std::log(length / (turns * 2 * std::numbers::pi)) / (2 * std::log(settings.theta)); };
   double low = dimension_of(beta_fast), high = dimension_of(beta_slow);
   const json::value* truncate = parameters.find("truncate");
-  if (truncate == nullptr || !truncate->is_bool() || truncate->get_bool()) {
+  if (settings.truncate.value_or(truncate == nullptr || !truncate->is_bool() || truncate->get_bool())) {
     low = std::floor(low);
     high = std::ceil(high);
   }

@@ -17,6 +17,7 @@ struct RopeSettings {
   int64_t max_positions = 0;                      // of the configuration, before any extension
   std::optional<int64_t> original_max_positions;  // beside the parameters (phi3); counts before the parameters' own field
   const json::object* parameters = nullptr;       // "rope_scaling" or "rope_parameters" of a configuration; null: no scaling
+  std::optional<bool> truncate;                   // of yarn: in the place of the parameters' own field
   // Tensors of a GGUF, which take the place of parameters. Empty, or [rotary_dim / 2].
   std::vector<float> frequency_factors;           // divide the frequencies (llama3's scaling, computed by the converter)
   std::vector<float> short_factors, long_factors;  // both: LongRoPE

@@ -32,6 +32,23 @@ QkvRows per_kv_group_rows(const AttentionGeometry& geometry) {
   return rows;
 }
 
+std::vector<int32_t> rows_of_blocks(int64_t num_blocks, int64_t size, int64_t begin, int64_t end) {
+  std::vector<int32_t> rows;
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    for (int64_t i = begin; i < end; ++i) rows.push_back(static_cast<int32_t>(block * size + i));
+  }
+  return rows;
+}
+
+std::vector<int32_t> last_rows_first(int64_t num_heads, int64_t head_dim, int64_t count) {
+  std::vector<int32_t> rows;
+  for (int64_t row = 0; row < num_heads * head_dim; ++row) {
+    const int64_t head = row / head_dim, i = row % head_dim;
+    rows.push_back(static_cast<int32_t>(head * head_dim + (i < count ? head_dim - count + i : i - count)));
+  }
+  return rows;
+}
+
 std::vector<int32_t> reorder_pairing(const std::vector<int32_t>& rows, int64_t head_dim, int64_t rotary_dim, Rope::Pairing stored, Rope::Pairing wanted) {
   if (stored == wanted) return rows;
   std::vector<int32_t> reordered = rows;

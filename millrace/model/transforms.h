@@ -25,6 +25,12 @@ QkvRows concatenated_rows(const AttentionGeometry& geometry);
 // The same size, one block for each kv head: its query heads, its key, its value (falcon, bloom, GPT-NeoX).
 QkvRows per_kv_group_rows(const AttentionGeometry& geometry);
 
+// Of heads stored as [others, last `count`] the rows as [last `count`, others].
+std::vector<int32_t> last_rows_first(int64_t num_heads, int64_t head_dim, int64_t count);
+
+// Rows [begin, end) of every block of `size`.
+std::vector<int32_t> rows_of_blocks(int64_t num_blocks, int64_t size, int64_t begin, int64_t end);
+
 // Reorders the first `rotary_dim` rows of every head so that rows stored for one rope pairing serve the other. Rotating by (2 i, 2 i + 1) what is
 // stored interleaved equals rotating by (i, i + d/2) what this gives; q . k does not change with a common order of their dimensions.
 std::vector<int32_t> reorder_pairing(const std::vector<int32_t>& rows, int64_t head_dim, int64_t rotary_dim, Rope::Pairing stored, Rope::Pairing wanted);

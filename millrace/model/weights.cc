@@ -10,15 +10,17 @@
 namespace millrace {
 namespace {
 
-// [k, rows] as stored -> [rows, k], for plain types (GPT-2's Conv1D). Quantized types are never stored transposed.
-Result<std::vector<std::byte>> transpose(const SourceTensor& tensor) {
-  const int64_t k = tensor.shape[0], rows = tensor.shape[1], size = dtype_info(tensor.dtype).block_bytes;
+// [k, rows] as stored -> [rows, k], for plain types (GPT-2's Conv1D), or one matrix of a stack of them. Quantized types are never stored transposed.
+Result<std::vector<std::byte>> transpose(const SourceTensor& tensor, int64_t index) {
+  const std::size_t dimensions = tensor.shape.size();
+  const int64_t k = tensor.shape[dimensions - 2], rows = tensor.shape[dimensions - 1], size = dtype_info(tensor.dtype).block_bytes;
   if (dtype_info(tensor.dtype).block_elements != 1) {
     return Status::unsupported(fmt::format("\"{}\" is {} and stored transposed; only plain types can be transposed", tensor.name, dtype_name(tensor.dtype)));
   }
-  std::vector<std::byte> out(tensor.data.size());
+  std::vector<std::byte> out(static_cast<std::size_t>(k * rows * size));
+  const auto from = tensor.data.subspan(static_cast<std::size_t>(index) * out.size(), out.size());
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < k; ++c) std::memcpy(&out[static_cast<std::size_t>((r * k + c) * size)], &tensor.data[static_cast<std::size_t>((c * rows + r) * size)], static_cast<std::size_t>(size));
+    for (int64_t c = 0; c < k; ++c) std::memcpy(&out[static_cast<std::size_t>((r * k + c) * size)], &from[static_cast<std::size_t>((c * rows + r) * size)], static_cast<std::size_t>(size));
   }
   return out;
 }
@@ -33,13 +35,16 @@ Result<PackedMatrix> pack_matrix(const MatrixSource& source) {
   const auto bytes = row_bytes(tensor.dtype, source.k);
   if (!bytes) return Status::unsupported(fmt::format("\"{}\": rows of {} values are no whole number of {} blocks", tensor.name, source.k, dtype_name(tensor.dtype)));
   std::vector<std::byte> transposed;
+  int64_t first_row = 0;
   const std::byte* base = tensor.data.data();
   if (source.transposed) {
-    MR_ASSIGN_OR_RETURN(transposed, transpose(tensor));
+    const int64_t in_stack = tensor.shape.back();  // rows of one matrix
+    first_row = tensor.shape.size() == 3 ? source.row_map[0] / in_stack * in_stack : 0;
+    MR_ASSIGN_OR_RETURN(transposed, transpose(tensor, first_row / in_stack));
     base = transposed.data();
   }
   std::vector<const std::byte*> rows(source.row_map.size());
-  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = base + source.row_map[i] * *bytes;
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = base + (source.row_map[i] - first_row) * *bytes;
   auto packed = PackedMatrix::pack(tensor.dtype, rows, source.k);
   if (!packed.is_ok()) return packed.status().with_context(fmt::format("\"{}\"", tensor.name));
   return packed;
@@ -48,6 +53,10 @@ Result<PackedMatrix> pack_matrix(const MatrixSource& source) {
 // The rows of a stack of matrices (experts) that this one is made of, so that those of the others are not dropped while they are read.
 SourceTensor part_of(const MatrixSource& source) {
   SourceTensor part = *source.tensor;
+  if (source.grouped) {
+    if (!source.grouped->own_bytes.empty()) part.data = source.grouped->own_bytes;
+    return part;
+  }
   const auto bytes = row_bytes(part.dtype, source.k);
   if (part.shape.size() < 3 || source.row_map.empty() || !bytes) return part;
   const auto [first, last] = std::minmax_element(source.row_map.begin(), source.row_map.end());
@@ -70,7 +79,13 @@ Result<Weights> Weights::pack(const Network& network, const Checkpoint& checkpoi
     }
   };
   for (const DecoderLayer& layer : network.layers) {
-    for (const Linear* linear : {&layer.attention.q, &layer.attention.k, &layer.attention.v, &layer.attention.o}) add(*linear);
+    for (const Linear* linear : {&layer.attention.q, &layer.attention.k, &layer.attention.v, &layer.attention.o}) {
+      if (linear->weight.tensor != nullptr) add(*linear);
+    }
+    if (const auto& latent = layer.attention.latent) {
+      if (latent->q_down) add(*latent->q_down);
+      for (const Linear* linear : {&latent->kv_down, &latent->k_rope, &latent->k_up, &latent->v_up}) add(*linear);
+    }
     add_mlp(layer.mlp);
     if (!layer.mlp.mixture) continue;
     const Mixture& mixture = *layer.mlp.mixture;
