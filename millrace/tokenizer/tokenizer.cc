@@ -61,7 +61,7 @@ std::string Tokenizer::token_text(int32_t id) const {
 }
 
 std::string Tokenizer::token_bytes(int32_t id) const {
-  const std::string text = token_text(id);
+  std::string text = token_text(id);
   if (text.find(utf8::kReplacement) == std::string::npos || pipeline_->added.contains(id)) return text;
   const std::string_view piece = id_to_token(id);
   unsigned byte = 0;

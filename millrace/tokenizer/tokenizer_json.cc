@@ -80,7 +80,6 @@ Result<std::unique_ptr<TokenModel>> read_bpe(const JsonFields& fields) {
   uint32_t rank = 0;
   for (const json::value& merge : list->get_array()) {
     MR_ASSIGN_OR_RETURN(const auto pair, read_merge(fields, merge, rank));
-    const std::string field = "merges";
     const std::optional<int32_t> left = vocabulary.find(pair.first), right = vocabulary.find(pair.second);
     joined = pair.first;
     if (pair.second.size() >= options.continuing_subword_prefix.size()) joined += pair.second.substr(options.continuing_subword_prefix.size());
