@@ -28,7 +28,7 @@ int64_t attention_scratch_floats(const KvGeometry& geometry, int64_t) {
   return kTileQueries * 3 * kQueryStride;
 }
 
-int64_t attention_num_segments(const AttentionArgs& args, int64_t row) { return (args.first_position + row) / kSegmentTokens + 1; }
+int64_t attention_num_segments(const AttentionArgs& args, int64_t row) { return attention_last_key(args, row) / kSegmentTokens + 1; }
 
 void attention(Isa isa, const KvView& kv, const AttentionArgs& args, int64_t row_begin, int64_t row_end, int64_t kv_head, float* scratch) {
   MR_DCHECK(args.num_heads % kv.geometry.num_kv_heads == 0, "heads share keys in whole groups");

@@ -45,11 +45,14 @@ struct AttentionArgs {
   int64_t out_stride = 0;
   int64_t num_rows = 0, num_heads = 0;
   int64_t first_position = 0;       // of row 0; row i sees keys 0 .. first_position + i (less what the window masks)
+  // Of a text that is read in both directions, its tokens, all stored by now: every row sees keys 0 .. *num_keys - 1, those after it too, less what
+  // the window masks on either side. Absent: rows look back only.
+  std::optional<int64_t> num_keys;
   std::span<const int32_t> blocks;  // block table; entries before the window may be -1
   float scale = 1.0f;
   std::optional<float> softcap;
   std::optional<int64_t> window;    // keys at distance >= window are masked
-  const float* alibi_slopes = nullptr;  // [num_heads]
+  const float* alibi_slopes = nullptr;  // [num_heads] score -= slope * distance
   const float* sinks = nullptr;         // [num_heads] the score of a key without a value, which every row sees: it takes its share of the softmax
   bool of_prompt = true;            // the rows are a prompt's: AMX computes those in another way, which pays for many rows (docs/design.md D4)
 };
@@ -62,6 +65,14 @@ struct AttentionArgs {
 // `scratch`: attention_scratch_floats(...) floats.
 int64_t attention_scratch_floats(const KvGeometry& geometry, int64_t num_heads);
 void attention(Isa isa, const KvView& kv, const AttentionArgs& args, int64_t row_begin, int64_t row_end, int64_t kv_head, float* scratch);
+
+// The last key that row `row` may see.
+inline int64_t attention_last_key(const AttentionArgs& args, int64_t row) {
+  const int64_t position = args.first_position + row;
+  if (!args.num_keys.has_value()) return position;
+  const int64_t last = *args.num_keys - 1;
+  return args.window.has_value() && position + *args.window - 1 < last ? position + *args.window - 1 : last;
+}
 
 // The same split over segments, for a few rows over long contexts: attention_partial computes segment `segment` of one row and one kv
 // head's group into partial[group_size][head_dim + 2] (accumulator, maximum in units of log2, sum); attention_merge merges partials 0..num_segments-1

@@ -44,24 +44,26 @@ void kv_read(const KvView& kv, int64_t block, int64_t token, int64_t kv_head, fl
 void attention_ref(const KvView& kv, const AttentionArgs& args, int64_t row, int64_t head, double* out) {
   const int64_t head_dim = kv.geometry.head_dim, position = args.first_position + row;
   const int64_t kv_head = head / (args.num_heads / kv.geometry.num_kv_heads);
+  int64_t last = args.num_keys.has_value() ? *args.num_keys - 1 : position;
+  if (args.num_keys.has_value() && args.window.has_value()) last = std::min(last, position + *args.window - 1);
   const float* q = args.q + row * args.q_stride + head * head_dim;
   const int64_t first = args.window.has_value() ? std::max<int64_t>(0, position - *args.window + 1) : 0;
   std::vector<float> k(static_cast<std::size_t>(head_dim)), v(k);
   std::vector<double> scores;
-  for (int64_t j = first; j <= position; ++j) {
+  for (int64_t j = first; j <= last; ++j) {
     kv_read(kv, args.blocks[static_cast<std::size_t>(j / kBlockTokens)], j % kBlockTokens, kv_head, k.data(), v.data());
     double score = 0;
     for (int64_t d = 0; d < head_dim; ++d) score += static_cast<double>(q[d]) * k[static_cast<std::size_t>(d)];
     score *= args.scale;
     if (args.softcap.has_value()) score = *args.softcap * std::tanh(score / *args.softcap);
-    if (args.alibi_slopes != nullptr) score += static_cast<double>(args.alibi_slopes[head]) * static_cast<double>(j - position);
+    if (args.alibi_slopes != nullptr) score += static_cast<double>(args.alibi_slopes[head]) * -static_cast<double>(std::abs(j - position));
     scores.push_back(score);
   }
   double maximum = *std::max_element(scores.begin(), scores.end());
   if (args.sinks != nullptr) maximum = std::max(maximum, static_cast<double>(args.sinks[head]));
   double sum = args.sinks != nullptr ? std::exp(args.sinks[head] - maximum) : 0;
   std::fill_n(out, head_dim, 0.0);
-  for (int64_t j = first; j <= position; ++j) {
+  for (int64_t j = first; j <= last; ++j) {
     kv_read(kv, args.blocks[static_cast<std::size_t>(j / kBlockTokens)], j % kBlockTokens, kv_head, k.data(), v.data());
     const double p = std::exp(scores[static_cast<std::size_t>(j - first)] - maximum);
     sum += p;

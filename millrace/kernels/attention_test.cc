@@ -36,6 +36,7 @@ struct Shape {
   std::optional<int64_t> window = std::nullopt;
   bool alibi = false;
   bool sinks = false;
+  bool two_way = false;
 };
 
 std::ostream& operator<<(std::ostream& out, const Shape& s) {
@@ -43,7 +44,7 @@ std::ostream& operator<<(std::ostream& out, const Shape& s) {
       << s.first_position;
   if (s.softcap) out << " softcap " << *s.softcap;
   if (s.window) out << " window " << *s.window;
-  return out << (s.alibi ? " alibi" : "") << (s.sinks ? " sinks" : "");
+  return out << (s.alibi ? " alibi" : "") << (s.sinks ? " sinks" : "") << (s.two_way ? " both directions" : "");
 }
 
 // A sequence in blocks scattered over a pool in which all that the sequence did not write is poison: NaN in every format's values or scales.
@@ -95,6 +96,7 @@ class Sequence {
     args.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
     args.softcap = shape_.softcap;
     args.window = shape_.window;
+    if (shape_.two_way) args.num_keys = shape_.first_position + shape_.num_rows;
     args.alibi_slopes = shape_.alibi ? slopes_.data() : nullptr;
     args.sinks = shape_.sinks ? sinks_.data() : nullptr;
     return args;
@@ -124,7 +126,7 @@ class Sequence {
       alone.q += row * q_stride();
       alone.num_rows = 1;
       alone.first_position += row;
-      alone.blocks = alone.blocks.first(static_cast<std::size_t>(alone.first_position / kBlockTokens + 1));
+      if (!shape_.two_way) alone.blocks = alone.blocks.first(static_cast<std::size_t>(alone.first_position / kBlockTokens + 1));
       for (int64_t h = 0; h < shape_.num_kv_heads; ++h) attention(isa, kv_, alone, 0, 1, h, memory.data());
     }
     return out;
@@ -227,6 +229,15 @@ std::vector<Shape> shapes(KvFormat f) {
       {f, 8, 2, 64, 40, 0, std::nullopt, std::nullopt, false, true},  // gpt-oss
       {f, 8, 1, 64, 3, 1290, std::nullopt, 128, false, true},
       {f, 6, 3, 24, 1, 0, std::nullopt, std::nullopt, false, true},
+      {f, 12, 12, 32, 40, 0, std::nullopt, std::nullopt, false, false, true},   // MiniLM: a text read in both directions
+      {f, 4, 4, 16, 1, 0, std::nullopt, std::nullopt, false, false, true},      // of one token
+      {f, 4, 4, 16, 33, 0, std::nullopt, std::nullopt, false, false, true},     // one more than a block
+      {f, 3, 1, 24, 520, 0, std::nullopt, std::nullopt, false, false, true},    // over a segment's border
+      {f, 2, 2, 64, 70, 0, std::nullopt, 1, false, false, true},                // sees itself only
+      {f, 2, 2, 64, 100, 0, std::nullopt, 17, false, false, true},              // a window on both sides, as ModernBERT's
+      {f, 2, 1, 32, 600, 0, std::nullopt, 65, false, false, true},
+      {f, 2, 1, 32, 90, 0, std::nullopt, 500, false, false, true},              // wider than the text
+      {f, 4, 2, 40, 60, 0, 10.0f, 30, true, false, true},
   };
 }
 

@@ -18,7 +18,7 @@ void layer_norm_row(Isa isa, const float* x, const float* weight, const float* b
 // half: pairs (i, i + rotary_dim / 2); interleaved: pairs (2i, 2i + 1).
 void rope_head(Isa isa, float* head, const float* cos, const float* sin, int64_t rotary_dim, bool interleaved);
 
-enum class ActivationKind : uint8_t { kSilu, kGeluTanh, kGeluErf, kRelu, kReluSquared, kQuickGelu };
+enum class ActivationKind : uint8_t { kSilu, kGeluTanh, kGeluErf, kRelu, kReluSquared, kQuickGelu, kTanh };
 // y = f(x); y may be x.
 void activate_row(Isa isa, ActivationKind kind, const float* x, int64_t size, float* y);
 // y = f(gate) * up; y may be either.

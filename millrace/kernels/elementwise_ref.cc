@@ -46,6 +46,7 @@ float activate(ActivationKind kind, float value) {
     case ActivationKind::kRelu: return value < 0 ? 0.0f : value;
     case ActivationKind::kReluSquared: return value < 0 ? 0.0f : value * value;
     case ActivationKind::kQuickGelu: return static_cast<float>(x / (1 + std::exp(-1.702 * x)));
+    case ActivationKind::kTanh: return static_cast<float>(std::tanh(x));
   }
   return std::numeric_limits<float>::quiet_NaN();
 }

@@ -128,7 +128,8 @@ TEST(Elementwise, RopeMatchesReferenceAndLeavesTheRest) {
 }
 
 constexpr ActivationKind kKinds[] = {ActivationKind::kSilu, ActivationKind::kGeluTanh,    ActivationKind::kGeluErf,
-                                     ActivationKind::kRelu, ActivationKind::kReluSquared, ActivationKind::kQuickGelu};
+                                     ActivationKind::kRelu, ActivationKind::kReluSquared, ActivationKind::kQuickGelu,
+                                     ActivationKind::kTanh};
 
 TEST(Elementwise, ActivationsMatchReference) {
   // All of -90 .. 90 in small steps, the tails where GELU and SiLU underflow, and what is not a number.
