@@ -150,6 +150,7 @@ Status Checkpoint::open_hugging_face() {
     std::ranges::move(std::move(file).take_tensors(), std::back_inserter(tensors_));
     files_.push_back(std::move(file).take_file());
   }
+  MR_RETURN_IF_ERROR(read_modules());
   return index_tensors();
 }
 
@@ -161,6 +162,51 @@ Status Checkpoint::read_tokenizer_files() {
   if (chat_template_ || !tokenizer_config_json_) return Status::ok();
   MR_ASSIGN_OR_RETURN(const json::object tokenizer_config, read_json_object((base / "tokenizer_config.json").string()));
   chat_template_ = template_of(tokenizer_config);
+  return Status::ok();
+}
+
+Status Checkpoint::read_modules() {
+  constexpr std::size_t kModulesMax = 64;
+  const fs::path base(path_), file = base / "modules.json";
+  std::error_code ignored;
+  if (const fs::path sentence = base / "sentence_bert_config.json"; fs::exists(sentence, ignored)) {
+    MR_ASSIGN_OR_RETURN(sentence_config_, read_json_object(sentence.string()));
+  }
+  if (!fs::exists(file, ignored)) return Status::ok();
+  MR_ASSIGN_OR_RETURN(const std::string text, read_text_file(file.string(), kMaxConfigBytes));
+  const Result<json::value> list = parse_json(text);
+  if (!list.is_ok()) return list.status().with_context(file.string());
+  if (!list->is_array() || list->get_array().size() > kModulesMax) {
+    return Status::invalid_argument(fmt::format("{}: expected a list of at most {} modules", file.string(), kModulesMax));
+  }
+  for (const json::value& item : list->get_array()) {
+    const json::object* entry = item.if_object();
+    const json::value *type = entry != nullptr ? entry->if_contains("type") : nullptr, *path = entry != nullptr ? entry->if_contains("path") : nullptr;
+    if (type == nullptr || path == nullptr || !type->is_string() || !path->is_string()) {
+      return Status::invalid_argument(fmt::format("{}: expected \"type\" and \"path\" of every module, found {}", file.string(), json::serialize(item).substr(0, 100)));
+    }
+    CheckpointModule module{std::string(type->get_string()), std::string(path->get_string()), {}};
+    // A plain name: a module does not reach out of the model's directory.
+    if (module.path.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos || module.path.starts_with('.')) {
+      return Status::invalid_argument(fmt::format("{}: {} is no plain name of a directory", file.string(), quoted_name(module.path)));
+    }
+    if (!module.path.empty() && fs::is_directory(base / module.path, ignored)) {
+      if (const fs::path config = base / module.path / "config.json"; fs::exists(config, ignored)) {
+        MR_ASSIGN_OR_RETURN(module.config, read_json_object(config.string()));
+      }
+      if (fs::exists(base / module.path / "model.safetensors", ignored)) {
+        MR_ASSIGN_OR_RETURN(std::vector<SafetensorsFile> files, open_safetensors((base / module.path).string()));
+        for (auto& weights : files) {
+          for (SourceTensor& tensor : std::move(weights).take_tensors()) {
+            tensor.name = module.path + "." + tensor.name;
+            tensors_.push_back(std::move(tensor));
+          }
+          files_.push_back(std::move(weights).take_file());
+        }
+      }
+    }
+    modules_.push_back(std::move(module));
+  }
   return Status::ok();
 }
 

@@ -16,6 +16,13 @@
 
 namespace millrace {
 
+// One step of a sentence-transformers model: what its modules.json lists.
+struct CheckpointModule {
+  std::string type;     // a Python class: "sentence_transformers.models.Pooling"
+  std::string path;     // its directory beside the weights, empty for the network's own; its tensors are named "<path>.<name>"
+  json::object config;  // of its config.json; empty where there is none
+};
+
 // A published model, opened: its tensors by name, its configuration, and the texts beside them. Owns the mappings; every view it
 // hands out stays valid while it lives, also after it was moved. Knows no model family: names and fields are as published.
 // Immutable after open(), so any thread may read.
@@ -47,6 +54,10 @@ class Checkpoint {
   const std::optional<std::string>& tokenizer_json() const { return tokenizer_json_; }
   const std::optional<std::string>& tokenizer_config_json() const { return tokenizer_config_json_; }
 
+  // Hugging Face: modules.json, in its order; empty where there is none.
+  std::span<const CheckpointModule> modules() const { return modules_; }
+  const json::object& sentence_config() const { return sentence_config_; }  // sentence_bert_config.json, or empty
+
   const GgufFile* gguf() const { return gguf_.get(); }  // for the vocabulary arrays; null for Hugging Face
 
   std::vector<std::string> files() const;  // the weight files, for cache keys and messages
@@ -61,14 +72,16 @@ class Checkpoint {
   Status open_gguf(const std::string& file);
   Status open_hugging_face();
   Status read_tokenizer_files();
+  Status read_modules();
   Status index_tensors();
   std::span<const MappedFile> mapped() const { return gguf_ ? gguf_->files() : std::span<const MappedFile>(files_); }
 
   std::string path_;
   std::unique_ptr<GgufFile> gguf_;
   std::vector<MappedFile> files_;  // Hugging Face only
-  json::object config_, generation_config_;
+  json::object config_, generation_config_, sentence_config_;
   std::optional<std::string> chat_template_, tokenizer_json_, tokenizer_config_json_;
+  std::vector<CheckpointModule> modules_;
   std::vector<SourceTensor> tensors_;
   std::vector<std::size_t> by_name_;  // positions in tensors_, sorted by name
 };
