@@ -71,7 +71,7 @@ Status write_svg(const std::string& path, const std::string& heading, const Step
 }
 
 Status run_bench(const BenchOptions& options) {
-  MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
+  MR_ASSIGN_OR_RETURN(auto model, load_decoder(options));
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype));
   StepTimingOptions steps = options.steps;
   steps.profile = steps.profile || steps.profile_layers || !options.profile_svg.empty();

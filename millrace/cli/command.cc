@@ -46,6 +46,12 @@ Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, boo
   return LoadedModel::load(path, load);
 }
 
+Result<std::unique_ptr<LoadedModel>> load_decoder(const ModelOptions& options) {
+  MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
+  MR_RETURN_IF_ERROR(model->require_decoder());
+  return model;
+}
+
 void add_generation_options(CLI::App& command, GenerationOptions& options) {
   command.add_option("--temperature", options.temperature, "0: always the likeliest token")->check(CLI::Range(0.0, 100.0));
   command.add_option("--top-p", options.top_p)->check(CLI::Range(1e-6, 1.0));
@@ -99,6 +105,7 @@ std::string_view kv_dtype_name(KvDType dtype) {
 }
 
 Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& options, EngineOptions engine_options) {
+  MR_RETURN_IF_ERROR(model.require_decoder());
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.exact ? "f32" : options.kv_cache_dtype));
   RunningEngine running;
   MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype, static_cast<int32_t>(engine_options.step_tokens_max)));

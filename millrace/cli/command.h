@@ -28,6 +28,9 @@ void add_model_options(CLI::App& command, ModelOptions& options);
 // Resolves the name (downloading if need be, with a progress bar on a terminal), and loads.
 Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, bool pack_weights);
 
+// The same, for commands that need a model which writes text: an encoder is refused with what it is for.
+Result<std::unique_ptr<LoadedModel>> load_decoder(const ModelOptions& options);
+
 // What generate and run take besides.
 struct GenerationOptions {
   std::optional<double> temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;

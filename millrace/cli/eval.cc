@@ -221,7 +221,7 @@ Status open_reference(const EvalOptions& options, LoadedModel& model, const std:
     ModelOptions other = options;
     other.model = options.against;
     other.gguf_file = other.family = "";
-    auto loaded = load_model(other, true);
+    auto loaded = load_decoder(other);
     if (!loaded.is_ok()) return loaded.status().with_context("--against");
     open.model = std::move(loaded).value();
     const bool exact = options.against_path == "exact";
@@ -249,7 +249,7 @@ Status run_eval(const EvalOptions& options) {
   if (against_file) {
     MR_ASSIGN_OR_RETURN(file, LogitsFile::open(options.against));
   }
-  MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
+  MR_ASSIGN_OR_RETURN(auto model, load_decoder(options));
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype));
   Outcome outcome;
   MR_ASSIGN_OR_RETURN(outcome.text, choose_windows(options, *model, source, file));

@@ -73,7 +73,7 @@ Result<std::vector<Prompt>> read_prompts(const GenerateOptions& options) {
 // Every prompt is in the engine at once, so that they are batched; answers are printed in order.
 Status run_generate(const GenerateOptions& options) {
   MR_ASSIGN_OR_RETURN(const auto prompts, read_prompts(options));
-  MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
+  MR_ASSIGN_OR_RETURN(auto model, load_decoder(options));
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
   MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, {}));
 

@@ -32,6 +32,13 @@ json::object describe_network(const Network& network) {
     }
     shapes["position"] = attention.rope ? "rope" : !attention.alibi_slopes.empty() ? "alibi" : network.positions ? "learned" : "none";
   }
+  if (network.pooled) {
+    constexpr std::string_view kPoolings[] = {"cls", "mean", "last"};
+    shapes["pooling"] = kPoolings[static_cast<std::size_t>(network.pooled->pooling)];
+    shapes[network.pooled->classes ? "num_classes" : "embedding_size"] = network.pooled->size;
+    shapes["normalized"] = network.pooled->unit_norm.has_value();
+    return shapes;
+  }
   shapes["tied_head"] = network.tied_head;
   return shapes;
 }

@@ -62,7 +62,7 @@ void print_text(const json::object& position) {
 
 Status run_logits(const LogitsOptions& options) {
   MR_ASSIGN_OR_RETURN(const auto ids, parse_ids(options.ids));
-  MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
+  MR_ASSIGN_OR_RETURN(auto model, load_decoder(options));
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.exact ? "f32" : options.kv_cache_dtype));
   constexpr int32_t kChunk = 64;
   MR_ASSIGN_OR_RETURN(auto executor, model->make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype, kChunk));

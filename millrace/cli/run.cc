@@ -52,7 +52,7 @@ class Interrupts {
 
 Status run_chat(const RunOptions& options) {
   std::ios::sync_with_stdio(false);  // so that in_avail() knows what was read ahead
-  MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
+  MR_ASSIGN_OR_RETURN(auto model, load_decoder(options));
   MR_RETURN_IF_ERROR(model->chat_template().status());
   Interrupts interrupts;  // until here Ctrl-C ends the program
   MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, {}));

@@ -31,7 +31,30 @@ json::object to_json(const VerifyPrompt& prompt) {
           {"failures", std::move(failures)}};
 }
 
+json::object to_json(const VerifyText& text) {
+  json::array failures;
+  for (const std::string& failure : text.failures) failures.emplace_back(failure);
+  return {{"name", text.name},
+          {"num_tokens", text.num_tokens},
+          {"exact", json::object{{"difference", text.difference}}},
+          {"fast", json::object{{"relative_l2", text.fast_relative_l2}, {"cosine", text.fast_cosine}}},
+          {"failures", std::move(failures)}};
+}
+
+void print_texts(const VerifyReport& report, const VerifyTolerance& tolerance) {
+  fmt::print("{:<24} {:>6}  {:>14}   {:>9} {:>11}\n", "text", "tokens", "max difference", "fast L2", "fast cosine");
+  for (const VerifyText& text : report.texts) {
+    fmt::print("{:<24} {:>6}  {:>14.2e}   {:>9.5f} {:>11.6f}\n", text.name.substr(0, 24), text.num_tokens, text.difference, text.fast_relative_l2, text.fast_cosine);
+  }
+  for (const VerifyText& text : report.texts) {
+    for (const std::string& failure : text.failures) fmt::print("FAILED {}: {}\n", text.name, failure);
+  }
+  fmt::print("{}: exact path within {} of the reference, fast path within L2 {} of the exact path\n", report.passed() ? "passed" : "FAILED", tolerance.exact_logit,
+             tolerance.fast_relative_l2);
+}
+
 void print_text(const VerifyReport& report, const VerifyTolerance& tolerance) {
+  if (!report.texts.empty()) return print_texts(report, tolerance);
   fmt::print("{:<24} {:>6}  {:>11} {:>11} {:>7}   {:>9} {:>10} {:>6} {:>7}\n", "prompt", "tokens", "max dlogit", "max dlogp", "exact", "fast L2", "fast KL", "top-1", "fast");
   for (const VerifyPrompt& prompt : report.prompts) {
     fmt::print("{:<24} {:>6}  {:>11.2e} {:>11.2e} {:>3}/{:<3}   {:>9.5f} {:>10.6f} {:>6.3f} {:>3}/{:<3}\n", prompt.name.substr(0, 24), prompt.num_tokens, prompt.logit_difference,
@@ -63,20 +86,20 @@ Result<bool> run_verify(const VerifyOptions& options) {
   if (options.exact_tolerance) tolerance.exact_logit = static_cast<float>(*options.exact_tolerance);
   if (options.fast_l2) tolerance.fast_relative_l2 = static_cast<float>(*options.fast_l2);
   if (options.fast_kl) tolerance.fast_kl = static_cast<float>(*options.fast_kl);
-  const auto make_executor = [&](GemmPath path) -> Result<std::unique_ptr<Executor>> {
-    MR_ASSIGN_OR_RETURN(auto executor, model->make_executor(path, path == GemmPath::kExact ? KvDType::kF32 : kv_dtype, 64));
+  const auto make_executor = [&](GemmPath path, int32_t max_rows) -> Result<std::unique_ptr<Executor>> {
+    MR_ASSIGN_OR_RETURN(auto executor, model->make_executor(path, path == GemmPath::kExact ? KvDType::kF32 : kv_dtype, max_rows));
     return std::unique_ptr<Executor>(std::move(executor));
   };
   auto report = verify_reference(*reference, make_executor, tolerance);
   if (!report.is_ok()) return report.status().with_context(options.reference);
   if (options.json) {
-    json::array prompts;
+    json::array prompts, texts;
     for (const VerifyPrompt& prompt : report->prompts) prompts.push_back(to_json(prompt));
-    fmt::print("{}\n", json::serialize(json::object{{"model", options.model},
-                                                    {"isa", isa_name(model->isa())},
-                                                    {"kv_cache_dtype", kv_dtype_name(kv_dtype)},
-                                                    {"passed", report->passed()},
-                                                    {"prompts", std::move(prompts)}}));
+    for (const VerifyText& verified : report->texts) texts.push_back(to_json(verified));
+    json::object answer{{"model", options.model}, {"isa", isa_name(model->isa())}, {"kv_cache_dtype", kv_dtype_name(kv_dtype)}, {"passed", report->passed()}};
+    const bool of_texts = !report->texts.empty();
+    answer[of_texts ? "texts" : "prompts"] = of_texts ? std::move(texts) : std::move(prompts);
+    fmt::print("{}\n", json::serialize(answer));
   } else {
     print_text(*report, tolerance);
   }

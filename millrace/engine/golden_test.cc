@@ -1,4 +1,4 @@
-// Every family of tests/golden/models against what the reference implementation computed (tools/make_reference.py): both paths, on every
+// Every family of tests/golden/models and tests/golden/encoders against what the reference implementation computed (tools/make_reference.py): both paths, on every
 // instruction set that this machine runs; and the same from renamed families, to prove that no code asks for a family's name.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -15,8 +15,10 @@ namespace {
 
 std::vector<std::filesystem::path> golden_models() {
   std::vector<std::filesystem::path> models;
-  for (const auto& entry : std::filesystem::directory_iterator(source_dir() / "tests/golden/models")) {
-    if (std::filesystem::exists(entry.path() / "golden.json")) models.push_back(entry.path());
+  for (const char* kind : {"models", "encoders"}) {
+    for (const auto& entry : std::filesystem::directory_iterator(source_dir() / "tests/golden" / kind)) {
+      if (std::filesystem::exists(entry.path() / "golden.json")) models.push_back(entry.path());
+    }
   }
   std::sort(models.begin(), models.end());
   return models;
@@ -56,8 +58,8 @@ void expect_verified(const std::filesystem::path& directory, const std::filesyst
   ASSERT_TRUE(reference.is_ok()) << reference.status().message();
   const auto report = verify_reference(
       *reference,
-      [&](GemmPath path) -> Result<std::unique_ptr<Executor>> {
-        MR_ASSIGN_OR_RETURN(auto executor, (*model)->make_executor(path, path == GemmPath::kExact ? KvDType::kF32 : kv_dtype, 64));
+      [&](GemmPath path, int32_t max_rows) -> Result<std::unique_ptr<Executor>> {
+        MR_ASSIGN_OR_RETURN(auto executor, (*model)->make_executor(path, path == GemmPath::kExact ? KvDType::kF32 : kv_dtype, max_rows));
         return std::unique_ptr<Executor>(std::move(executor));
       },
       default_tolerance(has_int8_activations(**model), kv_dtype, (*model)->network().has_mixture()));
@@ -65,11 +67,14 @@ void expect_verified(const std::filesystem::path& directory, const std::filesyst
   for (const VerifyPrompt& prompt : report->prompts) {
     for (const std::string& failure : prompt.failures) ADD_FAILURE() << prompt.name << ": " << failure;
   }
+  for (const VerifyText& verified : report->texts) {
+    for (const std::string& failure : verified.failures) ADD_FAILURE() << verified.name << ": " << failure;
+  }
 }
 
 TEST(Golden, EveryFamilyMatchesTheReferenceOnEveryInstructionSet) {
   const auto models = golden_models();
-  ASSERT_GE(models.size(), 46u);
+  ASSERT_GE(models.size(), 49u);
   for (Isa isa : runnable_isas()) {
     const ForcedIsa forced(isa);
     for (const auto& directory : models) {

@@ -116,6 +116,28 @@ Result<const ChatTemplate*> LoadedModel::chat_template() const {
   return &*chat_template_;
 }
 
+std::string LoadedModel::kind() const {
+  if (!network_.is_encoder()) return fmt::format("a decoder that writes text ({} family)", network_.family);
+  if (network_.pooled->classes) return fmt::format("an encoder that scores texts for {} class{} ({} family)", network_.pooled->size, network_.pooled->size == 1 ? "" : "es", network_.family);
+  return fmt::format("an encoder that makes embeddings of {} numbers ({} family)", network_.pooled->size, network_.family);
+}
+
+Status LoadedModel::require_decoder() const {
+  if (!network_.is_encoder()) return Status::ok();
+  return Status::unsupported(fmt::format("{} is {}, expected a decoder: it writes no text", checkpoint_.path(), kind()));
+}
+
+Status LoadedModel::require_encoder() const {
+  if (network_.is_encoder()) return Status::ok();
+  return Status::unsupported(fmt::format("{} is {}, expected an encoder: it makes no embeddings", checkpoint_.path(), kind()));
+}
+
+int64_t LoadedModel::max_text_tokens() const {
+  const json::value* limit = checkpoint_.sentence_config().if_contains("max_seq_length");
+  if (limit == nullptr || !limit->is_int64() || limit->as_int64() < 1) return network_.max_positions;
+  return std::min(limit->as_int64(), network_.max_positions);
+}
+
 Result<std::unique_ptr<CpuExecutor>> LoadedModel::make_executor(GemmPath path, KvDType kv_dtype, int32_t max_rows) {
   MR_CHECK(weights_ != nullptr, "the model was loaded without its weights");
   Program program = lower_network(network_, *weights_, isa_, path);

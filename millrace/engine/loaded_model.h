@@ -37,6 +37,15 @@ class LoadedModel {
   ThreadPool& pool() { return *pool_; }
   Isa isa() const { return isa_; }
 
+  // "an encoder that makes embeddings of 384 numbers (bert family)", "a decoder that writes text (llama family)"
+  std::string kind() const;
+  // Errors say what the model is and what would serve it.
+  Status require_decoder() const;
+  Status require_encoder() const;
+
+  // Of an encoder: the longest text, as sentence_bert_config.json limits it, else what the network was made for.
+  int64_t max_text_tokens() const;
+
   // Lowered and fused for the path, over the one packed copy of the weights.
   Result<std::unique_ptr<CpuExecutor>> make_executor(GemmPath path, KvDType kv_dtype, int32_t max_rows);
 

@@ -71,9 +71,12 @@ OpCost attention_cost(const CpuExecutor& executor, const Op& op, const StepPlan&
   OpCost cost;
   for (const auto& sequence : plan.sequences) {
     const int64_t first = sequence.first_position, end = first + sequence.row_end - sequence.row_begin, window = layer.window.value_or(end);
-    cost.kv_bytes += (end - std::max<int64_t>(0, first + 1 - window)) * kv_token_bytes(executor.info().kv_groups[static_cast<std::size_t>(op.kv_group)]);
+    cost.kv_bytes += (end - std::max<int64_t>(0, first + 1 - window)) * kv_token_bytes(executor.program().kv_groups[static_cast<std::size_t>(op.kv_group)]);
     int64_t keys = 0;
-    for (int64_t position = first; position < end; ++position) keys += std::min(position + 1, window);
+    for (int64_t position = first; position < end; ++position) {
+      const int64_t keys_end = layer.causal ? position + 1 : std::min(end, position + window);
+      keys += keys_end - std::max<int64_t>(0, position + 1 - window);
+    }
     operations(cost, arithmetic_of(executor.options().kv_dtype)) += 4.0 * static_cast<double>(layer.head_dim * layer.num_heads) * static_cast<double>(keys);
   }
   return cost;
@@ -98,7 +101,8 @@ std::vector<OpCost> step_cost(const CpuExecutor& executor, const StepPlan& plan)
     OpCost& cost = costs[i];
     switch (op.kind) {
       case OpKind::kEmbed:
-        cost.weight_bytes = published_bytes(network.embedding, num_rows) + (network.positions ? published_bytes(*network.positions, num_rows) : 0);
+        cost.weight_bytes = published_bytes(network.embedding, num_rows) + (network.positions ? published_bytes(*network.positions, num_rows) : 0) +
+                            (network.token_types ? published_bytes(*network.token_types, num_rows) : 0);
         if (op.norm != nullptr) cost.weight_bytes += norm_bytes(*op.norm);
         break;
       case OpKind::kNorm: cost.weight_bytes = norm_bytes(*op.norm); break;
@@ -116,10 +120,11 @@ std::vector<OpCost> step_cost(const CpuExecutor& executor, const StepPlan& plan)
       case OpKind::kPosition:
         if (op.qk_norm && op.attention->q_norm) cost.weight_bytes += norm_bytes(*op.attention->q_norm);
         if (op.qk_norm && op.attention->k_norm) cost.weight_bytes += norm_bytes(*op.attention->k_norm);
-        if (op.kv_write) cost.kv_bytes = num_rows * kv_token_bytes(executor.info().kv_groups[static_cast<std::size_t>(op.kv_group)]);
+        if (op.kv_write) cost.kv_bytes = num_rows * kv_token_bytes(executor.program().kv_groups[static_cast<std::size_t>(op.kv_group)]);
         break;
       case OpKind::kAttention: cost = attention_cost(executor, op, plan); break;
       case OpKind::kGather:
+      case OpKind::kPool:
         // Without a wanted row the executor stops here.
         if (num_outputs == 0) return costs;
         break;

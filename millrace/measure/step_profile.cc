@@ -23,6 +23,8 @@ OpLabel norm_label(const Network& network, const Op& op) {
   if (is(layer.attention.norm, op.norm)) return {"attention", "norm"};
   if (is(layer.attention.post_norm, op.norm)) return {"attention", "norm after"};
   if (layer.attention.latent && (op.norm == &layer.attention.latent->kv_norm || is(layer.attention.latent->q_norm, op.norm))) return {"attention", "latent norm"};
+  if (is(layer.attention.sum_norm, op.norm)) return {"attention", "norm of the sum"};
+  if (is(layer.mlp.sum_norm, op.norm)) return {"mlp", "norm of the sum"};
   if (is(layer.mlp.norm, op.norm)) return {"mlp", "norm"};
   if (is(layer.mlp.post_norm, op.norm)) return {"mlp", "norm after"};
   return {"layer", "norm"};
@@ -30,7 +32,7 @@ OpLabel norm_label(const Network& network, const Op& op) {
 
 OpLabel linear_label(const Network& network, const Weights& weights, const Op& op) {
   const Linear* linear = &weights.linear(op.segments.front().weight);
-  if (op.layer < 0) return {"head", "logits"};
+  if (op.layer < 0) return {"head", network.is_encoder() ? "dense" : "logits"};
   const DecoderLayer& layer = network.layers[static_cast<std::size_t>(op.layer)];
   const AttentionLayer& attention = layer.attention;
   if (linear == &attention.q || linear == &attention.k || linear == &attention.v) return {"attention", "q k v"};
@@ -71,6 +73,7 @@ OpLabel op_label(const CpuExecutor& executor, const Op& op) {
     case OpKind::kAttention: return {"attention", "attention"};
     case OpKind::kActivate: return {"mlp", "activation"};
     case OpKind::kGather: return {"head", "gather"};
+    case OpKind::kPool: return {"head", "pooling"};
     case OpKind::kSample: return {"head", "sampling"};
     case OpKind::kConvert:
     case OpKind::kAdd: break;

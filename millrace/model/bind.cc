@@ -4,6 +4,7 @@
 
 #include "millrace/model/bind_layer.h"
 #include "millrace/model/bind_parts.h"
+#include "millrace/model/bind_pooled.h"
 #include "millrace/model/family.h"
 #include "millrace/model/transforms.h"
 #include "millrace/tensor/dequantize.h"
@@ -41,6 +42,24 @@ Result<MatrixSource> bind_embedding(const BindContext& context, const BindPlace&
     return Status::unsupported(fmt::format("{}: \"{}\" is {}; quantized embeddings are not supported", context.checkpoint.path(), tokens->name, dtype_name(tokens->dtype)));
   }
   return MatrixSource{tokens, false, nullptr, consecutive_rows(0, rows), context.hidden_size};
+}
+
+Status bind_token_types(const BindContext& context, const BindPlace& place, Network& network) {
+  const json::value* names = place.words.find("token_types");
+  if (names == nullptr) return Status::ok();
+  const SourceTensor* tensor = context.tensors.find(*names, nullptr, std::nullopt, ".weight");
+  if (tensor == nullptr) return missing_tensor(context, place, "token_types", *names, ".weight");
+  constexpr int64_t kTypesMax = 1024;
+  const int64_t rows = tensor->shape.empty() ? 0 : tensor->shape[0];
+  if (rows < 1 || rows > kTypesMax) {
+    return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected 1 to {} rows", context.checkpoint.path(), tensor->name, shape_text(tensor->shape), kTypesMax));
+  }
+  MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {rows, context.hidden_size}, "[token types, hidden_size]", "embedding.token_types", ""));
+  if (!can_dequantize(tensor->dtype)) {
+    return Status::unsupported(fmt::format("{}: \"{}\" is stored as {}, which cannot be read as numbers", context.checkpoint.path(), tensor->name, dtype_name(tensor->dtype)));
+  }
+  network.token_types = MatrixSource{tensor, false, nullptr, consecutive_rows(0, rows), context.hidden_size};
+  return Status::ok();
 }
 
 Status bind_positions(const BindContext& context, const BindPlace& place, Network& network) {
@@ -105,6 +124,16 @@ Status bind_head(const BindContext& context, const BindPlace& place, Network& ne
   return Status::ok();
 }
 
+// A decoder's layers look back, and their keys and values are kept; an encoder's look both ways, and nothing is.
+Status check_directions(const BindConfig& config, const Network& network) {
+  for (std::size_t i = 0; i < network.layers.size(); ++i) {
+    if (network.layers[i].attention.causal != network.is_encoder()) continue;
+    return Status::unsupported(fmt::format("{}: layer {} is {}causal, expected that all layers of a network with a \"head\" are, and none of one that is \"pooled\"",
+                                           config.where("layers"), i, network.is_encoder() ? "" : "not "));
+  }
+  return Status::ok();
+}
+
 }  // namespace
 
 Result<Network> bind_network(const Family& family, const Checkpoint& checkpoint) {
@@ -132,10 +161,16 @@ Result<Network> bind_network(const Family& family, const Checkpoint& checkpoint)
   MR_ASSIGN_OR_RETURN(const double multiplier, embedding.words.number("multiplier", "1", 1e-9, 1e9));
   network.embedding_multiplier = static_cast<float>(multiplier);
   MR_ASSIGN_OR_RETURN(network.embedding_norm, bind_norm(context, embedding, "norm", network.hidden_size, "hidden_size"));
+  MR_RETURN_IF_ERROR(bind_token_types(context, embedding, network));
   MR_RETURN_IF_ERROR(bind_positions(context, embedding, network));
   MR_RETURN_IF_ERROR(bind_layers(context, network));
   MR_ASSIGN_OR_RETURN(network.final_norm, bind_norm(context, root, "final_norm", network.hidden_size, "hidden_size"));
-  MR_RETURN_IF_ERROR(bind_head(context, {root.words.object("head"), nullptr, "head", false}, network));
+  if (description.contains("head")) {
+    MR_RETURN_IF_ERROR(bind_head(context, {root.words.object("head"), nullptr, "head", false}, network));
+  } else {
+    MR_ASSIGN_OR_RETURN(network.pooled, bind_pooled(context, root));
+  }
+  MR_RETURN_IF_ERROR(check_directions(config, network));
   MR_RETURN_IF_ERROR(tensors.check_all_used(encoding != nullptr));
   network.bindings = tensors.take_bindings();
   return network;

@@ -175,6 +175,7 @@ Result<AttentionLayer> bind_attention(const BindContext& context, const BindPlac
   if (softcap) attention.softcap = static_cast<float>(*softcap);
   MR_ASSIGN_OR_RETURN(const std::optional<double> clip, words.optional_number("clip", "none", 1e-6, 1e9));
   if (clip) attention.clip = static_cast<float>(*clip);
+  MR_ASSIGN_OR_RETURN(attention.causal, words.flag("causal", "true"));
   MR_ASSIGN_OR_RETURN(attention.window, words.optional_integer("window", "none", 1, kPositionsMax));
 
   MR_ASSIGN_OR_RETURN(BoundPosition position, bind_position(context, place, geometry));
@@ -201,6 +202,7 @@ Result<AttentionLayer> bind_attention(const BindContext& context, const BindPlac
   }
   attention.o = o.take(consecutive_rows(0, context.hidden_size));
   MR_ASSIGN_OR_RETURN(attention.post_norm, bind_norm(context, place, "post_norm", context.hidden_size, "hidden_size"));
+  MR_ASSIGN_OR_RETURN(attention.sum_norm, bind_norm(context, place, "sum_norm", context.hidden_size, "hidden_size"));
   if (words.find("sinks") != nullptr) {
     MR_ASSIGN_OR_RETURN(attention.sinks, bind_own_vector(context, place, "sinks", geometry.num_heads, "num_heads"));
   }
@@ -224,6 +226,9 @@ Result<BoundLayer> bind_layer(const BindContext& context, const json::object& de
   const BindPlace attention{words.object("attention"), &scopes, role + ".attention", transposed};
   MR_ASSIGN_OR_RETURN(bound.layer.attention, bind_attention(context, attention, bound.max_positions));
   MR_ASSIGN_OR_RETURN(bound.layer.mlp, bind_mlp(context, words, {words, &scopes, role + ".mlp", transposed}));
+  if (bound.layer.parallel_residual && (bound.layer.attention.sum_norm || bound.layer.mlp.sum_norm)) {
+    return Status::invalid_argument(fmt::format("{}: \"sum_norm\" beside \"parallel_residual\": both branches would be of different sums", context.config.where(words.place(""))));
+  }
   bound.layer.shared_norm = bound.layer.parallel_residual && bound.layer.attention.norm && !bound.layer.mlp.norm;
   return bound;
 }

@@ -21,6 +21,7 @@ constexpr ActivationName kActivations[] = {
     {"gelu_new", Activation::kGeluTanh},  {"gelu_pytorch_tanh", Activation::kGeluTanh}, {"gelu_fast", Activation::kGeluTanh},
     {"gelu_tanh", Activation::kGeluTanh}, {"gelu_erf", Activation::kGeluErf},     {"relu", Activation::kRelu},
     {"relu2", Activation::kReluSquared},  {"quick_gelu", Activation::kQuickGelu},
+    {"tanh", Activation::kTanh},
 };
 
 // What an mlp and a mixture of experts have in common.
@@ -32,10 +33,7 @@ Status bind_common(const BindContext& context, const BindPlace& place, MlpLayer&
   if (mlp.gated != (words.find("gate_up") != nullptr || words.find("gate") != nullptr)) {
     return Status::invalid_argument(fmt::format("{}: a gated mlp has \"gate\" and \"up\" or \"gate_up\", a plain one only \"up\"", context.config.where(words.place("kind"))));
   }
-  std::vector<std::string_view> names;
-  for (const ActivationName& activation : kActivations) names.push_back(activation.name);
-  MR_ASSIGN_OR_RETURN(const int activation, words.choice("activation", "hidden_act", names));
-  mlp.activation = kActivations[activation].activation;
+  MR_ASSIGN_OR_RETURN(mlp.activation, bind_activation(words, "hidden_act"));
   MR_ASSIGN_OR_RETURN(const std::optional<double> limit, words.optional_number("gate_limit", "none", 1e-6, 1e9));
   MR_ASSIGN_OR_RETURN(const double offset, words.number("up_offset", "0", -1e6, 1e6));
   if (limit && !mlp.gated) return Status::invalid_argument(fmt::format("{}: only a gated mlp has a gate to limit", context.config.where(words.place("gate_limit"))));
@@ -43,6 +41,7 @@ Status bind_common(const BindContext& context, const BindPlace& place, MlpLayer&
   if (limit) mlp.gate_limit = GateLimit{static_cast<float>(*limit), static_cast<float>(offset)};
   MR_ASSIGN_OR_RETURN(mlp.norm, bind_norm(context, place, "norm", context.hidden_size, "hidden_size"));
   MR_ASSIGN_OR_RETURN(mlp.post_norm, bind_norm(context, place, "post_norm", context.hidden_size, "hidden_size"));
+  MR_ASSIGN_OR_RETURN(mlp.sum_norm, bind_norm(context, place, "sum_norm", context.hidden_size, "hidden_size"));
   return Status::ok();
 }
 
@@ -174,6 +173,13 @@ Result<Mixture> bind_mixture(const BindContext& context, const BindPlace& place)
 }
 
 }  // namespace
+
+Result<Activation> bind_activation(const BindWords& words, std::string_view otherwise) {
+  std::vector<std::string_view> names;
+  for (const ActivationName& activation : kActivations) names.push_back(activation.name);
+  MR_ASSIGN_OR_RETURN(const int activation, words.choice("activation", otherwise, names));
+  return kActivations[activation].activation;
+}
 
 Result<MlpLayer> bind_mlp(const BindContext& context, const BindWords& layer, const BindPlace& place) {
   MlpLayer mlp;

@@ -8,4 +8,7 @@ namespace millrace {
 // are, its words are not read.
 Result<MlpLayer> bind_mlp(const BindContext& context, const BindWords& layer, const BindPlace& place);
 
+// The word "activation", or the expression `otherwise` where it is absent: a name as Hugging Face configurations have it.
+Result<Activation> bind_activation(const BindWords& words, std::string_view otherwise);
+
 }  // namespace millrace

@@ -283,6 +283,15 @@ Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const
   return experts;
 }
 
+Result<int64_t> stored_rows(const BindContext& context, const BindPlace& place, std::string_view word, int64_t most) {
+  const json::value& names = names_of(*place.words.find(word));
+  const SourceTensor* tensor = context.tensors.find(names, place.scopes, place.layer(), ".weight");
+  if (tensor == nullptr) return missing_tensor(context, place, word, names, ".weight");
+  const int64_t rows = tensor->shape.empty() ? 0 : tensor->shape[0];
+  if (rows >= 1 && rows <= most) return rows;
+  return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected 1 to {} rows", context.checkpoint.path(), tensor->name, shape_text(tensor->shape), most));
+}
+
 bool has_linear(const BindContext& context, const BindPlace& place, std::string_view word) {
   const json::value* value = place.words.find(word);
   return value != nullptr && context.tensors.find(names_of(*value), place.scopes, place.layer(), ".weight") != nullptr;

@@ -73,6 +73,9 @@ Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& pl
 Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count, int64_t rows,
                                                std::string_view rows_words, int64_t k, std::string_view k_words, std::string_view transforms = "");
 
+// The first dimension of the matrix that `word` names, for what no configuration counts. Errors: missing, not from 1 to `most`.
+Result<int64_t> stored_rows(const BindContext& context, const BindPlace& place, std::string_view word, int64_t most);
+
 // Whether the checkpoint has the matrix that `word` names.
 bool has_linear(const BindContext& context, const BindPlace& place, std::string_view word);
 

@@ -48,12 +48,17 @@ CpuExecutor::CpuExecutor(const Network& network, std::shared_ptr<const Weights> 
     kv_geometry_.push_back(geometry);
     group.block_bytes = group.num_layers * geometry.layer_bytes();
   }
-  info_.kv_groups = program_.kv_groups;
-  kv_memory_.resize(info_.kv_groups.size());
-  attention_items_.resize(info_.kv_groups.size());
-  num_segments_.resize(info_.kv_groups.size());
-  attention_merges_.resize(info_.kv_groups.size());
-  heads_have_one_item_.resize(info_.kv_groups.size());
+  info_.hidden_size = network.hidden_size;
+  info_.is_encoder = network.is_encoder();
+  info_.output_size = network.is_encoder() ? network.pooled->size : network.vocab_size;
+  info_.num_token_types = network.token_types ? network.token_types->rows() : 0;
+  if (!info_.is_encoder) info_.kv_groups = program_.kv_groups;
+  const std::size_t num_groups = program_.kv_groups.size();
+  kv_memory_.resize(num_groups);
+  attention_items_.resize(num_groups);
+  num_segments_.resize(num_groups);
+  attention_merges_.resize(num_groups);
+  heads_have_one_item_.resize(num_groups);
   plan_buffers();
   plan_stages();
 }
@@ -92,7 +97,7 @@ void CpuExecutor::plan_buffers() {
     rope_cos_.emplace_back(bytes_of(max_rows * (rope->rotary_dim / 2), sizeof(float)));
     rope_sin_.emplace_back(bytes_of(max_rows * (rope->rotary_dim / 2), sizeof(float)));
   }
-  partial_floats_.resize(info_.kv_groups.size());
+  partial_floats_.resize(program_.kv_groups.size());
   for (const Op& op : program_.ops) {
     if (op.kind == OpKind::kAttention) {
       const auto g = static_cast<std::size_t>(op.kv_group);
@@ -134,7 +139,7 @@ void CpuExecutor::plan_stages() {
   for (const Op& op : program_.ops) {
     Stage* before = stages_.empty() ? nullptr : &stages_.back();
     Stage stage{.op = &op};
-    if (before != nullptr && op.kind == OpKind::kLinear && before->op->kind == OpKind::kNorm && before->op->residual < 0 && before->op->out == op.in &&
+    if (before != nullptr && op.kind == OpKind::kLinear && before->op->kind == OpKind::kNorm && before->op->residual < 0 && !before->op->in_place && before->op->out == op.in &&
         is_last_reader(op)) {
       const Rows& out = rows(op.in);
       if (normed == nullptr) normed = &out;
@@ -175,8 +180,8 @@ void CpuExecutor::reserve_outputs(int64_t num_outputs) {
 }
 
 Status CpuExecutor::allocate_kv(std::span<const int64_t> num_blocks) {
-  MR_CHECK(num_blocks.size() == kv_memory_.size(), "one block count per KV group");
-  for (std::size_t g = 0; g < kv_memory_.size(); ++g) {
+  MR_CHECK(num_blocks.size() == info_.kv_groups.size(), "one block count per KV group");
+  for (std::size_t g = 0; g < num_blocks.size(); ++g) {
     auto memory = AlignedBuffer::allocate(bytes_of(num_blocks[g] * info_.kv_groups[g].block_bytes, 1));
     if (!memory.is_ok()) return memory.status().with_context("KV cache");
     kv_memory_[g] = std::move(memory).value();
@@ -220,10 +225,11 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
   }
   reserve_outputs(num_outputs_);
   output_.tokens.resize(plan.outputs.size());
+  if (info_.is_encoder) reserve_step_kv();
   plan_attention();
   std::size_t num_stages = stages_.size();
   if (num_outputs_ == 0) {  // a prefill chunk of which nothing is wanted but its keys and values
-    const auto gather = std::find_if(stages_.begin(), stages_.end(), [](const Stage& stage) { return stage.op->kind == OpKind::kGather; });
+    const auto gather = std::find_if(stages_.begin(), stages_.end(), [](const Stage& stage) { return stage.op->kind == OpKind::kGather || stage.op->kind == OpKind::kPool; });
     num_stages = static_cast<std::size_t>(gather - stages_.begin());
   }
   if (times_ != nullptr) times_->resize(op_index(stages_[num_stages - 1]) + 1, pool_.num_threads());
@@ -243,7 +249,28 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
   const Rows& logits = rows(program_.logits);
   output_.logits_stride = logits.f32_stride;
   output_.logits = {logits.f32.as<float>(), static_cast<std::size_t>(num_outputs_ * logits.f32_stride)};
+  if (program_.hidden >= 0) {
+    const Rows& hidden = rows(program_.hidden);
+    output_.hidden_stride = hidden.f32_stride;
+    output_.hidden = {hidden.f32.as<float>(), static_cast<std::size_t>(num_rows_ * hidden.f32_stride)};
+  }
   if (times_ != nullptr) times_->end_ns = StepTimes::now_ns();
+}
+
+// An encoder's keys and values. A text begins at a block, so that what it computes does not depend on where in the step it stands (docs/design.md D5).
+void CpuExecutor::reserve_step_kv() {
+  MR_CHECK(plan_->token_types.empty() || plan_->token_types.size() == plan_->tokens.size(), "a type for each token or none");
+  for (const int32_t type : plan_->token_types) MR_CHECK(type >= 0 && type < std::max<int64_t>(1, info_.num_token_types), "a token type that the network does not have");
+  step_block_begin_.assign(1, 0);
+  for (const auto& sequence : plan_->sequences) {
+    MR_CHECK(sequence.first_position == 0, "a text is computed whole");
+    step_block_begin_.push_back(step_block_begin_.back() + (sequence.row_end - sequence.row_begin + kKvBlockTokens - 1) / kKvBlockTokens);
+  }
+  while (step_blocks_.size() < static_cast<std::size_t>(step_block_begin_.back())) step_blocks_.push_back(static_cast<int32_t>(step_blocks_.size()));
+  for (std::size_t g = 0; g < kv_memory_.size(); ++g) {
+    const std::size_t bytes = bytes_of(step_block_begin_.back(), static_cast<std::size_t>(program_.kv_groups[g].block_bytes));
+    if (kv_memory_[g].size() < bytes) kv_memory_[g] = AlignedBuffer(bytes);
+  }
 }
 
 // Whether the next stage does this one's work along with its own in the step being computed.
@@ -301,6 +328,7 @@ int64_t CpuExecutor::stage_units(const Stage& stage) const {
     case OpKind::kPosition: return num_rows_ * (op.attention->num_heads + op.attention->num_kv_heads);
     case OpKind::kAttention: return static_cast<int64_t>(stage.merges ? attention_merges_[group].size() : attention_items_[group].size());
     case OpKind::kGather:
+    case OpKind::kPool:
     case OpKind::kSample: return num_outputs_;
   }
   return 0;
@@ -323,6 +351,7 @@ void CpuExecutor::run_stage(const Stage& stage, int64_t begin, int64_t end, Work
     case OpKind::kActivate: return activate(op, begin, end);
     case OpKind::kAdd: return add(op, begin, end, scratch);
     case OpKind::kGather: return gather(op, begin, end);
+    case OpKind::kPool: return pool(op, begin, end);
     case OpKind::kSample: return sample(op, begin, end, scratch);
   }
 }

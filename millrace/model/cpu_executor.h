@@ -144,6 +144,7 @@ class CpuExecutor final : public Executor {
   void activate(const Op& op, int64_t begin, int64_t end);
   void add(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
   void gather(const Op& op, int64_t begin, int64_t end);
+  void pool(const Op& op, int64_t begin, int64_t end);
   void sample(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
 
   Rows& rows(BufferId id) { return buffers_[static_cast<std::size_t>(id)]; }
@@ -152,6 +153,7 @@ class CpuExecutor final : public Executor {
   // Puts columns [column, column + count) of row r, given as f32, into every form of `buffer`; column is a multiple of 32.
   void store_forms(Rows& buffer, int64_t r, int64_t column, const float* values, int64_t count);
   KvView kv_view(const Op& op);
+  void reserve_step_kv();
   std::span<const int32_t> block_table(int32_t group, int32_t sequence) const;
   AttentionArgs attention_args(const Op& op, int32_t sequence);
 
@@ -163,7 +165,7 @@ class CpuExecutor final : public Executor {
   CpuExecutorOptions options_;
   ExecutorInfo info_;
   std::vector<KvGeometry> kv_geometry_;   // [groups]
-  std::vector<AlignedBuffer> kv_memory_;  // [groups]
+  std::vector<AlignedBuffer> kv_memory_;  // [groups]; of an encoder, of the step's texts: grows to the most that a step has had
   std::vector<int64_t> partial_floats_;   // [groups] floats of one attention partial, of the layer with most heads
   std::vector<Rows> buffers_;
   std::vector<AlignedBuffer> rope_cos_, rope_sin_;  // [ropes] of [max_rows, rotary_dim / 2]
@@ -176,6 +178,8 @@ class CpuExecutor final : public Executor {
   // Of the step being computed.
   const StepPlan* plan_ = nullptr;
   int64_t num_rows_ = 0, num_outputs_ = 0;
+  // Of an encoder's step, in which every text begins at a block: the number of its first one, and all numbers.
+  std::vector<int32_t> step_block_begin_, step_blocks_;        // [num_sequences + 1], [number of blocks]
   std::vector<int32_t> positions_, sequence_of_row_, tokens_;  // [num_rows]
   std::vector<GemmPath> path_of_row_;                          // [num_rows]
   bool has_prompt_rows_ = false;                               // that are computed in a way of their own

@@ -16,6 +16,7 @@ ActivationKind kind_of(Activation activation) {
     case Activation::kRelu: return ActivationKind::kRelu;
     case Activation::kReluSquared: return ActivationKind::kReluSquared;
     case Activation::kQuickGelu: return ActivationKind::kQuickGelu;
+    case Activation::kTanh: return ActivationKind::kTanh;
   }
   return ActivationKind::kSilu;
 }
@@ -41,7 +42,8 @@ void CpuExecutor::embed(const Op& op, int64_t begin, int64_t end) {
     float* x = rows(op.out).row(r);
     weights_.embed(tokens_[index], x);
     if (op.multiplier != 1.0f) scale_row(isa, x, op.multiplier, network_.hidden_size, x);
-    if (network_.positions) weights_.add_position(positions_[index] + network_.position_offset, x);
+    if (network_.token_types) Weights::add_row(*network_.token_types, plan_->token_types.empty() ? 0 : plan_->token_types[index], x);
+    if (network_.positions) Weights::add_row(*network_.positions, positions_[index] + network_.position_offset, x);
     if (op.norm != nullptr) apply_norm(isa, *op.norm, x, network_.hidden_size, x);
     const bool rope_long = plan_->sequences[static_cast<std::size_t>(sequence_of_row_[index])].rope_long;
     for (std::size_t t = 0; t < program_.ropes.size(); ++t) {
@@ -70,7 +72,7 @@ void CpuExecutor::norm(const Op& op, int64_t begin, int64_t end, Rows& out, Work
       add_row(options_.isa, temporary, in.width, out.row(r));
       continue;
     }
-    float* y = out.has(ActivationForm::kF32) ? out.row(r) : temporary;
+    float* y = op.in_place ? in.row(r) : out.has(ActivationForm::kF32) ? out.row(r) : temporary;
     apply_norm(options_.isa, *op.norm, in.row(r), in.width, y);
     store_forms(out, r, 0, y, in.width);
   }
@@ -284,10 +286,15 @@ void CpuExecutor::position_head(const Op& op, int64_t r, int64_t head) {
 
 KvView CpuExecutor::kv_view(const Op& op) {
   const auto g = static_cast<std::size_t>(op.kv_group);
-  return {kv_memory_[g].data() + op.kv_layer * kv_geometry_[g].layer_bytes(), info_.kv_groups[g].block_bytes, kv_geometry_[g]};
+  return {kv_memory_[g].data() + op.kv_layer * kv_geometry_[g].layer_bytes(), program_.kv_groups[g].block_bytes, kv_geometry_[g]};
 }
 
 std::span<const int32_t> CpuExecutor::block_table(int32_t group, int32_t sequence) const {
+  if (info_.is_encoder) {
+    const auto first = static_cast<std::size_t>(step_block_begin_[static_cast<std::size_t>(sequence)]);
+    const auto last = static_cast<std::size_t>(step_block_begin_[static_cast<std::size_t>(sequence) + 1]);
+    return {step_blocks_.data() + first, last - first};
+  }
   const std::size_t entry = static_cast<std::size_t>(group) * plan_->sequences.size() + static_cast<std::size_t>(sequence);
   const auto begin = static_cast<std::size_t>(plan_->table_begin[entry]), end = static_cast<std::size_t>(plan_->table_begin[entry + 1]);
   return {plan_->block_ids.data() + begin, end - begin};
@@ -301,7 +308,7 @@ void CpuExecutor::plan_attention() {
     auto& merges = attention_merges_[g];
     items.clear();
     merges.clear();
-    const int64_t num_kv_heads = info_.kv_groups[g].num_kv_heads;
+    const int64_t num_kv_heads = program_.kv_groups[g].num_kv_heads;
     int64_t num_tiles = 0, segments_max = 0;
     for (const auto& sequence : plan_->sequences) num_tiles += num_kv_heads * num_units(sequence.row_end - sequence.row_begin, kAttentionRows);
     const bool split = num_tiles < 4 * pool_.num_threads();
@@ -309,7 +316,7 @@ void CpuExecutor::plan_attention() {
     for (std::size_t s = 0; s < plan_->sequences.size(); ++s) {
       const auto& sequence = plan_->sequences[s];
       const int32_t count = sequence.row_end - sequence.row_begin;
-      AttentionArgs args{.num_rows = count, .first_position = sequence.first_position, .window = info_.kv_groups[g].window};
+      AttentionArgs args{.num_rows = count, .first_position = sequence.first_position, .window = program_.kv_groups[g].window};
       const int64_t segments = count == 1 && split ? attention_num_segments(args, 0) : 1;
       // An item's rows are computed in one way.
       const int32_t of_prompt = info_.prompt_differs ? std::clamp(sequence.num_prompt_tokens - sequence.first_position, 0, count) : 0;
@@ -350,6 +357,7 @@ AttentionArgs CpuExecutor::attention_args(const Op& op, int32_t index) {
   args.num_heads = layer.num_heads;
   args.first_position = sequence.first_position;
   args.blocks = block_table(op.kv_group, index);
+  if (!layer.causal) args.num_keys = args.num_rows;
   args.scale = layer.scale;
   args.softcap = layer.softcap;
   args.window = layer.window;
@@ -443,6 +451,21 @@ void CpuExecutor::gather(const Op& op, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const float* x = rows(op.in).row(plan_->outputs[static_cast<std::size_t>(i)].row);
     std::copy(x, x + out.width, out.row(i));
+  }
+}
+
+// The rows of a text are summed in their order: the result does not depend on the step's other texts.
+void CpuExecutor::pool(const Op& op, int64_t begin, int64_t end) {
+  Rows &in = rows(op.in), &out = rows(op.out);
+  for (int64_t i = begin; i < end; ++i) {
+    const int32_t row = plan_->outputs[static_cast<std::size_t>(i)].row;
+    const auto& sequence = plan_->sequences[static_cast<std::size_t>(sequence_of_row_[static_cast<std::size_t>(row)])];
+    const float* first = in.row(op.pooling == Pooling::kLast ? sequence.row_end - 1 : sequence.row_begin);
+    float* y = out.row(i);
+    std::copy(first, first + out.width, y);
+    if (op.pooling != Pooling::kMean) continue;
+    for (int32_t r = sequence.row_begin + 1; r < sequence.row_end; ++r) add_row(options_.isa, in.row(r), out.width, y);
+    scale_row(options_.isa, y, 1.0f / static_cast<float>(sequence.row_end - sequence.row_begin), out.width, y);
   }
 }
 

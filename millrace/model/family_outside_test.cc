@@ -38,10 +38,10 @@ TEST_P(OutsideFamily, BesideTheWeightsMatchesTheReference) {
   ASSERT_TRUE(packed.is_ok()) << packed.status().message();
   const auto weights = std::make_shared<const Weights>(std::move(packed).value());
   const Isa isa = choose_isa().value();
-  const auto make_executor = [&](GemmPath path) -> Result<std::unique_ptr<Executor>> {
+  const auto make_executor = [&](GemmPath path, int32_t max_rows) -> Result<std::unique_ptr<Executor>> {
     Program program = lower_network(*network, *weights, isa, path);
     fuse(program);
-    const CpuExecutorOptions options{.isa = isa, .path = path, .kv_dtype = path == GemmPath::kExact ? KvDType::kF32 : KvDType::kBf16, .max_rows = 64};
+    const CpuExecutorOptions options{.isa = isa, .path = path, .kv_dtype = path == GemmPath::kExact ? KvDType::kF32 : KvDType::kBf16, .max_rows = max_rows};
     MR_ASSIGN_OR_RETURN(auto executor, CpuExecutor::create(*network, weights, std::move(program), pool, options));
     return std::unique_ptr<Executor>(std::move(executor));
   };

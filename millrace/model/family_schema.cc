@@ -73,6 +73,8 @@ constexpr Word kLatentWords[] = {
 constexpr Word kAttentionWords[] = {
     {"norm", Kind::kNormOrNames},
     {"post_norm", Kind::kNormOrNames},
+    {"sum_norm", Kind::kNormOrNames},
+    {"causal", Kind::kExpression},
     {"q", Kind::kLinearOrNames},
     {"k", Kind::kLinearOrNames},
     {"v", Kind::kLinearOrNames},
@@ -98,6 +100,7 @@ constexpr Word kAttentionWords[] = {
 constexpr Word kMlpWords[] = {
     {"norm", Kind::kNormOrNames},
     {"post_norm", Kind::kNormOrNames},
+    {"sum_norm", Kind::kNormOrNames},
     {"kind", Kind::kExpression},
     {"activation", Kind::kExpression},
     {"gate", Kind::kLinearOrNames},
@@ -163,10 +166,18 @@ constexpr Word kLayerWords[] = {
 constexpr Word kEmbeddingWords[] = {
     {"tokens", Kind::kNames, {}, true},    {"multiplier", Kind::kExpression},      {"norm", Kind::kNormOrNames},
     {"positions", Kind::kNames}, {"position_offset", Kind::kExpression},
+    {"token_types", Kind::kNames},
 };
 
 constexpr Word kHeadWords[] = {
     {"weight", Kind::kLinearOrNames, {}, true}, {"tied_when", Kind::kExpression}, {"multiplier", Kind::kExpression}, {"softcap", Kind::kExpression}};
+
+constexpr Word kDenseWords[] = {
+    {"weight", Kind::kLinearOrNames, {}, true}, {"bias", Kind::kExpression}, {"activation", Kind::kExpression}, {"norm", Kind::kNormOrNames}};
+
+constexpr Word kPooledWords[] = {{"pooling", Kind::kExpression}, {"normalize", Kind::kExpression}};
+
+constexpr Word kClassesWords[] = {{"when", Kind::kExpression, {}, true}, {"pooling", Kind::kExpression}, {"layers", Kind::kObjects, kDenseWords, true}};
 
 constexpr Word kRequireWords[] = {{"that", Kind::kExpression, {}, true}, {"message", Kind::kText, {}, true}};
 
@@ -184,7 +195,9 @@ constexpr Word kFamilyWords[] = {
     {"embedding", Kind::kObject, kEmbeddingWords, true},
     {"layers", Kind::kObjects, kLayerWords, true},
     {"final_norm", Kind::kNormOrNames},
-    {"head", Kind::kObject, kHeadWords, true},
+    {"head", Kind::kObject, kHeadWords},
+    {"pooled", Kind::kObject, kPooledWords},
+    {"classes", Kind::kObject, kClassesWords},
     {"require", Kind::kObjects, kRequireWords},
     {"ignore", Kind::kTexts},
     {"gguf", Kind::kObject, kGgufWords},
@@ -322,6 +335,10 @@ Status check_family_words(const json::object& description) {
   MR_RETURN_IF_ERROR(check_object(description, kFamilyWords, ""));
   const json::array& layers = description.at("layers").get_array();
   for (std::size_t i = 0; i < layers.size(); ++i) MR_RETURN_IF_ERROR(check_layer(layers[i].get_object(), fmt::format("layers[{}]", i)));
+  const bool head = description.contains("head"), pooled = description.contains("pooled");
+  if (head && pooled) return fail("pooled", "stands beside \"head\": a decoder has a head, an encoder gives pooled rows");
+  if (!head && !pooled) return fail("head", "this word is missing, and so is \"pooled\", which an encoder has");
+  if (head && description.contains("classes")) return fail("classes", "stands beside \"head\", which classes take the place of");
   const bool gguf = description.contains("gguf"), named = description.contains("gguf_architecture");
   if (gguf != named) return fail(gguf ? "gguf_architecture" : "gguf", "\"gguf\" and \"gguf_architecture\" belong together");
   return Status::ok();

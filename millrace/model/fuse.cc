@@ -32,6 +32,13 @@ std::optional<Op> merged(const Program& program, std::size_t i) {
     if (second.rope) op.rope_table = second.rope_table;
     return op;
   }
+  // The hidden state of a post-norm network is read as f32 by the residual, too.
+  if (first.kind == OpKind::kNorm && first.in == first.out && first.residual < 0 && second.kind == OpKind::kConvert && second.in == first.out && second.columns == nullptr) {
+    Op op = first;
+    op.out = second.out;
+    op.in_place = true;
+    return op;
+  }
   if (second.in != first.out || first.out < 0 || read_later(program, i + 1, first.out)) return std::nullopt;
   if (second.kind == OpKind::kConvert && second.columns == nullptr) {
     const bool producer = first.kind == OpKind::kNorm || (first.kind == OpKind::kLinear && first.activation);

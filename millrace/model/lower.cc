@@ -26,7 +26,11 @@ class Lowering {
     if (network_.embedding_norm) embed.norm = &*network_.embedding_norm;
     add(std::move(embed));
     for (std::size_t i = 0; i < network_.layers.size(); ++i) layer(static_cast<int32_t>(i), network_.layers[i]);
-    head();
+    if (network_.pooled) {
+      pooled_head(*network_.pooled);
+    } else {
+      head();
+    }
     return std::move(program_);
   }
 
@@ -162,9 +166,11 @@ class Lowering {
     for (Op& op : ops) add(std::move(op));
   }
 
-  void add_branch(const std::optional<Norm>& post_norm, float multiplier) {
-    if (post_norm) add({.kind = OpKind::kNorm, .in = sum_, .out = sum_, .norm = &*post_norm});
+  template <class Part>
+  void add_branch(const Part& part, float multiplier) {
+    if (part.post_norm) add({.kind = OpKind::kNorm, .in = sum_, .out = sum_, .norm = &*part.post_norm});
     add({.kind = OpKind::kAdd, .in = sum_, .residual = hidden_, .multiplier = multiplier});
+    if (part.sum_norm) add({.kind = OpKind::kNorm, .in = hidden_, .out = hidden_, .norm = &*part.sum_norm});
   }
 
   void layer(int32_t index, const DecoderLayer& layer) {
@@ -179,14 +185,14 @@ class Lowering {
       const Inputs attention_in = normed_input(attention.norm, hidden_, "attention input", readers);
       const Inputs mlp_in = layer.shared_norm ? attention_in : normed_input(mlp.norm, hidden_, "mlp input", mlp_readers);
       attention_branch(attention, attention_in);
-      add_branch(attention.post_norm, layer.residual_multiplier);
+      add_branch(attention, layer.residual_multiplier);
       mlp_branch(mlp, mlp_in);
-      add_branch(mlp.post_norm, layer.residual_multiplier);
+      add_branch(mlp, layer.residual_multiplier);
     } else {
       attention_branch(attention, normed_input(attention.norm, hidden_, "attention input", attention_readers));
-      add_branch(attention.post_norm, layer.residual_multiplier);
+      add_branch(attention, layer.residual_multiplier);
       mlp_branch(mlp, normed_input(mlp.norm, hidden_, "mlp input", mlp_readers));
-      add_branch(mlp.post_norm, layer.residual_multiplier);
+      add_branch(mlp, layer.residual_multiplier);
     }
   }
 
@@ -325,13 +331,44 @@ class Lowering {
     add({.kind = OpKind::kSample, .in = program_.logits});
   }
 
-  // Layers with one geometry and one window share a KV group (docs/design.md D6).
+  void pooled_head(const PooledHead& head) {
+    layer_ = -1;
+    if (network_.final_norm) add({.kind = OpKind::kNorm, .in = hidden_, .out = hidden_, .norm = &*network_.final_norm});
+    program_.hidden = hidden_;
+    BufferId rows = buffer("pooled", network_.hidden_size, kF32Only, true);
+    add({.kind = OpKind::kPool, .in = hidden_, .out = rows, .pooling = head.pooling});
+    for (std::size_t i = 0; i < head.layers.size(); ++i) {
+      const DenseLayer& layer = head.layers[i];
+      const std::string name = "dense " + std::to_string(i);
+      const int64_t size = layer.linear.weight.rows();
+      const BufferId in = converted_input(rows, name + " input", {{&layer.linear}})[0].buffer;
+      rows = buffer(name, size, kF32Only, true);
+      add({.kind = OpKind::kLinear, .in = in, .out = rows, .segments = {segment(layer.linear, 0)}});
+      if (layer.activation) {
+        const BufferId activated = buffer(name + " activated", size, kF32Only, true);
+        add({.kind = OpKind::kActivate, .in = rows, .out = activated, .activation = layer.activation});
+        rows = activated;
+      }
+      if (layer.norm) rows = normed_rows(*layer.norm, rows, name + " normed", size);
+    }
+    if (head.unit_norm) rows = normed_rows(*head.unit_norm, rows, "unit", head.size);
+    program_.logits = rows;
+  }
+
+  BufferId normed_rows(const Norm& norm, BufferId in, const std::string& name, int64_t size) {
+    const BufferId out = buffer(name, size, kF32Only, true);
+    add({.kind = OpKind::kNorm, .in = in, .out = out, .norm = &norm});
+    return out;
+  }
+
+  // Layers with one geometry and one window share a KV group (docs/design.md D6). Of layers that look both ways nothing is kept: they take turns with
+  // the memory of one.
   void kv_group(const AttentionLayer& attention, Op& op) {
     auto& groups = program_.kv_groups;
     for (std::size_t g = 0; g < groups.size(); ++g) {
       if (groups[g].num_kv_heads == attention.num_kv_heads && groups[g].head_dim == attention.head_dim && groups[g].window == attention.window) {
         op.kv_group = static_cast<int32_t>(g);
-        op.kv_layer = static_cast<int32_t>(groups[g].num_layers++);
+        op.kv_layer = attention.causal ? static_cast<int32_t>(groups[g].num_layers++) : 0;
         return;
       }
     }
@@ -379,6 +416,7 @@ std::string_view op_name(OpKind kind) {
     case OpKind::kActivate: return "activate";
     case OpKind::kAdd: return "add";
     case OpKind::kGather: return "gather";
+    case OpKind::kPool: return "pool";
     case OpKind::kSample: return "sample";
   }
   return "unknown";

@@ -55,7 +55,7 @@ struct Rope {
   float long_attention_factor = 1.0f;
 };
 
-enum class Activation { kSilu, kGeluTanh, kGeluErf, kRelu, kReluSquared, kQuickGelu };
+enum class Activation { kSilu, kGeluTanh, kGeluErf, kRelu, kReluSquared, kQuickGelu, kTanh };
 
 // What a norm of q or k is taken over: one head, all heads sharing a weight; one head, each with its own weight; all heads of a token at once.
 enum class HeadNorm { kHead, kEachHead, kAllHeads };
@@ -75,6 +75,8 @@ struct LatentAttention {
 struct AttentionLayer {
   std::optional<Norm> norm;        // before; absent in post-norm networks
   std::optional<Norm> post_norm;   // on the output, before the residual is added
+  std::optional<Norm> sum_norm;    // on the hidden state, after the output was added to it (post-norm networks)
+  bool causal = true;              // false: a token sees those after it too, so a text is computed whole, in one step
   Linear q, k, v, o;               // q [num_heads * head_dim, hidden], k v [num_kv_heads * head_dim, hidden], o [hidden, num_heads * head_dim]
   std::optional<float> clip;       // q, k and v are limited to [-clip, clip]
   std::optional<Norm> q_norm, k_norm;  // before rope
@@ -109,7 +111,7 @@ struct Mixture {
 };
 
 struct MlpLayer {
-  std::optional<Norm> norm, post_norm;
+  std::optional<Norm> norm, post_norm, sum_norm;
   bool gated = true;               // down(activation(gate(x)) * up(x)), else down(activation(up(x)))
   Activation activation = Activation::kSilu;
   std::optional<GateLimit> gate_limit;
@@ -127,6 +129,24 @@ struct DecoderLayer {
   MlpLayer mlp;
 };
 
+// What one row is made of a text's: the first token's, the mean over all tokens, the last token's.
+enum class Pooling { kFirst, kMean, kLast };
+
+struct DenseLayer {                // norm(activation(linear(x)))
+  Linear linear;
+  std::optional<Activation> activation;
+  std::optional<Norm> norm;
+};
+
+// What an encoder gives for a text: an embedding, or numbers for classes.
+struct PooledHead {
+  Pooling pooling = Pooling::kMean;
+  std::vector<DenseLayer> layers;
+  std::optional<Norm> unit_norm;   // makes the result as long as 1: an RMS norm whose weights are 1 / sqrt(size)
+  int64_t size = 0;                // of the result
+  bool classes = false;            // the result is one logit for each class
+};
+
 struct Network {
   std::string family;              // for people only
   int64_t vocab_size = 0, hidden_size = 0, max_positions = 0;
@@ -135,9 +155,11 @@ struct Network {
   std::optional<Norm> embedding_norm;
   std::optional<MatrixSource> positions;  // learned, [num positions, hidden_size]
   int64_t position_offset = 0;
+  std::optional<MatrixSource> token_types;  // learned, [num types, hidden_size]
   std::vector<DecoderLayer> layers;
   std::optional<Norm> final_norm;
-  Linear head;                     // [vocab_size, hidden_size]
+  std::optional<PooledHead> pooled;  // of an encoder; then there is no head
+  Linear head;                     // [vocab_size, hidden_size]; of no rows where there is `pooled`
   bool tied_head = false;          // head.weight is the embedding
   float logits_multiplier = 1.0f;
   std::optional<float> logits_softcap;
@@ -146,6 +168,8 @@ struct Network {
     std::string tensor, dtype, shape, role, transforms;
   };
   std::vector<Binding> bindings;
+
+  bool is_encoder() const { return pooled.has_value(); }
 
   bool has_mixture() const {
     return std::any_of(layers.begin(), layers.end(), [](const DecoderLayer& layer) { return layer.mlp.mixture.has_value(); });

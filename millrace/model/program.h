@@ -54,6 +54,7 @@ enum class OpKind : uint8_t {
   kActivate,   // out = act(in gate columns) * in up columns, or act(in)
   kAdd,        // residual += multiplier * in
   kGather,     // out[output] = in[row of that output]
+  kPool,       // out[output] = one row of those that the output's text has in `in`
   kSample,     // logits -> tokens
 };
 std::string_view op_name(OpKind kind);
@@ -73,10 +74,12 @@ struct Op {
   const Norm* norm = nullptr;      // kNorm, kEmbed
   const std::vector<int32_t>* columns = nullptr;    // kConvert: column i of out is column (*columns)[i] of in; null: as they are
   std::vector<LinearSegment> segments;              // kLinear
+  bool in_place = false;                            // kNorm: in's f32 rows become the norm, and out's forms are made of them
   bool exact = false;                               // kLinear: on the exact path, whatever the program's
   const Mixture* mixture = nullptr;                 // kRoute, kDispatch, kCombine; kLinear: segments of each expert in turn, for its rows
   BufferId shared = -1, shared_gate = -1;           // kCombine; kExpand
   int64_t shared_gate_column = 0;
+  Pooling pooling = Pooling::kMean;                 // kPool
   std::optional<Activation> activation;             // kActivate, kLinear
   bool gated = false;                               // segments (gate, up), or columns (gate | up)
   std::optional<GateLimit> gate_limit;              // with activation, of a gated one
@@ -95,8 +98,9 @@ struct Program {
   std::vector<Buffer> buffers;
   std::vector<Op> ops;
   std::vector<const Rope*> ropes;    // distinct rope tables of a step
-  std::vector<KvGroupSpec> kv_groups;  // block_bytes is the executor's to fill
-  BufferId logits = -1;
+  std::vector<KvGroupSpec> kv_groups;  // block_bytes is the executor's to fill. Of an encoder: what a step needs, one layer at a time
+  BufferId logits = -1;              // what the network gives for an output: logits, or of an encoder an embedding or classes' logits
+  BufferId hidden = -1;              // of an encoder: the last hidden state of every token
   // Operations of lower_network that the fusion pass left as they were, with the reason: what `inspect --explain` shows.
   std::vector<std::string> unfused;
 };
@@ -116,8 +120,8 @@ class Weights {
 
   // Writes the embedding of `token` as hidden_size floats.
   void embed(int32_t token, float* out) const;
-  // Learned position `position`, added to out.
-  void add_position(int64_t position, float* out) const;
+  // Row `row` of a learned table (positions, token types), added to out.
+  static void add_row(const MatrixSource& table, int64_t row, float* out);
 
  private:
   std::vector<PackedMatrix> matrices_;

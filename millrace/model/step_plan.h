@@ -25,6 +25,12 @@ struct KvGroupSpec {
 
 struct ExecutorInfo {
   int64_t vocab_size = 0;
+  int64_t hidden_size = 0;
+  int64_t output_size = 0;        // numbers that an output has: of a decoder vocab_size
+  // An encoder: a text is a sequence whose tokens are all in one step, from position 0; nothing of it is kept after the step, so there are no
+  // KV groups. Its outputs are pooled: of whichever row, the output is that of the row's sequence.
+  bool is_encoder = false;
+  int64_t num_token_types = 0;    // 0: the network does not know any
   int64_t max_positions = 0;      // longest context the network was made for
   bool prompt_differs = false;    // a prompt's tokens are computed in another way than generated ones: their keys and values differ too
   int64_t rope_short_length = 0;  // requests longer than this use the long rope variant; 0: one variant
@@ -46,6 +52,7 @@ struct StepPlan {
   };
 
   std::vector<int32_t> tokens;           // [num_rows] token ids; ~k (negative): the token that output k of the previous step sampled
+  std::vector<int32_t> token_types;      // [num_rows] below ExecutorInfo::num_token_types, or empty: all 0
   std::vector<Sequence> sequences;       // in row order, covering every row
   // Block tables in CSR form, group-major: sequence s of group g owns
   // block_ids[table_begin[g * sequences.size() + s] .. table_begin[g * sequences.size() + s + 1]). Entry i of a table holds positions
@@ -54,7 +61,7 @@ struct StepPlan {
   std::vector<int32_t> block_ids;
   std::vector<Output> outputs;
 
-  void clear() { tokens.clear(), sequences.clear(), table_begin.clear(), block_ids.clear(), outputs.clear(); }
+  void clear() { tokens.clear(), token_types.clear(), sequences.clear(), table_begin.clear(), block_ids.clear(), outputs.clear(); }
 };
 
 struct StepOutput {
@@ -64,6 +71,9 @@ struct StepOutput {
     return logits.subspan(static_cast<std::size_t>(output * logits_stride), static_cast<std::size_t>(vocab_size));
   }
   std::vector<SampledToken> tokens;      // [num_outputs]; of outputs without sampling the id is -1
+  // Of an encoder `logits` has rows of output_size numbers (an embedding, or classes' logits), and this is the last hidden state of every token:
+  std::span<const float> hidden;         // [num_rows, hidden_stride]; valid until the next enqueue
+  int64_t hidden_stride = 0;
 };
 
 class Executor {

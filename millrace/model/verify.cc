@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "millrace/model/sequence_runner.h"
+#include "millrace/model/verify_fields.h"
 
 namespace millrace {
 namespace {
@@ -18,65 +19,39 @@ struct ReferencePrompt {
   std::optional<double> l2;
 };
 
-Result<const json::value*> field(const json::object& object, const char* name) {
-  const json::value* value = object.if_contains(name);
-  if (value == nullptr) return Status::invalid_argument(fmt::format("reference: \"{}\" is missing", name));
-  return value;
-}
-
-Result<std::vector<double>> numbers(const json::value& value, const char* name) {
-  if (!value.is_array()) return Status::invalid_argument(fmt::format("reference: \"{}\" is no list of numbers", name));
-  std::vector<double> out;
-  for (const json::value& item : value.as_array()) {
-    if (!item.is_number()) return Status::invalid_argument(fmt::format("reference: \"{}\" is no list of numbers", name));
-    out.push_back(item.to_number<double>());
-  }
-  return out;
-}
-
-Result<std::vector<int32_t>> token_ids(const json::value& value, const char* name) {
-  MR_ASSIGN_OR_RETURN(auto values, numbers(value, name));
-  std::vector<int32_t> out;
-  for (double number : values) {
-    if (number != std::floor(number) || number < 0 || number > INT32_MAX) return Status::invalid_argument(fmt::format("reference: \"{}\" holds {}, which is no token id", name, number));
-    out.push_back(static_cast<int32_t>(number));
-  }
-  return out;
-}
-
 Result<ReferencePrompt> read_prompt(const json::value& value, std::size_t index) {
   if (!value.is_object()) return Status::invalid_argument("reference: \"prompts\" holds something that is no object");
   const json::object& object = value.as_object();
   ReferencePrompt prompt;
   const json::value* name = object.if_contains("name");
   prompt.name = name != nullptr && name->is_string() ? std::string(name->as_string()) : fmt::format("prompt {}", index + 1);
-  MR_ASSIGN_OR_RETURN(const json::value* ids, field(object, "ids"));
-  MR_ASSIGN_OR_RETURN(prompt.ids, token_ids(*ids, "ids"));
+  MR_ASSIGN_OR_RETURN(const json::value* ids, reference_field(object, "ids"));
+  MR_ASSIGN_OR_RETURN(prompt.ids, reference_token_ids(*ids, "ids"));
   if (prompt.ids.empty()) return Status::invalid_argument("reference: a prompt without ids");
-  MR_ASSIGN_OR_RETURN(const json::value* last, field(object, "last_logits"));
+  MR_ASSIGN_OR_RETURN(const json::value* last, reference_field(object, "last_logits"));
   if (!last->is_object()) return Status::invalid_argument("reference: \"last_logits\" is no object");
   if (const json::value* top = last->as_object().if_contains("top20"); top != nullptr && top->is_array()) {
     for (const json::value& pair : top->as_array()) {
-      MR_ASSIGN_OR_RETURN(auto both, numbers(pair, "top20"));
+      MR_ASSIGN_OR_RETURN(auto both, reference_numbers(pair, "top20"));
       if (both.size() != 2 || both[0] < 0 || both[0] > INT32_MAX) return Status::invalid_argument("reference: \"top20\" holds something other than [id, logit]");
       prompt.top.emplace_back(static_cast<int32_t>(both[0]), both[1]);
     }
   }
   if (const json::value* first = last->as_object().if_contains("first16")) {
-    MR_ASSIGN_OR_RETURN(prompt.first, numbers(*first, "first16"));
+    MR_ASSIGN_OR_RETURN(prompt.first, reference_numbers(*first, "first16"));
   }
   if (prompt.top.empty() && prompt.first.empty()) {
     return Status::invalid_argument(fmt::format("reference: \"last_logits\" of {} has neither \"top20\" nor \"first16\": there is nothing to compare", prompt.name));
   }
   if (const json::value* l2 = last->as_object().if_contains("l2"); l2 != nullptr && l2->is_number()) prompt.l2 = l2->to_number<double>();
   if (const json::value* list = object.if_contains("prompt_logprobs")) {
-    MR_ASSIGN_OR_RETURN(prompt.logprobs, numbers(*list, "prompt_logprobs"));
+    MR_ASSIGN_OR_RETURN(prompt.logprobs, reference_numbers(*list, "prompt_logprobs"));
   }
   if (const json::value* list = object.if_contains("greedy")) {
-    MR_ASSIGN_OR_RETURN(prompt.greedy, token_ids(*list, "greedy"));
+    MR_ASSIGN_OR_RETURN(prompt.greedy, reference_token_ids(*list, "greedy"));
   }
   if (const json::value* list = object.if_contains("greedy_margins")) {
-    MR_ASSIGN_OR_RETURN(prompt.margins, numbers(*list, "greedy_margins"));
+    MR_ASSIGN_OR_RETURN(prompt.margins, reference_numbers(*list, "greedy_margins"));
   }
   return prompt;
 }
@@ -97,7 +72,7 @@ struct PathOutput {
   std::vector<double> margins;             // of the first over the second, at each greedy step
 };
 
-constexpr int64_t kChunk = 64;
+constexpr int32_t kChunk = 64;
 
 Result<PathOutput> run_path(SequenceRunner& runner, const ReferencePrompt& prompt) {
   PathOutput out;
@@ -233,18 +208,20 @@ VerifyTolerance default_tolerance(bool int8_activations, KvDType kv_dtype, bool 
 }
 
 bool VerifyReport::passed() const {
-  return std::all_of(prompts.begin(), prompts.end(), [](const VerifyPrompt& prompt) { return prompt.failures.empty(); });
+  const auto fine = [](const auto& part) { return part.failures.empty(); };
+  return std::all_of(prompts.begin(), prompts.end(), fine) && std::all_of(texts.begin(), texts.end(), fine);
 }
 
 Result<VerifyReport> verify_reference(const json::value& reference, const MakeExecutor& make_executor, const VerifyTolerance& tolerance) {
   if (!reference.is_object()) return Status::invalid_argument("reference: is no JSON object");
   if (const json::value* kind = reference.as_object().if_contains("kind"); kind != nullptr && (!kind->is_string() || kind->as_string() != "decoder")) {
-    return Status::unsupported(fmt::format("reference: kind is {}, only \"decoder\" can be verified", json::serialize(*kind)));
+    if (kind->is_string() && (kind->as_string() == "encoder" || kind->as_string() == "classify")) return verify_encoder(reference.as_object(), make_executor, tolerance);
+    return Status::unsupported(fmt::format("reference: kind is {}, only \"decoder\", \"encoder\" and \"classify\" can be verified", json::serialize(*kind)));
   }
   // Where the reference rounds activations too (int8, fp8), it also says what the weights alone give: that is what both paths are held to,
   // since they round activations in their own, finer way or not at all.
   const bool weight_only = reference.as_object().contains("prompts_weight_only");
-  MR_ASSIGN_OR_RETURN(const json::value* list, field(reference.as_object(), weight_only ? "prompts_weight_only" : "prompts"));
+  MR_ASSIGN_OR_RETURN(const json::value* list, reference_field(reference.as_object(), weight_only ? "prompts_weight_only" : "prompts"));
   if (!list->is_array() || list->as_array().empty()) return Status::invalid_argument("reference: \"prompts\" is no list of prompts");
   std::vector<ReferencePrompt> prompts;
   int64_t longest = 0;
@@ -253,8 +230,9 @@ Result<VerifyReport> verify_reference(const json::value& reference, const MakeEx
     longest = std::max(longest, static_cast<int64_t>(prompt.ids.size() + prompt.greedy.size()));
     prompts.push_back(std::move(prompt));
   }
-  MR_ASSIGN_OR_RETURN(auto exact_executor, make_executor(GemmPath::kExact));
-  MR_ASSIGN_OR_RETURN(auto fast_executor, make_executor(GemmPath::kFast));
+  MR_ASSIGN_OR_RETURN(auto exact_executor, make_executor(GemmPath::kExact, kChunk));
+  MR_ASSIGN_OR_RETURN(auto fast_executor, make_executor(GemmPath::kFast, kChunk));
+  if (exact_executor->info().is_encoder) return Status::invalid_argument("reference: kind is \"decoder\", the model is an encoder");
   MR_ASSIGN_OR_RETURN(auto exact_runner, SequenceRunner::create(*exact_executor, longest));
   MR_ASSIGN_OR_RETURN(auto fast_runner, SequenceRunner::create(*fast_executor, longest));
   VerifyReport report;

@@ -38,14 +38,25 @@ struct VerifyPrompt {
   std::vector<std::string> failures;           // what is beyond tolerance: first position and size of the difference
 };
 
+// The same for an encoder: a text (or a pair) that it reads whole, all of the reference's texts in one step.
+struct VerifyText {
+  std::string name;
+  int64_t num_tokens = 0;
+  double difference = 0;                       // exact path: largest |difference| of a number that the reference has
+  double fast_relative_l2 = 0;                 // fast path: of the last hidden state, all tokens
+  double fast_cosine = 0;                      // fast path: of the output (an embedding, or classes' logits) with the exact path's
+  std::vector<std::string> failures;
+};
+
 struct VerifyReport {
-  std::vector<VerifyPrompt> prompts;
+  std::vector<VerifyPrompt> prompts;           // of a decoder
+  std::vector<VerifyText> texts;               // of an encoder
   bool passed() const;
 };
 
-using MakeExecutor = std::function<Result<std::unique_ptr<Executor>>(GemmPath path)>;
+using MakeExecutor = std::function<Result<std::unique_ptr<Executor>>(GemmPath path, int32_t max_rows)>;
 
-// `reference` is the parsed file ("kind": "decoder", or the same fields without "kind"). Errors: fields missing or of the wrong kind.
+// `reference` is the parsed file ("kind": "decoder", or the same fields without "kind"; "encoder"; "classify"). Errors: the model is of another kind, fields missing or of the wrong kind.
 Result<VerifyReport> verify_reference(const json::value& reference, const MakeExecutor& make_executor, const VerifyTolerance& tolerance);
 
 }  // namespace millrace

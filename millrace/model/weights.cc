@@ -94,7 +94,11 @@ Result<Weights> Weights::pack(const Network& network, const Checkpoint& checkpoi
     if (mixture.shared) add_mlp(*mixture.shared);
     if (mixture.shared_gate) add(*mixture.shared_gate);
   }
-  add(network.head);
+  if (network.pooled) {
+    for (const DenseLayer& layer : network.pooled->layers) add(layer.linear);
+  } else {
+    add(network.head);
+  }
   weights.matrices_.resize(weights.linears_.size());
   if (network.tied_head) weights.embedding_id_ = weights.id_of(network.head);
 
@@ -150,17 +154,16 @@ void Weights::embed(int32_t token, float* out) const {
   }
 }
 
-void Weights::add_position(int64_t position, float* out) const {
-  const MatrixSource& source = *network_->positions;
+void Weights::add_row(const MatrixSource& source, int64_t row, float* out) {
   // Learned tables are small; one row is converted on the stack of the step, a chunk at a time.
   const SourceTensor& tensor = *source.tensor;
   constexpr int64_t kChunk = 256;
   const auto& info = dtype_info(tensor.dtype);
-  const std::byte* row = tensor.data.data() + source.row_map[static_cast<std::size_t>(position)] * *row_bytes(tensor.dtype, source.k);
+  const std::byte* data = tensor.data.data() + source.row_map[static_cast<std::size_t>(row)] * *row_bytes(tensor.dtype, source.k);
   float values[kChunk];
   for (int64_t begin = 0; begin < source.k; begin += kChunk) {
     const int64_t count = std::min(kChunk, source.k - begin);
-    dequantize_row(tensor.dtype, row + begin / info.block_elements * info.block_bytes, count, values);
+    dequantize_row(tensor.dtype, data + begin / info.block_elements * info.block_bytes, count, values);
     for (int64_t i = 0; i < count; ++i) out[begin + i] += values[i];
   }
 }

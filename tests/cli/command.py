@@ -7,6 +7,7 @@ import subprocess
 
 ROOT = pathlib.Path(os.environ.get("MILLRACE_SOURCE_DIR", pathlib.Path(__file__).resolve().parents[2]))
 MODELS = ROOT / "tests/golden/models"
+ENCODERS = ROOT / "tests/golden/encoders"
 BINARY = os.environ.get("MILLRACE_BINARY")
 DONE, CHECK_FAILED, ERROR = 0, 1, 2
 

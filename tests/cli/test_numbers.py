@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from command import CHECK_FAILED, MODELS, answer, millrace, refusal
+from command import CHECK_FAILED, ENCODERS, MODELS, answer, millrace, refusal
 
 GOLDEN = json.loads((MODELS / "llama/golden.json").read_text())
 DIRECTORIES = sorted(path.name for path in MODELS.iterdir())
@@ -62,6 +62,27 @@ def test_every_golden_passes(name):
     assert got["passed"] and len(got["prompts"]) == 3
     for prompt in got["prompts"]:
         assert prompt["exact"]["logit_difference"] <= 1e-3 and prompt["exact"]["greedy_equal"] == prompt["exact"]["greedy_total"] == 24
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in ENCODERS.iterdir()))
+def test_every_golden_encoder_passes(name):
+    got = answer("verify", ENCODERS / name, "--reference", ENCODERS / name / "golden.json")
+    assert got["passed"] and len(got["texts"]) >= 2
+    for text in got["texts"]:
+        assert text["exact"]["difference"] <= 1e-4 and text["fast"]["cosine"] > 0.999
+
+
+def test_a_reference_of_the_other_kind_is_named(llama):
+    bert = ENCODERS / "bert"
+    assert "the model is an encoder" in refusal("verify", bert, "--reference", MODELS / "llama/golden.json")
+    assert "the model is a decoder" in refusal("verify", llama, "--reference", bert / "golden.json")
+
+
+def test_encoders_write_no_text():
+    bert = ENCODERS / "bert"
+    for command in (["generate", bert, "--prompt", "Once"], ["logits", bert, "--ids", "2 3"]):
+        message = refusal(*command)
+        assert "is an encoder that makes embeddings of 64 numbers (bert family), expected a decoder" in message
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
