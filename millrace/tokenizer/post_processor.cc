@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "millrace/tokenizer/json_fields.h"
 #include "millrace/tokenizer/pre_tokenizer.h"
 #include "millrace/tokenizer/vocabulary.h"
@@ -37,33 +39,59 @@ Result<std::vector<int32_t>> read_ids(const JsonFields& token) {
   return ids;
 }
 
-Result<PostProcessor> parse_template(const JsonFields& fields) {
-  MR_ASSIGN_OR_RETURN(const json::value* single, fields.require("single"));
-  if (!single->is_array()) return Status::invalid_argument(fields.what() + ": \"single\" is not an array");
+Result<int32_t> read_type(const JsonFields& fields) {
+  const json::value* type = fields.find("type_id");
+  if (type == nullptr) return 0;
+  constexpr int64_t kTypesMax = 1024;
+  if (!type->is_int64() || type->get_int64() < 0 || type->get_int64() >= kTypesMax) {
+    return Status::invalid_argument(fmt::format("{}: \"type_id\" is no number from 0 to {}", fields.what(), kTypesMax - 1));
+  }
+  return static_cast<int32_t>(type->get_int64());
+}
+
+// "single" or "pair".
+Result<std::vector<PostProcessor::Part>> read_template(const JsonFields& fields, const std::string& word) {
+  MR_ASSIGN_OR_RETURN(const json::value* list, fields.require(word));
+  if (!list->is_array()) return Status::invalid_argument(fmt::format("{}: \"{}\" is not an array", fields.what(), word));
   std::vector<PostProcessor::Part> parts;
-  for (const json::value& piece : single->get_array()) {
-    MR_ASSIGN_OR_RETURN(const JsonFields piece_fields, JsonFields::of(piece, fields.what() + ": a part of \"single\""));
-    if (piece_fields.find("Sequence") != nullptr) {
-      parts.push_back({});
+  for (const json::value& piece : list->get_array()) {
+    MR_ASSIGN_OR_RETURN(const JsonFields piece_fields, JsonFields::of(piece, fmt::format("{}: a part of \"{}\"", fields.what(), word)));
+    if (const json::value* sequence = piece_fields.find("Sequence"); sequence != nullptr) {
+      MR_ASSIGN_OR_RETURN(const JsonFields sequence_fields, JsonFields::of(*sequence, piece_fields.what()));
+      MR_ASSIGN_OR_RETURN(const std::string name, sequence_fields.string("id"));
+      MR_ASSIGN_OR_RETURN(const int32_t type, read_type(sequence_fields));
+      if (name != "A" && (name != "B" || word == "single")) {
+        return Status::invalid_argument(fmt::format("{}: \"{}\" has the sequence \"{}\", expected {}", fields.what(), word, name.substr(0, 50), word == "single" ? "A" : "A and B"));
+      }
+      parts.push_back({.id = {}, .text = name == "B" ? 1 : 0, .type = type});
     } else {
       MR_ASSIGN_OR_RETURN(const json::value* special, piece_fields.require("SpecialToken"));
       MR_ASSIGN_OR_RETURN(const JsonFields special_fields, JsonFields::of(*special, piece_fields.what()));
       MR_ASSIGN_OR_RETURN(const std::string name, special_fields.string("id"));
+      MR_ASSIGN_OR_RETURN(const int32_t type, read_type(special_fields));
       MR_ASSIGN_OR_RETURN(const json::value* tokens, fields.require("special_tokens"));
       MR_ASSIGN_OR_RETURN(const JsonFields token_fields, JsonFields::of(*tokens, fields.what() + ": \"special_tokens\""));
       MR_ASSIGN_OR_RETURN(const json::value* token, token_fields.require(name));
       MR_ASSIGN_OR_RETURN(const JsonFields one, JsonFields::of(*token, fmt::format("{}: special token \"{}\"", fields.what(), name)));
       MR_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, read_ids(one));
-      for (const int32_t id : ids) parts.push_back({id});
+      for (const int32_t id : ids) parts.push_back({.id = id, .text = 0, .type = type});
     }
     if (parts.size() > kTemplatePartsMax) {
-      return Status::invalid_argument(fmt::format("{}: more than {} tokens in \"single\"", fields.what(), kTemplatePartsMax));
+      return Status::invalid_argument(fmt::format("{}: more than {} tokens in \"{}\"", fields.what(), kTemplatePartsMax, word));
     }
   }
-  std::size_t num_texts = 0;
-  for (const PostProcessor::Part& part : parts) num_texts += part.id ? 0 : 1;
-  if (num_texts > 1) return Status::invalid_argument(fields.what() + ": \"single\" holds the text more than once");
-  return PostProcessor(std::move(parts));
+  for (const int32_t text : {0, 1}) {
+    const auto times = std::count_if(parts.begin(), parts.end(), [&](const PostProcessor::Part& part) { return !part.id && part.text == text; });
+    if (times > 1) return Status::invalid_argument(fmt::format("{}: \"{}\" holds {} more than once", fields.what(), word, word == "single" ? "the text" : "a text"));
+  }
+  return parts;
+}
+
+Result<PostProcessor> parse_template(const JsonFields& fields) {
+  MR_ASSIGN_OR_RETURN(std::vector<PostProcessor::Part> single, read_template(fields, "single"));
+  if (fields.find("pair") == nullptr) return PostProcessor(std::move(single));
+  MR_ASSIGN_OR_RETURN(std::vector<PostProcessor::Part> pair, read_template(fields, "pair"));
+  return PostProcessor(std::move(single), std::move(pair));
 }
 
 }  // namespace
@@ -79,7 +107,11 @@ Result<PostProcessor> PostProcessor::parse(const json::value& description, int d
   if (type == "BertProcessing" || type == "RobertaProcessing") {
     MR_ASSIGN_OR_RETURN(const int32_t sep, read_pair_id(fields, "sep"));
     MR_ASSIGN_OR_RETURN(const int32_t cls, read_pair_id(fields, "cls"));
-    return PostProcessor({Part{cls}, Part{}, Part{sep}});
+    if (type == "BertProcessing") {
+      return PostProcessor({Part{cls}, Part{}, Part{sep}},
+                           {Part{cls}, Part{}, Part{sep}, Part{.id = {}, .text = 1, .type = 1}, Part{.id = sep, .text = 0, .type = 1}});
+    }
+    return PostProcessor({Part{cls}, Part{}, Part{sep}}, {Part{cls}, Part{}, Part{sep}, Part{sep}, Part{.id = {}, .text = 1, .type = 0}, Part{sep}});
   }
   if (type == "Sequence") {
     MR_ASSIGN_OR_RETURN(const json::value* list, fields.require("processors"));
@@ -90,7 +122,7 @@ Result<PostProcessor> PostProcessor::parse(const json::value& description, int d
     for (const json::value& part : list->get_array()) {
       MR_ASSIGN_OR_RETURN(const PostProcessor next, parse(part, depth + 1));
       all = next.after(all);
-      if (all.parts_.size() > kTemplatePartsMax) {
+      if (all.parts_.size() > kTemplatePartsMax || all.pair_.size() > kTemplatePartsMax) {
         return Status::invalid_argument(fmt::format("{}: more than {} tokens", fields.what(), kTemplatePartsMax));
       }
     }
@@ -108,7 +140,25 @@ PostProcessor PostProcessor::after(const PostProcessor& first) const {
       parts.insert(parts.end(), first.parts_.begin(), first.parts_.end());
     }
   }
-  return PostProcessor(std::move(parts));
+  // Of two processors at most one does something to a pair in published files (the other is ByteLevel).
+  return PostProcessor(std::move(parts), is_pair_alone() ? first.pair_ : pair_);
+}
+
+void PostProcessor::join(const std::vector<int32_t>& first, const std::vector<int32_t>* second, std::vector<int32_t>& ids, std::vector<int32_t>& types) const {
+  for (const Part& part : second != nullptr ? pair_ : parts_) {
+    if (part.id) {
+      ids.push_back(*part.id);
+    } else {
+      const std::vector<int32_t>& text = part.text == 0 ? first : *second;
+      ids.insert(ids.end(), text.begin(), text.end());
+    }
+    types.resize(ids.size(), part.type);
+  }
+}
+
+int64_t PostProcessor::num_added(bool pair) const {
+  const std::vector<Part>& parts = pair ? pair_ : parts_;
+  return std::count_if(parts.begin(), parts.end(), [](const Part& part) { return part.id.has_value(); });
 }
 
 void PostProcessor::apply(std::vector<int32_t>& ids) const {

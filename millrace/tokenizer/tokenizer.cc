@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <utility>
 
@@ -31,6 +32,36 @@ void push_token(const TokenizerPipeline& pipeline, int32_t id, bool skip_special
 }
 
 }  // namespace
+
+Result<EncodedInput> Tokenizer::encode_input(std::string_view text, std::optional<std::string_view> second, std::optional<int64_t> max_tokens) const {
+  const EncodeOptions bare{.add_special_tokens = false};
+  MR_ASSIGN_OR_RETURN(std::vector<int32_t> first_ids, pipeline_->encode(text, bare));
+  std::vector<int32_t> second_ids;
+  if (second) {
+    MR_ASSIGN_OR_RETURN(second_ids, pipeline_->encode(*second, bare));
+  }
+  EncodedInput input;
+  if (max_tokens) {
+    const int64_t room = *max_tokens - pipeline_->post_processor.num_added(second.has_value());
+    if (room < 0) return Status::invalid_argument(fmt::format("{} tokens do not hold the {} that the tokenizer adds", *max_tokens, *max_tokens - room));
+    auto a = static_cast<int64_t>(first_ids.size()), b = static_cast<int64_t>(second_ids.size());
+    if (a + b > room) {
+      input.truncated = true;
+      // The longer one gives way; where both are longer than half of the room they share it.
+      if (a > b) {
+        b = std::min(b, room / 2);
+        a = room - b;
+      } else {
+        a = std::min(a, room / 2);
+        b = room - a;
+      }
+      first_ids.resize(static_cast<std::size_t>(a));
+      second_ids.resize(static_cast<std::size_t>(b));
+    }
+  }
+  pipeline_->post_processor.join(first_ids, second ? &second_ids : nullptr, input.ids, input.types);
+  return input;
+}
 
 Result<std::string> Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
   DecoderChain chain(*pipeline_->decoder, ByteRuns::kWhole);

@@ -43,6 +43,13 @@ struct GgufVocabulary {
   std::string precompiled_charsmap;               // bytes, of "t5"; may be empty
 };
 
+// A text, or two, as an encoder reads it: with what the post-processor puts around and between them.
+struct EncodedInput {
+  std::vector<int32_t> ids;
+  std::vector<int32_t> types;                     // token types, of each id
+  bool truncated = false;
+};
+
 struct TokenizerPipeline;  // pipeline.h
 
 // Immutable: any number of threads may use one at a time. Copies share the vocabulary.
@@ -54,6 +61,9 @@ class Tokenizer {
 
   // Invalid UTF-8 is an error that names the byte offset.
   Result<std::vector<int32_t>> encode(std::string_view text, const EncodeOptions& options = {}) const;
+  // Of a pair `second` is the other text. Cut to `max_tokens` in all where given: the longer text at its end, as Hugging Face's "longest_first" does.
+  // Error: so few tokens do not even hold the fixed ones.
+  Result<EncodedInput> encode_input(std::string_view text, std::optional<std::string_view> second = {}, std::optional<int64_t> max_tokens = {}) const;
   // Valid UTF-8 always: bytes that are no character become U+FFFD as in Hugging Face's decode. Unknown ids give nothing.
   Result<std::string> decode(std::span<const int32_t> ids, bool skip_special_tokens) const;
 

@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "millrace/base/json.h"
 #include "millrace/base/mapped_file.h"
 #include "millrace/base/test_data.h"
 #include "millrace/base/utf8.h"
@@ -276,6 +278,57 @@ TEST(Tokenizer, LongAndShortPiecesMergeAlike) {
     for (std::size_t i = snowman.size() + period; i < five.size(); ++i) ASSERT_EQ(five[i], five[i - period]);
     for (std::size_t i = 0; i < one.size(); ++i) ASSERT_EQ(one[i], five[i]);
   }
+}
+
+// As transformers encoded them: bert's template gives the second text another type, xlm-roberta's puts two separators between.
+TEST(Tokenizer, PairsAreJoinedAsTheTemplateSays) {
+  for (const char* name : {"bert", "bert-rerank", "xlm-roberta"}) {
+    const auto directory = source_dir() / "tests/golden/encoders" / name;
+    const Tokenizer tokenizer = Tokenizer::from_json(read_text_file((directory / "tokenizer.json").string()).value(), "").value();
+    const json::value golden = parse_json(read_text_file((directory / "golden.json").string()).value()).value();
+    int num_pairs = 0;
+    for (const json::value& result : golden.at("results").as_array()) {
+      const auto numbers = [](const json::value& list) {
+        Ids ids;
+        for (const json::value& id : list.as_array()) ids.push_back(static_cast<int32_t>(id.as_int64()));
+        return ids;
+      };
+      std::optional<std::string> second;
+      if (result.at("text_pair").is_string()) second = std::string(std::string_view(result.at("text_pair").as_string())), ++num_pairs;
+      const std::string text(std::string_view(result.at("text").as_string()));
+      const EncodedInput input = tokenizer.encode_input(text, second).value();
+      EXPECT_EQ(input.ids, numbers(result.at("ids"))) << name << ": " << text;
+      EXPECT_FALSE(input.truncated);
+      const json::value* types = result.as_object().if_contains("token_type_ids");
+      if (types != nullptr && types->is_array()) {
+        EXPECT_EQ(input.types, numbers(*types)) << name << ": " << text;
+      }
+    }
+    EXPECT_GT(num_pairs, 0) << name;
+  }
+}
+
+TEST(Tokenizer, TheLongerTextOfAPairIsCut) {
+  const auto path = (source_dir() / "tests/golden/encoders/bert/tokenizer.json").string();
+  const Tokenizer tokenizer = Tokenizer::from_json(read_text_file(path).value(), "").value();
+  const auto lengths = [&](int first, int second, int64_t most) {
+    std::string a, b;
+    for (int i = 0; i < first; ++i) a += "a ";
+    for (int i = 0; i < second; ++i) b += "b ";
+    const EncodedInput input = tokenizer.encode_input(a, b, most).value();
+    const auto separator = std::find(input.ids.begin(), input.ids.end(), 3);
+    EXPECT_EQ(input.truncated, first + second + 3 > most);
+    return std::pair(separator - input.ids.begin() - 1, input.ids.end() - separator - 2);
+  };
+  using Lengths = std::pair<std::ptrdiff_t, std::ptrdiff_t>;
+  EXPECT_EQ(lengths(5, 6, 14), Lengths(5, 6));    // fits
+  EXPECT_EQ(lengths(3, 20, 13), Lengths(3, 7));   // the short one stays whole
+  EXPECT_EQ(lengths(20, 3, 13), Lengths(7, 3));
+  EXPECT_EQ(lengths(20, 30, 14), Lengths(5, 6));  // both give way
+  EXPECT_EQ(lengths(30, 20, 14), Lengths(6, 5));
+  EXPECT_EQ(lengths(9, 9, 3), Lengths(0, 0));
+  EXPECT_EQ(tokenizer.encode_input("a a a a", {}, 4)->ids.size(), 4u);
+  EXPECT_FALSE(tokenizer.encode_input("a", "b", 2).is_ok()) << "no room for the three tokens of the template";
 }
 
 }  // namespace
