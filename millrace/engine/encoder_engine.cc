@@ -69,7 +69,7 @@ class EncoderEngine::Impl {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::unique_ptr<LiveTexts>> live_;  // whose turn it is first
-  int64_t live_tokens_ = 0;
+  int64_t live_tokens_ = 0, num_answering_ = 0;
   RequestId next_id_ = 1;
   bool accepting_ = true, stopping_ = false, started_ = false;
   std::vector<RequestId> cancelled_;  // taken note of between steps
@@ -220,9 +220,11 @@ void EncoderEngine::Impl::hand_out(const StepOutput& output) {
       done.push_back(std::move(request));
     }
     std::erase(live_, nullptr);
+    num_answering_ = static_cast<int64_t>(done.size());
   }
   for (auto& request : done) answer(std::move(request));
   const std::lock_guard lock(mutex_);
+  num_answering_ = 0;
   if (live_.empty()) changed_.notify_all();
 }
 
@@ -260,8 +262,8 @@ bool EncoderEngine::Impl::drain(std::chrono::milliseconds timeout) {
   {
     std::unique_lock lock(mutex_);
     accepting_ = false;
-    if (started_ && changed_.wait_for(lock, timeout, [&] { return live_.empty(); })) return true;
-    if (live_.empty()) return true;
+    if (started_ && changed_.wait_for(lock, timeout, [&] { return live_.empty() && num_answering_ == 0; })) return true;
+    if (live_.empty() && num_answering_ == 0) return true;
   }
   stop();
   return false;
