@@ -3,6 +3,9 @@
 
 usage: make_reference.py MODEL [--out golden.json] [--prompts FILE] [--text TEXT]... [--greedy N] [--seed N]
 
+Of an encoder (architectures ...Model, ...ForMaskedLM, ...ForSequenceClassification) the reference has its last hidden state and its embedding, pooled as
+modules.json says (without one the normalized mean), or its class logits.
+
 MODEL is a Hugging Face directory, or a GGUF file whose architecture transformers can read (its weights are then de-quantised to
 float32). Without --prompts and --text there are three prompts of 1, 17 and 70 random token ids. --prompts FILE is an earlier reference
 file, whose token ids are taken again, or a JSON list of texts and lists of token ids. The file's format: docs/verify.md.
@@ -96,6 +99,101 @@ def load(path):
     return model, about, encode
 
 
+def encoder_kind(path):
+    """"encoder", "classify", or None of a decoder."""
+    if not os.path.isdir(path):
+        return None
+    with open(os.path.join(path, "config.json"), encoding="utf8") as file:
+        architecture = (json.load(file).get("architectures") or [""])[0]
+    if architecture.endswith("ForSequenceClassification"):
+        return "classify"
+    return "encoder" if architecture.endswith("ForMaskedLM") or (architecture.endswith("Model") and not architecture.endswith("LMHeadModel")) else None
+
+
+def load_encoder(path, kind):
+    """(model in float32, text -> ids, function hidden state -> embedding)"""
+    import safetensors.torch
+    import torch
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    loader = AutoModelForSequenceClassification if kind == "classify" else AutoModel
+    model = loader.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    modules = [{"type": "Pooling", "path": ""}, {"type": "Normalize", "path": ""}]
+    if os.path.exists(os.path.join(path, "modules.json")):
+        with open(os.path.join(path, "modules.json"), encoding="utf8") as file:
+            modules = [module for module in json.load(file) if not module["type"].endswith("Transformer")]
+
+    def embed(hidden):
+        row = None
+        for module in modules:
+            kind = module["type"].rpartition(".")[2]
+            fields = {}
+            if module["path"] and os.path.exists(os.path.join(path, module["path"], "config.json")):
+                with open(os.path.join(path, module["path"], "config.json"), encoding="utf8") as file:
+                    fields = json.load(file)
+            if kind == "Pooling":
+                row = hidden[0] if fields.get("pooling_mode_cls_token") else hidden[-1] if fields.get("pooling_mode_lasttoken") else hidden.mean(0)
+            elif kind == "Dense":
+                weights = safetensors.torch.load_file(os.path.join(path, module["path"], "model.safetensors"))
+                row = torch.nn.functional.linear(row, weights["linear.weight"].float(), weights["linear.bias"].float() if "linear.bias" in weights else None)
+                row = getattr(torch.nn, fields.get("activation_function", "Tanh").rpartition(".")[2])()(row)
+            elif kind == "Normalize":
+                row = torch.nn.functional.normalize(row, dim=0)
+            else:
+                fail(f"{path}: modules.json has a {kind}, which this tool does not compute")
+        return row
+
+    def encode(text):
+        from tokenizers import Tokenizer
+        tokenizer = Tokenizer.from_file(os.path.join(path, "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer.encode(text).ids
+
+    return model, encode, embed
+
+
+def compute_encoder(model, kind, embed, name, text, ids):
+    import torch
+
+    inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+    result = {"name": name, **({"text": text} if text is not None else {}), "ids": ids}
+    if getattr(model.config, "type_vocab_size", 1) and getattr(model.config, "type_vocab_size", 1) > 1 and text is None:
+        # The second half as the second of a pair.
+        result["token_type_ids"] = [int(i >= (len(ids) + 1) // 2) for i in range(len(ids))]
+        inputs["token_type_ids"] = torch.tensor([result["token_type_ids"]])
+    if kind == "classify":
+        result["logits"] = [rounded(v, 8) for v in model(**inputs).logits[0]]
+        return result
+    hidden = model(**inputs).last_hidden_state[0]
+    result["last_hidden_l2"] = rounded(hidden.double().norm(), 8)
+    for field, row in (("cls", hidden[0]), ("last_token", hidden[-1]), ("mean_pooled", hidden.mean(0))):
+        result[f"{field}_first16"] = [rounded(v) for v in row[:FIRST]]
+    result["embedding"] = [rounded(v) for v in embed(hidden)]
+    return result
+
+
+def write_encoder_reference(path, kind, prompts, out, about_prompts):
+    import torch
+    import transformers
+
+    with torch.no_grad():
+        model, encode, embed = load_encoder(path, kind)
+        if callable(prompts):
+            prompts = prompts(model.get_input_embeddings().weight.shape[0], encode)
+        # Several networks number positions by the padding token: a text does not have it.
+        padding = getattr(model.config, "pad_token_id", None)
+        prompts = [(name, text, ids if text is not None else [i if i != padding else i + 2 for i in ids]) for name, text, ids in prompts]
+        results = [compute_encoder(model, kind, embed, *prompt) for prompt in prompts]
+    reference = {"format": FORMAT, "name": os.path.basename(os.path.normpath(path)), "kind": kind, **about_prompts, "weights_dtype": stored_dtype(path),
+                 "computed": "float32, eager attention, CPU", "made_with": {"transformers": transformers.__version__, "torch": torch.__version__},
+                 "model_type": model.config.model_type, "hf_class": type(model).__name__}
+    with open(out, "w", encoding="utf8") as file:
+        lines = ",\n  ".join(json.dumps(result, ensure_ascii=False) for result in results)
+        file.write(f'{json.dumps(reference)[:-1]},\n "results": [\n  {lines}\n]}}\n')
+    print(f"{out}: {len(results)} texts of {', '.join(str(len(r['ids'])) for r in results)} token ids")
+
+
 def chosen_prompts(options, vocab_size, encode):
     """[(name, text or None, ids)]"""
     prompts = []
@@ -161,6 +259,9 @@ def compute(model, name, text, ids, num_greedy):
 
 def write_reference(path, prompts, out, about_prompts, num_greedy=24):
     """Writes the reference file of the model at `path`. `prompts`: (name, text or None, ids) each, or a function of (vocab_size, encode)."""
+    kind = encoder_kind(path)
+    if kind:
+        return write_encoder_reference(path, kind, prompts, out, about_prompts)
     import torch
     import transformers
 

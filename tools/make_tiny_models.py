@@ -5,7 +5,8 @@ usage: make_tiny_models.py [--list] [--out DIR] [NAME ...]
 
 Each becomes a directory as a published checkpoint has it: config.json in the style of the family's own checkpoints, model.safetensors in bf16,
 the tokenizer of another golden model, and golden.json (tools/make_reference.py). Weights depend on the name alone, so a model can be made
-again. Without --out it goes to tests/golden/models; families that the binary must not know go to tests/golden/outside.
+again. Without --out it goes to tests/golden/models, encoders to tests/golden/encoders; families that the binary must not know go to
+tests/golden/outside.
 
     build/venv-reference/bin/python tools/make_tiny_models.py olmo2 mpt
 """
@@ -24,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests/golden"
 
 # Whose tokenizer files are copied, and the ids that go with it.
-TOKENIZERS = {"bpe": ("llama", 640, {"bos_token_id": 0, "eos_token_id": 2}), "gpt2": ("gpt2", 600, {"bos_token_id": 0, "eos_token_id": 0}),
+TOKENIZERS = {"wordpiece": ("../encoders/bert", 620, {"pad_token_id": 0}), "bpe": ("llama", 640, {"bos_token_id": 0, "eos_token_id": 2}), "gpt2": ("gpt2", 600, {"bos_token_id": 0, "eos_token_id": 0}),
               "spm": ("llama2-spm", 876, {"bos_token_id": 1, "eos_token_id": 2})}
 
 SIZES = {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -47,6 +48,11 @@ GPT_OSS = {
     "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 32, "truncate": False},
     "num_local_experts": 4, "num_experts_per_tok": 2, "experts_per_token": 2, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"],
     "swiglu_limit": 0.8, "attention_bias": True, "tie_word_embeddings": False}
+ENCODER = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.02}
+MODERNBERT = {
+    "model_type": "modernbert", **ENCODER, "intermediate_size": 64, "num_hidden_layers": 4, "hidden_activation": "gelu", "global_attn_every_n_layers": 3, "local_attention": 16,
+    "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "norm_eps": 1e-5, "norm_bias": False, "attention_bias": False, "mlp_bias": False,
+    "classifier_activation": "gelu", "classifier_bias": False, "classifier_pooling": "mean", "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
 
 # name: (tokenizer, what is particular about it, the fields of config.json)
 MODELS = {
@@ -140,6 +146,20 @@ MODELS = {
         "rope_scaling": {"type": "yarn", "factor": 8, "original_max_position_embeddings": 32, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}}),
     "gpt_oss": ("bpe", "attention sinks, windows on every second layer, stacked experts with biases and limited activations, YaRN", GPT_OSS),
     "gpt_oss-mxfp4": ("bpe", "gpt_oss with its experts in MXFP4", GPT_OSS),
+    "distilbert": ("wordpiece", "no token types", {
+        "architectures": ["DistilBertModel"], "model_type": "distilbert", "dim": 48, "hidden_dim": 96, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128,
+        "activation": "gelu", "sinusoidal_pos_embds": False, "tie_weights_": True}),
+    "distilbert-classify": ("wordpiece", "three classes from the first token, relu", {
+        "architectures": ["DistilBertForSequenceClassification"], "model_type": "distilbert", "dim": 48, "hidden_dim": 96, "n_layers": 2, "n_heads": 4,
+        "max_position_embeddings": 128, "activation": "gelu", "sinusoidal_pos_embds": False, "tie_weights_": True,
+        "id2label": {"0": "negative", "1": "neutral", "2": "positive"}, "label2id": {"negative": 0, "neutral": 1, "positive": 2}}),
+    "nomic_bert": ("wordpiece", "rope, a gated mlp, no biases but the norms'", {
+        "architectures": ["NomicBertModel"], "model_type": "nomic_bert", **ENCODER, "hidden_act": "silu", "type_vocab_size": 2, "layer_norm_eps": 1e-12,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}),
+    "modernbert": ("wordpiece", "a window of 16 on two layers of three, rope with two bases, gated mlp, norms before", {
+        "architectures": ["ModernBertModel"], **MODERNBERT}),
+    "modernbert-classify": ("wordpiece", "two classes of the mean, through a dense layer and a norm", {
+        "architectures": ["ModernBertForSequenceClassification"], **MODERNBERT, "num_hidden_layers": 2, "id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}}),
     "gpt_neo": ("gpt2", "every second layer sees 16 keys only; scores are not scaled", {
         "architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo", "hidden_size": 64, "intermediate_size": None, "num_layers": 2, "num_heads": 4,
         "max_position_embeddings": 256, "window_size": 16, "attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"],
@@ -149,6 +169,7 @@ MODELS = {
         "partial_rotary_factor": 0.5, "rope_theta": 10000.0, "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}),
 }
 OUTSIDE = ("gpt_neo", "nemotron")
+ENCODERS = ("distilbert", "distilbert-classify", "nomic_bert", "modernbert", "modernbert-classify")
 
 
 def draw(name, tensor, generator, torch):
@@ -194,19 +215,20 @@ def store_experts_as_mxfp4(directory, torch):
 
 def make(name, out):
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     tokenizer, note, fields = MODELS[name]
     source, vocab_size, ids = TOKENIZERS[tokenizer]
     directory = out / name
     directory.mkdir(parents=True, exist_ok=True)
-    config = {**fields, **ids, "vocab_size": vocab_size, "torch_dtype": "bfloat16", "use_cache": True}
+    config = {**ids, **fields, "vocab_size": vocab_size, "torch_dtype": "bfloat16", "use_cache": True}
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(GOLDEN / "models" / source / file, directory / file)
 
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32)
+    loader = {"encoder": AutoModel, "classify": AutoModelForSequenceClassification}.get(make_reference.encoder_kind(str(directory)), AutoModelForCausalLM)
+    model = loader.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             parameter.copy_(draw(parameter_name, parameter, generator, torch))
@@ -245,7 +267,7 @@ def main():
     if unknown:
         sys.exit(f"error: unknown model {', '.join(unknown)}; known are {', '.join(MODELS)}")
     for name in options.names or MODELS:
-        make(name, options.out or GOLDEN / ("outside" if name in OUTSIDE else "models"))
+        make(name, options.out or GOLDEN / ("outside" if name in OUTSIDE else "encoders" if name in ENCODERS else "models"))
 
 
 if __name__ == "__main__":
