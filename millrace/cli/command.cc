@@ -133,6 +133,27 @@ Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& 
   return running;
 }
 
+Result<RunningEncoder> start_encoder(LoadedModel& model, const EncoderOptions& options) {
+  MR_RETURN_IF_ERROR(model.require_encoder());
+  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.exact ? "f32" : options.kv_cache_dtype));
+  EncoderEngineOptions engine;
+  engine.step_tokens_max = options.step_tokens;
+  engine.max_text_tokens = model.max_text_tokens();
+  if (options.max_text_tokens > 0) {
+    if (options.max_text_tokens > model.network().max_positions) {
+      return Status::invalid_argument(fmt::format("--max-model-len: {}, the model was made for {}", options.max_text_tokens, model.network().max_positions));
+    }
+    engine.max_text_tokens = options.max_text_tokens;
+  }
+  engine.max_queued_requests = options.max_queued_requests;
+  RunningEncoder running;
+  const int64_t rows = EncoderEngine::rows_needed(engine, model.network().max_positions);
+  MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype, static_cast<int32_t>(rows)));
+  MR_ASSIGN_OR_RETURN(running.engine, EncoderEngine::create(*running.executor, engine));
+  running.engine->start();
+  return running;
+}
+
 std::string format_bytes(int64_t bytes) {
   if (bytes >= 1'000'000'000) return fmt::format("{:.2f} GB", static_cast<double>(bytes) * 1e-9);
   if (bytes >= 1'000'000) return fmt::format("{:.1f} MB", static_cast<double>(bytes) * 1e-6);

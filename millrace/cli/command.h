@@ -6,6 +6,7 @@
 #include <string>
 
 #include "millrace/base/json.h"
+#include "millrace/engine/encoder_engine.h"
 #include "millrace/engine/engine.h"
 #include "millrace/engine/loaded_model.h"
 
@@ -56,6 +57,20 @@ struct RunningEngine {
 };
 Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& options, EngineOptions engine_options);
 
+// The same for an encoder.
+struct EncoderOptions {
+  int64_t step_tokens = 1024;            // most tokens of one step
+  int64_t max_text_tokens = 0;           // 0: what the model says
+  int64_t max_queued_requests = 1024;
+  std::string kv_cache_dtype = "auto";   // of keys and values within a step
+  bool exact = false;
+};
+struct RunningEncoder {
+  std::unique_ptr<CpuExecutor> executor;
+  std::unique_ptr<EncoderEngine> engine;  // goes first
+};
+Result<RunningEncoder> start_encoder(LoadedModel& model, const EncoderOptions& options);
+
 Result<KvDType> parse_kv_dtype(const std::string& name);
 std::string_view kv_dtype_name(KvDType dtype);
 
@@ -73,6 +88,7 @@ void register_inspect(CLI::App& app, int& exit_status);
 void register_tokenize(CLI::App& app, int& exit_status);
 void register_template(CLI::App& app, int& exit_status);
 void register_logits(CLI::App& app, int& exit_status);
+void register_embed(CLI::App& app, int& exit_status);
 void register_verify(CLI::App& app, int& exit_status);
 void register_bench(CLI::App& app, int& exit_status);
 void register_eval(CLI::App& app, int& exit_status);

@@ -12,6 +12,7 @@ int main(int argc, char** argv) {
       "  millrace serve ./SmolLM2-135M-Instruct        OpenAI-compatible server and chat page on 127.0.0.1:8000\n"
       "  millrace run model.gguf                       chat in the terminal\n"
       "  millrace generate model.gguf --prompt 'Once'  continue a text\n"
+      "  millrace embed ./all-MiniLM-L6-v2 --text Hi   the embedding of a text\n"
       "  millrace inspect model.gguf                   what the model is and what it takes\n"
       "MODEL is a Hugging Face directory, a GGUF file, or org/name on the hub. `millrace COMMAND --help` says more.");
   int exit_status = kDone;
@@ -22,6 +23,7 @@ int main(int argc, char** argv) {
   register_tokenize(app, exit_status);
   register_template(app, exit_status);
   register_logits(app, exit_status);
+  register_embed(app, exit_status);
   register_verify(app, exit_status);
   register_eval(app, exit_status);
   register_bench(app, exit_status);

@@ -51,6 +51,30 @@ Result<std::string> api_key(const ServeOptions& options) {
   return key;
 }
 
+Result<RunningEngine> start_decoder(LoadedModel& model, const ServeOptions& options) {
+  EngineOptions engine_options;
+  engine_options.max_running_sequences = options.max_num_seqs;
+  engine_options.step_tokens_max = std::max(options.max_num_batched_tokens, options.max_num_seqs);
+  engine_options.max_queued_requests = options.max_queued;
+  engine_options.prefix_cache = !options.no_prefix_caching;
+  return start_engine(model, options, engine_options);
+}
+
+void print_decoder(const LoadedModel& model, const RunningEngine& running) {
+  fmt::print("  model            {} family, weights {}, KV cache up to {} ({}), context {} tokens, resident now {}\n", model.network().family, format_bytes(model.weights().bytes()),
+             format_bytes(running.executor->kv_bytes()), kv_dtype_name(running.executor->options().kv_dtype), running.engine->max_request_tokens(), format_bytes(resident_bytes()));
+}
+
+void print_encoder(const LoadedModel& model, const RunningEncoder& running, const std::string& address, const std::string& name, const std::string& key) {
+  fmt::print("  model            {}, weights {}, texts of up to {} tokens, resident now {}\n", model.kind(), format_bytes(model.weights().bytes()), running.engine->max_text_tokens(),
+             format_bytes(resident_bytes()));
+  const bool classes = model.network().pooled->classes;
+  const bool pairs = classes && running.engine->output_size() == 1;
+  const std::string body = pairs ? R"("query": "What is a mill race?", "documents": ["A channel of fast water.", "A kind of bread."])" : R"("input": "A mill race is a channel of fast water.")";
+  fmt::print("  try              curl {}{} -H 'Content-Type: application/json' {}-d '{{\"model\": \"{}\", {}}}'\n", address, pairs ? "/v1/rerank" : classes ? "/classify" : "/v1/embeddings", key, name,
+             body);
+}
+
 Status run_serve(const ServeOptions& options) {
   ServerOptions server_options;
   server_options.host = options.host;
@@ -71,18 +95,23 @@ Status run_serve(const ServeOptions& options) {
     if (!compiled.is_ok()) return compiled.status().with_context(options.chat_template);
     given_template = std::move(compiled).value();
   }
-  EngineOptions engine_options;
-  engine_options.max_running_sequences = options.max_num_seqs;
-  engine_options.step_tokens_max = std::max(options.max_num_batched_tokens, options.max_num_seqs);
-  engine_options.max_queued_requests = options.max_queued;
-  engine_options.prefix_cache = !options.no_prefix_caching;
-  MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, engine_options));
+  RunningEngine running;
+  RunningEncoder encoder;
+  if (model->network().is_encoder()) {
+    MR_ASSIGN_OR_RETURN(encoder, start_encoder(*model, {.step_tokens = std::max<int64_t>(options.max_num_batched_tokens, 1), .max_text_tokens = options.max_model_len,
+                                                        .max_queued_requests = options.max_queued, .kv_cache_dtype = options.kv_cache_dtype, .exact = options.exact}));
+  } else {
+    MR_ASSIGN_OR_RETURN(running, start_decoder(*model, options));
+  }
 
   ServedModel served;
   const std::string name = options.names.empty() ? default_name(options.model) : options.names[0];
   served.name = name;
   if (options.names.size() > 1) served.aliases.assign(options.names.begin() + 1, options.names.end());
   served.engine = running.engine.get();
+  served.encoder = encoder.engine.get();
+  served.kind = model->kind();
+  if (model->network().is_encoder() && model->network().pooled->classes) served.classes = ClassScores::of(model->checkpoint().config(), encoder.engine->output_size());
   served.tokenizer = tokenizer;
   const auto own_template = model->chat_template();
   if (given_template) {
@@ -96,20 +125,26 @@ Status run_serve(const ServeOptions& options) {
   served.eos_token = model->eos_token();
   served.default_sampling = sampling_params(*model, options);
   served.facts = {{"isa", std::string(isa_name(model->isa()))}, {"threads", std::to_string(model->pool().num_threads())}, {"family", model->network().family},
-                  {"version", MILLRACE_VERSION}, {"kv_cache_dtype", std::string(kv_dtype_name(running.executor->options().kv_dtype))}};
+                  {"version", MILLRACE_VERSION}, {"kv_cache_dtype", std::string(kv_dtype_name((running.executor ? running.executor : encoder.executor)->options().kv_dtype))}};
 
   const Status status = serve(std::move(served), server_options, [&](uint16_t port) {
     const std::string address = fmt::format("http://{}:{}", options.host.find(':') == std::string::npos ? options.host : "[" + options.host + "]", port);
     fmt::print("millrace {} serves {} on {}\n", MILLRACE_VERSION, name, address);
     fmt::print("  instruction set  {}, {} threads\n", isa_name(model->isa()), model->pool().num_threads());
-    fmt::print("  model            {} family, weights {}, KV cache up to {} ({}), context {} tokens, resident now {}\n", model->network().family, format_bytes(model->weights().bytes()),
-               format_bytes(running.executor->kv_bytes()), kv_dtype_name(running.executor->options().kv_dtype), running.engine->max_request_tokens(), format_bytes(resident_bytes()));
+    const std::string key = server_options.api_key.empty() ? "" : "-H \"Authorization: Bearer $MILLRACE_API_KEY\" ";
+    if (encoder.engine != nullptr) {
+      print_encoder(*model, encoder, address, name, key);
+      std::fflush(stdout);
+      return;
+    }
+    print_decoder(*model, running);
     if (!own_template.is_ok() && !given_template) fmt::print("  chat             refused: {}\n", own_template.status().message());
     fmt::print("  chat page        {}/\n  try              curl {}/v1/chat/completions -H 'Content-Type: application/json' {}-d '{{\"model\": \"{}\", \"temperature\": 0, \"messages\": [{{\"role\": \"user\", \"content\": \"Explain gravity in one sentence.\"}}]}}'\n",
-               address, address, server_options.api_key.empty() ? "" : "-H \"Authorization: Bearer $MILLRACE_API_KEY\" ", name);
+               address, address, key, name);
     std::fflush(stdout);
   });
-  running.engine->stop();
+  if (running.engine != nullptr) running.engine->stop();
+  if (encoder.engine != nullptr) encoder.engine->stop();
   return status;
 }
 

@@ -11,7 +11,7 @@
 
 namespace millrace {
 
-enum class Endpoint : unsigned { kChat = 1, kCompletions = 2, kTokenize = 4, kDetokenize = 8 };
+enum class Endpoint : unsigned { kChat = 1, kCompletions = 2, kTokenize = 4, kDetokenize = 8, kEmbeddings = 16, kClassify = 32, kScore = 64, kRerank = 128 };
 
 // One prompt of /v1/completions or /tokenize: text, or ids that a client made itself.
 using Prompt = std::variant<std::string, std::vector<int32_t>>;
@@ -55,6 +55,15 @@ struct ApiRequest {
   bool continue_final_message = false;
   std::optional<bool> add_special_tokens;   // absent: as the endpoint does by default
   bool return_token_strs = false;           // tokenize
+
+  // Of encoders. Inputs of embeddings and classify are `prompts`.
+  bool base64 = false;                      // embeddings: encoding_format
+  std::optional<int64_t> dimensions;        // embeddings
+  std::vector<std::string> texts_1, texts_2;  // score: pairs, one text on the left with each on the right or as many; rerank: the query, the documents
+  std::optional<int64_t> top_n;             // rerank
+  bool return_documents = true;             // rerank
+  std::optional<bool> use_activation;       // classify, score, rerank: false gives logits
+  std::optional<int64_t> truncate_prompt_tokens;  // -1: to what the model reads
 
   int64_t priority = 0;
   std::string cache_salt;

@@ -17,15 +17,21 @@ constexpr unsigned kChat = static_cast<unsigned>(Endpoint::kChat);
 constexpr unsigned kCompletions = static_cast<unsigned>(Endpoint::kCompletions);
 constexpr unsigned kTokenize = static_cast<unsigned>(Endpoint::kTokenize);
 constexpr unsigned kDetokenize = static_cast<unsigned>(Endpoint::kDetokenize);
+constexpr unsigned kEmbeddings = static_cast<unsigned>(Endpoint::kEmbeddings);
+constexpr unsigned kClassify = static_cast<unsigned>(Endpoint::kClassify);
+constexpr unsigned kScore = static_cast<unsigned>(Endpoint::kScore);
+constexpr unsigned kRerank = static_cast<unsigned>(Endpoint::kRerank);
+constexpr unsigned kEncode = kEmbeddings | kClassify | kScore | kRerank;
 constexpr unsigned kGenerate = kChat | kCompletions;
 constexpr unsigned kTemplate = kChat | kTokenize;
-constexpr unsigned kAll = kGenerate | kTokenize | kDetokenize;
+constexpr unsigned kAll = kGenerate | kTokenize | kDetokenize | kEncode;
 
 constexpr std::size_t kStopStringsMax = 16;
 constexpr std::size_t kStopStringBytesMax = 256;
 constexpr std::size_t kStopTokensMax = 64;
 constexpr std::size_t kLogitBiasMax = 1024;
 constexpr std::size_t kPromptsMax = 256;
+constexpr std::size_t kInputsMax = 2048;  // texts of a request to an encoder: OpenAI's limit
 constexpr double kInt64 = 9'223'372'036'854'775'807.0;
 constexpr double kInt32 = 2'147'483'647.0;
 
@@ -103,7 +109,7 @@ std::optional<ApiError> read_stream_options(std::string_view name, const json::v
 }
 
 // A string, a list of strings, a list of token ids, or a list of such lists.
-std::optional<ApiError> read_prompt(std::string_view name, const json::value& value, ApiRequest& request) {
+std::optional<ApiError> read_prompts(std::string_view name, const json::value& value, std::size_t count_max, ApiRequest& request) {
   constexpr std::string_view kExpected = "a string, a list of strings, a list of token ids or a list of such lists, not empty";
   request.has_prompt = true;
   const auto add_ids = [&](std::string_view field, const json::value& list) -> std::optional<ApiError> {
@@ -120,7 +126,7 @@ std::optional<ApiError> read_prompt(std::string_view name, const json::value& va
   if (!value.is_array() || value.get_array().empty()) return wrong(name, value, kExpected);
   const json::array& list = value.get_array();
   if (list[0].is_number()) return add_ids(name, value);
-  if (list.size() > kPromptsMax) return wrong(name, value, fmt::format("at most {} prompts", kPromptsMax));
+  if (list.size() > count_max) return wrong(name, value, fmt::format("at most {} of them", count_max));
   for (std::size_t i = 0; i < list.size(); ++i) {
     const std::string field = fmt::format("{}[{}]", name, i);
     if (list[0].is_string() && list[i].is_string()) {
@@ -131,6 +137,44 @@ std::optional<ApiError> read_prompt(std::string_view name, const json::value& va
       return wrong(field, list[i], kExpected);
     }
   }
+  return std::nullopt;
+}
+
+std::optional<ApiError> read_prompt(std::string_view name, const json::value& value, ApiRequest& request) { return read_prompts(name, value, kPromptsMax, request); }
+std::optional<ApiError> read_input(std::string_view name, const json::value& value, ApiRequest& request) { return read_prompts(name, value, kInputsMax, request); }
+
+// A text, or a list of texts; a text may stand in an object, {"text": ...}, as rerankers' documents do.
+std::optional<ApiError> read_texts(std::string_view name, const json::value& value, std::vector<std::string>& texts) {
+  const std::string expected = fmt::format("a string, or a list of 1 to {} strings (or objects with \"text\")", kInputsMax);
+  if (value.is_array() && (value.get_array().empty() || value.get_array().size() > kInputsMax)) return wrong(name, value, expected);
+  const std::size_t count = value.is_array() ? value.get_array().size() : 1;
+  for (std::size_t i = 0; i < count; ++i) {
+    const json::value& item = value.is_array() ? value.get_array()[i] : value;
+    const json::value* text = item.is_object() ? item.get_object().if_contains("text") : &item;
+    if (text == nullptr || !text->is_string()) return wrong(value.is_array() ? fmt::format("{}[{}]", name, i) : std::string(name), item, expected);
+    texts.emplace_back(text->get_string());
+  }
+  return std::nullopt;
+}
+
+std::optional<ApiError> read_texts_1(std::string_view name, const json::value& value, ApiRequest& request) {
+  if (!request.texts_1.empty()) return invalid_field(name, fmt::format("\"{}\" is given beside another name of the same", name));
+  return read_texts(name, value, request.texts_1);
+}
+std::optional<ApiError> read_texts_2(std::string_view name, const json::value& value, ApiRequest& request) {
+  if (!request.texts_2.empty()) return invalid_field(name, fmt::format("\"{}\" is given beside another name of the same", name));
+  return read_texts(name, value, request.texts_2);
+}
+
+std::optional<ApiError> read_query(std::string_view name, const json::value& value, ApiRequest& request) {
+  if (!value.is_string()) return wrong(name, value, "a string");
+  request.texts_1.emplace_back(value.get_string());
+  return std::nullopt;
+}
+
+std::optional<ApiError> read_encoding_format(std::string_view name, const json::value& value, ApiRequest& request) {
+  if (!value.is_string() || (value.get_string() != "float" && value.get_string() != "base64")) return wrong(name, value, "\"float\" or \"base64\"");
+  request.base64 = value.get_string() == "base64";
   return std::nullopt;
 }
 
@@ -236,7 +280,28 @@ constexpr RequestField kFields[] = {
     {"add_special_tokens", kGenerate | kTokenize, &A::add_special_tokens},
     {"return_token_strs", kTokenize, &A::return_token_strs},
 
+    {"input", kEmbeddings | kClassify, read_input},
+    {"encoding_format", kEmbeddings, read_encoding_format},
+    {"dimensions", kEmbeddings, &A::dimensions, 1, 1 << 20},
+    {"text_1", kScore, read_texts_1},
+    {"text_2", kScore, read_texts_2},
+    {"queries", kScore, read_texts_1},
+    {"documents", kScore | kRerank, read_texts_2},
+    {"data_1", kScore, read_texts_1},
+    {"data_2", kScore, read_texts_2},
+    {"query", kRerank, read_query},
+    {"top_n", kRerank, &A::top_n, 0, kInt32},
+    {"return_documents", kRerank, &A::return_documents},
+    {"use_activation", kClassify | kScore | kRerank, &A::use_activation},
+    {"add_special_tokens", kEmbeddings | kClassify, &A::add_special_tokens},
+    {"truncate_prompt_tokens", kEncode, &A::truncate_prompt_tokens, -1, kInt32},
+
     // What changes nothing in the answer.
+    {"user", kEncode, kIgnored},
+    {"request_id", kEncode, kIgnored},
+    {"priority", kEncode, FieldUnsupported{"0"}},
+    {"embed_dtype", kEmbeddings, FieldUnsupported{"\"float32\""}},
+    {"endianness", kEmbeddings, FieldUnsupported{"\"native\""}},
     {"user", kGenerate, kIgnored},
     {"metadata", kGenerate, kIgnored},
     {"store", kGenerate, kIgnored},
@@ -334,6 +399,16 @@ std::optional<ApiError> check_together(Endpoint endpoint, const json::object& bo
   if (endpoint == Endpoint::kChat && !request.has_messages) return missing("messages");
   if (endpoint == Endpoint::kCompletions && !request.has_prompt) return missing("prompt");
   if (endpoint == Endpoint::kDetokenize && !body.contains("tokens")) return missing("tokens");
+  if ((endpoint == Endpoint::kEmbeddings || endpoint == Endpoint::kClassify) && !request.has_prompt) return missing("input");
+  if (endpoint == Endpoint::kScore && request.texts_1.empty()) return missing("text_1");
+  if (endpoint == Endpoint::kScore && request.texts_2.empty()) return missing("text_2");
+  if (endpoint == Endpoint::kRerank && request.texts_1.empty()) return missing("query");
+  if (endpoint == Endpoint::kRerank && request.texts_2.empty()) return missing("documents");
+  if (request.texts_1.size() > 1 && request.texts_1.size() != request.texts_2.size()) {
+    return invalid_field("text_1", fmt::format("{} texts on the left and {} on the right, expected one on the left or as many on both sides", request.texts_1.size(),
+                                               request.texts_2.size()));
+  }
+  if (request.truncate_prompt_tokens == 0) return invalid_field("truncate_prompt_tokens", "\"truncate_prompt_tokens\" is 0, expected -1 or at least 1");
   if (endpoint == Endpoint::kTokenize) {
     if (request.has_messages == request.has_prompt) {
       return invalid_field("prompt", request.has_prompt ? "both \"prompt\" and \"messages\" are given, expected one of them"

@@ -11,7 +11,8 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr Endpoint kEndpoints[] = {Endpoint::kChat, Endpoint::kCompletions, Endpoint::kTokenize, Endpoint::kDetokenize};
+constexpr Endpoint kEndpoints[] = {Endpoint::kChat, Endpoint::kCompletions, Endpoint::kTokenize, Endpoint::kDetokenize, Endpoint::kEmbeddings, Endpoint::kClassify,
+                                     Endpoint::kScore, Endpoint::kRerank};
 
 // A request to the endpoint that is right, with `field` set to the JSON text `value` besides.
 std::string body_with(Endpoint endpoint, std::string_view field, std::string_view value) {
@@ -25,6 +26,10 @@ std::string body_with(Endpoint endpoint, std::string_view field, std::string_vie
   switch (endpoint) {
     case Endpoint::kChat: return R"({"messages":[{"role":"user","content":"a"}])" + extra + "}";
     case Endpoint::kDetokenize: return R"({"tokens":[1])" + extra + "}";
+    case Endpoint::kEmbeddings:
+    case Endpoint::kClassify: return R"({"input":"a")" + extra + "}";
+    case Endpoint::kScore: return R"({"text_1":"a","text_2":["b"])" + extra + "}";
+    case Endpoint::kRerank: return R"({"query":"a","documents":["b"])" + extra + "}";
     default: return R"({"prompt":"a")" + extra + "}";
   }
 }
@@ -67,6 +72,24 @@ void expect_refused(Endpoint endpoint, const RequestField& field, std::string_vi
 void expect_accepted(Endpoint endpoint, const RequestField& field, std::string_view value) {
   const auto error = parse(endpoint, body_with(endpoint, field.name, value));
   EXPECT_FALSE(error) << field.name << " = " << value << ": " << error->message;
+}
+
+TEST(RequestTable, TextsOfScoresComeInEveryForm) {
+  const auto texts = [](Endpoint endpoint, std::string_view body) {
+    ApiRequest request;
+    const auto error = parse_request(endpoint, body, request);
+    EXPECT_FALSE(error) << body << ": " << error->message;
+    return std::pair(request.texts_1, request.texts_2);
+  };
+  const std::vector<std::string> a = {"a"}, b = {"b"}, ab = {"a", "b"};
+  EXPECT_EQ(texts(Endpoint::kScore, R"({"text_1": "a", "text_2": "b"})"), std::pair(a, b));
+  EXPECT_EQ(texts(Endpoint::kScore, R"({"queries": "a", "documents": ["a", "b"]})"), std::pair(a, ab));
+  EXPECT_EQ(texts(Endpoint::kScore, R"({"data_1": ["a", "b"], "data_2": ["a", {"text": "b"}]})"), std::pair(ab, ab));
+  EXPECT_EQ(texts(Endpoint::kRerank, R"({"query": "a", "documents": [{"text": "a"}, "b"]})"), std::pair(a, ab));
+  for (const char* body : {R"({"text_1": "a"})", R"({"text_2": "a"})", R"({"text_1": [], "text_2": "a"})", R"({"text_1": ["a", "b"], "text_2": "a"})", R"({"text_1": 1, "text_2": "a"})",
+                           R"({"text_1": "a", "queries": "a", "text_2": "a"})", R"({"text_1": "a", "text_2": [{"txt": "a"}]})", R"({"text_1": "a", "text_2": [["a"]]})"}) {
+    EXPECT_TRUE(parse(Endpoint::kScore, body)) << body;
+  }
 }
 
 TEST(RequestTable, AcceptsABareRequestToEveryEndpoint) {

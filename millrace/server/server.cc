@@ -29,6 +29,10 @@ std::optional<ApiError> Server::Impl::check_model_name(const ApiRequest& request
 }
 
 void Server::Impl::generate(const Exchange& exchange, Endpoint endpoint) {
+  if (auto error = check_kind(exchange, false)) {
+    exchange->respond(error_response(*error));
+    return;
+  }
   struct Prepared {
     std::optional<ApiError> error = http_error(500, "the server ran out of memory on this request");
     PreparedCall call;
@@ -100,7 +104,8 @@ void Server::Impl::drain_when_prepared() {
   }
   drain_thread_ = std::thread([this] {
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(drain_deadline_ - Clock::now());
-    model_.engine->drain(std::max(left, std::chrono::milliseconds(0)));
+    const auto patience = std::max(left, std::chrono::milliseconds(0));
+    model_.encoder != nullptr ? model_.encoder->drain(patience) : model_.engine->drain(patience);
     http_->post([this] {
       deliver();
       http_->stop(kFlushGrace);
@@ -112,7 +117,9 @@ Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Server::~Server() = default;
 
 Result<std::unique_ptr<Server>> Server::create(ServedModel model, ServerOptions options) {
-  if (model.engine == nullptr || model.tokenizer == nullptr) return Status::invalid_argument("a served model needs an engine and a tokenizer");
+  if ((model.engine == nullptr) == (model.encoder == nullptr) || model.tokenizer == nullptr) {
+    return Status::invalid_argument("a served model needs one engine, of a decoder or of an encoder, and a tokenizer");
+  }
   if (options.api_key.empty() && !is_loopback(options.host) && !options.allow_open_without_key) {
     return Status::invalid_argument(
         fmt::format("host {} is reachable from other machines, which needs an API key: in the variable MILLRACE_API_KEY or with --api-key-file; "

@@ -103,7 +103,7 @@ void Server::Impl::health(const Exchange& exchange) {
     exchange->respond(error_response(http_error(503, "the server is shutting down")));
     return;
   }
-  const double seconds = model_.engine->metrics().seconds_since_step;
+  const double seconds = engine_metrics().seconds_since_step;
   if (seconds * 1000 > static_cast<double>(options_.stall_timeout.count())) {
     exchange->respond(error_response(http_error(503, fmt::format("a step has been running for {:.0f} seconds", seconds))));
     return;
@@ -117,12 +117,12 @@ void Server::Impl::metrics(const Exchange& exchange) {
   http_metrics_.num_connections_refused = http_->stats().num_connections_refused;
   HttpResponse response;
   response.content_type = "text/plain; version=0.0.4; charset=utf-8";
-  response.body = prometheus_text(model_.engine->metrics(), http_metrics_, model_.name);
+  response.body = prometheus_text(engine_metrics(), http_metrics_, model_.name);
   exchange->respond(std::move(response));
 }
 
 void Server::Impl::engine_stats(const Exchange& exchange) {
-  const EngineMetrics metrics = model_.engine->metrics();
+  const EngineMetrics metrics = engine_metrics();
   const auto mean = [](const Histogram& values) { return values.count() == 0 ? 0.0 : values.sum() / static_cast<double>(values.count()); };
   JsonWriter json;
   json.begin_object()

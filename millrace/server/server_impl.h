@@ -17,6 +17,7 @@
 
 #include "millrace/server/api_error.h"
 #include "millrace/server/api_key.h"
+#include "millrace/server/encode_call.h"
 #include "millrace/server/generation_call.h"
 #include "millrace/server/helper_pool.h"
 #include "millrace/server/loopback_host.h"
@@ -36,7 +37,7 @@ class Server::Impl final : public HttpHandler {
     loopback_hosts_only_ = !key_ && is_loopback(options_.host);
     options_.api_key.assign(options_.api_key.size(), '\0');
     options_.api_key.clear();
-    max_model_len_ = model_.engine->max_request_tokens();
+    max_model_len_ = model_.encoder != nullptr ? model_.encoder->max_text_tokens() : model_.engine->max_request_tokens();
   }
   ~Impl() override {
     if (drain_thread_.joinable()) drain_thread_.join();
@@ -84,7 +85,7 @@ class Server::Impl final : public HttpHandler {
       begin_drain();
     } else {
       http_->stop(std::chrono::milliseconds(0));
-      model_.engine->stop();
+      model_.encoder != nullptr ? model_.encoder->stop() : model_.engine->stop();
     }
   }
 
@@ -95,7 +96,7 @@ class Server::Impl final : public HttpHandler {
     bool open = false;          // needs no key
     bool while_draining = false;
   };
-  static const std::array<Route, 9> kRoutes;
+  static const std::array<Route, 16> kRoutes;
 
   struct Waker {
     std::mutex mutex;
@@ -118,6 +119,15 @@ class Server::Impl final : public HttpHandler {
   void chat(const Exchange& exchange) { generate(exchange, Endpoint::kChat); }
   void completions(const Exchange& exchange) { generate(exchange, Endpoint::kCompletions); }
   void generate(const Exchange& exchange, Endpoint endpoint);
+  void embeddings(const Exchange& exchange) { encode(exchange, Endpoint::kEmbeddings); }
+  void classify(const Exchange& exchange) { encode(exchange, Endpoint::kClassify); }
+  void score(const Exchange& exchange) { encode(exchange, Endpoint::kScore); }
+  void rerank(const Exchange& exchange) { encode(exchange, Endpoint::kRerank); }
+  void encode(const Exchange& exchange, Endpoint endpoint);
+  void start_encode(EncodeCall call, const Exchange& exchange);
+  void finish_encode(uint64_t call_id, const std::shared_ptr<EncodeResult>& result);
+  void answer_encode(uint64_t call_id, HttpResponse response);
+  std::optional<ApiError> check_kind(const Exchange& exchange, bool encoder) const;
   void tokenize(const Exchange& exchange);
   void detokenize(const Exchange& exchange);
   void models(const Exchange& exchange);
@@ -130,6 +140,7 @@ class Server::Impl final : public HttpHandler {
   template <class T>
   void on_helper(const Exchange& exchange, std::function<T(std::string_view body)> work, std::function<void(T&)> then);
 
+  EngineMetrics engine_metrics() const { return model_.encoder != nullptr ? model_.encoder->metrics() : model_.engine->metrics(); }
   std::optional<ApiError> check_model_name(const ApiRequest& request) const;
   std::string model_json() const;
   HttpResponse json_response(std::string body) const {
@@ -156,6 +167,11 @@ class Server::Impl final : public HttpHandler {
 
   // I/O thread only:
   std::unordered_map<uint64_t, std::shared_ptr<GenerationCall>> calls_;
+  struct PendingEncode {
+    Exchange exchange;
+    std::shared_ptr<const EncodeCall> call;
+  };
+  std::unordered_map<uint64_t, PendingEncode> encodes_;
   uint64_t next_call_id_ = 1;
   int64_t num_preparing_ = 0;
   bool draining_ = false;

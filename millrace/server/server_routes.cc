@@ -21,9 +21,16 @@ bool is_json(std::string_view content_type) {
 
 }  // namespace
 
-const std::array<Server::Impl::Route, 9> Server::Impl::kRoutes = {{
+const std::array<Server::Impl::Route, 16> Server::Impl::kRoutes = {{
     {"POST", "/v1/chat/completions", &Impl::chat},
     {"POST", "/v1/completions", &Impl::completions},
+    {"POST", "/v1/embeddings", &Impl::embeddings},
+    {"POST", "/classify", &Impl::classify},
+    {"POST", "/v1/score", &Impl::score},
+    {"POST", "/score", &Impl::score},
+    {"POST", "/v1/rerank", &Impl::rerank},
+    {"POST", "/v2/rerank", &Impl::rerank},
+    {"POST", "/rerank", &Impl::rerank},
     {"POST", "/tokenize", &Impl::tokenize},
     {"POST", "/detokenize", &Impl::detokenize},
     {"GET", "/v1/models", &Impl::models},

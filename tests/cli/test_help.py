@@ -6,7 +6,7 @@ import pytest
 
 from command import ERROR, ROOT, millrace, refusal
 
-COMMANDS = ["serve", "run", "generate", "inspect", "tokenize", "template", "logits", "verify", "eval", "bench"]
+COMMANDS = ["serve", "run", "generate", "inspect", "embed", "tokenize", "template", "logits", "verify", "eval", "bench"]
 
 
 def test_help_lists_every_command_with_examples():

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from command import MODELS, ROOT, answer, millrace, refusal
+from command import ENCODERS, MODELS, ROOT, answer, millrace, refusal
 
 ISAS = {"scalar": set(), "avx2": {"avx2", "fma", "f16c", "bmi2"}, "avx2-vnni": {"avx2", "avx_vnni"},
         "avx512-vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
@@ -80,12 +80,12 @@ def test_an_unknown_instruction_set_is_an_error(llama):
 
 
 def test_every_golden_model_opens():
-    for directory in sorted(MODELS.iterdir()):
+    for directory in [*MODELS.iterdir(), *ENCODERS.iterdir()]:
         assert answer("inspect", directory)["shapes"]["num_layers"] >= 1, directory.name
 
 
 def test_families_directory_matches_the_binary():
     """Each built-in family is seen in some golden model, so that docs/models.md says nothing unproven."""
-    seen = {answer("inspect", directory)["family"] for directory in sorted(MODELS.iterdir())}
+    seen = {answer("inspect", directory)["family"] for directory in [*MODELS.iterdir(), *ENCODERS.iterdir()]}
     built_in = {json.loads(path.read_text())["family"] for path in (ROOT / "millrace/model/families").glob("*.json")}
     assert seen == built_in

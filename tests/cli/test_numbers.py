@@ -149,7 +149,7 @@ def test_tolerances_are_the_users(llama, tmp_path):
 
 @pytest.mark.parametrize("text, named", [
     ("{", "line 1"), ("[]", "no JSON object"), ("{}", '"prompts"'), ('{"prompts": []}', '"prompts"'), ('{"prompts": [{}]}', '"ids"'),
-    ('{"kind": "encoder", "prompts": []}', "encoder"), ('{"prompts": [{"ids": [1.5], "last_logits": {}}]}', "1.5"),
+    ('{"kind": "seq2seq", "prompts": []}', "seq2seq"), ('{"kind": "encoder", "prompts": []}', '"results"'), ('{"prompts": [{"ids": [1.5], "last_logits": {}}]}', "1.5"),
     ('{"prompts": [{"ids": [99999], "last_logits": {"first16": [0]}}]}', "99999"), ('{"prompts": [{"ids": [1], "last_logits": {"first16": [0]}, "greedy": [99999, 1]}]}', "99999"),
     ('{"prompts": [{"ids": [1], "last_logits": {}}]}', "nothing to compare"),
     ('{"prompts": [{"ids": [], "last_logits": {}}]}', "ids")])

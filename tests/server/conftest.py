@@ -40,11 +40,11 @@ def free_port():
 
 
 class Server:
-    def __init__(self, *args, env=None, step_ms=None, host="127.0.0.1"):
+    def __init__(self, *args, env=None, step_ms=None, host="127.0.0.1", model=None):
         self.host = host
         self.port = free_port()
         if BINARY and step_ms is None:
-            command = [BINARY, "serve", MODEL]
+            command = [BINARY, "serve", str(model or MODEL)]
         else:
             command = [FAKE, "--tokenizer", MODEL, "--step-ms", str(step_ms or 0)]
         command += ["--host", host, "--port", str(self.port), *map(str, args)]
