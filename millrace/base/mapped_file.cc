@@ -26,31 +26,66 @@ Status errno_status(const std::string& path, const char* doing) {
   return {error == ENOENT ? StatusCode::kNotFound : StatusCode::kUnavailable, fmt::format("{}: cannot {}: {}", path, doing, std::strerror(error))};
 }
 
-Status open_regular(const std::string& path, FileDescriptor& file, std::size_t& size) {
-  file.fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+Status open_regular(const std::string& path, int flags, FileDescriptor& file, struct stat& info) {
+  file.fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags);
   if (file.fd < 0) return errno_status(path, "open");
-  struct stat info {};
   if (::fstat(file.fd, &info) != 0) return errno_status(path, "stat");
   if (!S_ISREG(info.st_mode)) return Status::invalid_argument(fmt::format("{}: is not a regular file", path));
-  size = static_cast<std::size_t>(info.st_size);
   return Status::ok();
+}
+
+int64_t nanoseconds(const timespec& time) { return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; }
+
+FileIdentity identity_of(const struct stat& info) {
+  return {info.st_dev, info.st_ino, info.st_size, nanoseconds(info.st_mtim), nanoseconds(info.st_ctim)};
 }
 
 }  // namespace
 
 Result<MappedFile> MappedFile::open(const std::string& path) {
   FileDescriptor descriptor;
+  struct stat info {};
+  MR_RETURN_IF_ERROR(open_regular(path, 0, descriptor, info));
   MappedFile file;
   file.path_ = path;
-  MR_RETURN_IF_ERROR(open_regular(path, descriptor, file.size_));
-  if (file.size_ > 0) {
-    void* address = ::mmap(nullptr, file.size_, PROT_READ, MAP_PRIVATE, descriptor.fd, 0);
-    if (address == MAP_FAILED) {
-      file.size_ = 0;
-      return errno_status(path, "map");
-    }
-    file.data_ = static_cast<const std::byte*>(address);
+  file.identity_ = identity_of(info);
+  if (info.st_size == 0) return file;
+  void* address = ::mmap(nullptr, static_cast<std::size_t>(info.st_size), PROT_READ, MAP_PRIVATE, descriptor.fd, 0);
+  if (address == MAP_FAILED) return errno_status(path, "map");
+  file.data_ = static_cast<const std::byte*>(address);
+  file.size_ = static_cast<std::size_t>(info.st_size);
+  return file;
+}
+
+Result<MappedFile> MappedFile::open_own(const std::string& path) {
+  FileDescriptor descriptor;
+  struct stat info {};
+  MR_RETURN_IF_ERROR(open_regular(path, O_NOFOLLOW, descriptor, info));
+  if (info.st_uid != ::geteuid() || (info.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
+    return Status::invalid_argument(fmt::format("{}: is owned by user {} with mode {:o}, expected user {} and no one else to write", path, info.st_uid, info.st_mode & 07777, ::geteuid()));
   }
+  MappedFile file;
+  file.path_ = path;
+  file.identity_ = identity_of(info);
+  if (info.st_size == 0) return file;
+  // Room for the file and what aligning it may skip; what is left on both sides goes back.
+  constexpr std::size_t kAlignment = std::size_t{2} << 20;
+  const auto size = static_cast<std::size_t>(info.st_size), page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE)), pages = (size + page - 1) / page * page;
+  void* room = ::mmap(nullptr, pages + kAlignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) return errno_status(path, "map");
+  auto* begin = static_cast<std::byte*>(room);
+  const std::size_t skipped = (kAlignment - reinterpret_cast<std::uintptr_t>(begin) % kAlignment) % kAlignment;
+  if (skipped > 0) ::munmap(begin, skipped);
+  if (kAlignment > skipped) ::munmap(begin + skipped + pages, kAlignment - skipped);
+  void* address = ::mmap(begin + skipped, size, PROT_READ, MAP_PRIVATE | MAP_FIXED, descriptor.fd, 0);
+  if (address == MAP_FAILED) {
+    const Status status = errno_status(path, "map");
+    ::munmap(begin + skipped, pages);
+    return status;
+  }
+  ::madvise(address, size, MADV_HUGEPAGE);  // read it in huge pages where the file system can
+  file.data_ = static_cast<const std::byte*>(address);
+  file.size_ = size;
   return file;
 }
 
@@ -60,6 +95,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(identity_, other.identity_);
   return *this;
 }
 
@@ -70,14 +106,22 @@ MappedFile::~MappedFile() {
 void MappedFile::drop(std::span<const std::byte> range) const {
   const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
   const auto begin = (reinterpret_cast<std::uintptr_t>(range.data()) + page - 1) / page * page;
-  const auto end = reinterpret_cast<std::uintptr_t>(range.data() + range.size()) / page * page;
+  auto end = reinterpret_cast<std::uintptr_t>(range.data() + range.size());
+  if (range.data() + range.size() != data_ + size_) end = end / page * page;  // the file's last page may go with its end
   if (end > begin) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+void MappedFile::will_need(std::span<const std::byte> range) const {
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<std::uintptr_t>(range.data()) / page * page, end = reinterpret_cast<std::uintptr_t>(range.data() + range.size());
+  if (end > begin) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_WILLNEED);
 }
 
 Result<std::string> read_text_file(const std::string& path, std::size_t max_bytes) {
   FileDescriptor descriptor;
-  std::size_t size = 0;
-  MR_RETURN_IF_ERROR(open_regular(path, descriptor, size));
+  struct stat info {};
+  MR_RETURN_IF_ERROR(open_regular(path, 0, descriptor, info));
+  const auto size = static_cast<std::size_t>(info.st_size);
   if (size > max_bytes) return Status::resource_exhausted(fmt::format("{}: has {} bytes, at most {} are accepted", path, size, max_bytes));
   std::string text(size, '\0');
   std::size_t done = 0;

@@ -232,6 +232,12 @@ std::vector<std::string> Checkpoint::files() const {
   return paths;
 }
 
+std::vector<FileIdentity> Checkpoint::file_identities() const {
+  std::vector<FileIdentity> identities;
+  for (const auto& file : mapped()) identities.push_back(file.identity());
+  return identities;
+}
+
 int64_t Checkpoint::file_bytes() const {
   int64_t bytes = 0;
   for (const auto& file : mapped()) bytes += static_cast<int64_t>(file.bytes().size());
@@ -244,12 +250,25 @@ int64_t Checkpoint::tensor_bytes() const {
   return bytes;
 }
 
-void Checkpoint::drop_pages(const SourceTensor& tensor) const {
+const MappedFile* Checkpoint::file_of(const SourceTensor& tensor) const {
   for (const auto& file : mapped()) {
     const std::byte* begin = file.bytes().data();
     // std::less: the pointers are of different mappings, for which < alone promises nothing.
-    if (!std::less<>()(tensor.data.data(), begin) && std::less<>()(tensor.data.data(), begin + file.bytes().size())) file.drop(tensor.data);
+    if (!std::less<>()(tensor.data.data(), begin) && std::less<>()(tensor.data.data(), begin + file.bytes().size())) return &file;
   }
+  return nullptr;
+}
+
+void Checkpoint::drop_pages(const SourceTensor& tensor) const {
+  if (const MappedFile* file = file_of(tensor)) file->drop(tensor.data);
+}
+
+void Checkpoint::drop_all_pages() const {
+  for (const auto& file : mapped()) file.drop(file.bytes());
+}
+
+void Checkpoint::will_need(const SourceTensor& tensor) const {
+  if (const MappedFile* file = file_of(tensor)) file->will_need(tensor.data);
 }
 
 }  // namespace millrace

@@ -61,11 +61,16 @@ class Checkpoint {
   const GgufFile* gguf() const { return gguf_.get(); }  // for the vocabulary arrays; null for Hugging Face
 
   std::vector<std::string> files() const;  // the weight files, for cache keys and messages
+  std::vector<FileIdentity> file_identities() const;  // of those files, as they were when they were opened
   int64_t file_bytes() const;              // of those files
   int64_t tensor_bytes() const;            // of the tensors in them
 
   // Says that the tensor's pages are not needed soon (it was packed elsewhere). They are read again from the file when touched.
   void drop_pages(const SourceTensor& tensor) const;
+  // The same of everything in the weight files.
+  void drop_all_pages() const;
+  // Says that the tensor is read next: the system may begin to fetch it.
+  void will_need(const SourceTensor& tensor) const;
 
  private:
   Checkpoint() = default;
@@ -74,6 +79,7 @@ class Checkpoint {
   Status read_tokenizer_files();
   Status read_modules();
   Status index_tensors();
+  const MappedFile* file_of(const SourceTensor& tensor) const;
   std::span<const MappedFile> mapped() const { return gguf_ ? gguf_->files() : std::span<const MappedFile>(files_); }
 
   std::string path_;

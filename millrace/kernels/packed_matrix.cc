@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 
+#include "millrace/base/aligned_buffer.h"
 #include "millrace/kernels/grouped_panels.h"
 #include "millrace/kernels/small_block_panels.h"
 #include "millrace/kernels/panel_layout.h"
@@ -239,7 +240,7 @@ WeightMemory allocate_weights(std::size_t num_bytes) {
 
 }  // namespace
 
-Result<PackedMatrix> PackedMatrix::pack(DType dtype, std::span<const std::byte* const> rows, int64_t k) {
+Result<PackedMatrix> PackedMatrix::plan(DType dtype, int64_t rows, int64_t k) {
   const auto weight_class = class_of(dtype);
   if (!weight_class) return Status::unsupported(fmt::format("{} weights: no kernel computes with this type", dtype_name(dtype)));
   if (k <= 0 || k % dtype_info(dtype).block_elements != 0) {
@@ -247,59 +248,102 @@ Result<PackedMatrix> PackedMatrix::pack(DType dtype, std::span<const std::byte* 
   }
   PackedMatrix matrix;
   matrix.class_ = *weight_class;
-  matrix.rows_ = static_cast<int64_t>(rows.size());
+  matrix.rows_ = rows;
   matrix.k_ = k;
-  MR_ASSIGN_OR_RETURN(std::byte * data, matrix.allocate());
-  for (int64_t row = 0; row < matrix.rows_; ++row) {
-    std::byte* panel = data + row / kPanelRows * matrix.panel_bytes_;
-    pack_row(*weight_class, dtype, rows[static_cast<std::size_t>(row)], k, row % kPanelRows, panel);
-  }
+  MR_RETURN_IF_ERROR(matrix.plan_panels());
   return matrix;
 }
 
-Result<PackedMatrix> PackedMatrix::pack(const GroupedWeights& weights, std::span<const int32_t> rows) {
+Result<PackedMatrix> PackedMatrix::plan(const GroupedWeights& weights, std::span<const int32_t> rows) {
   if (weights.k <= 0 || weights.k % kBlockK != 0) return Status::unsupported(fmt::format("quantized weights with {} columns: expected a multiple of {}", weights.k, kBlockK));
   if (weights.group_size < weights.k && (weights.group_size <= 0 || weights.group_size % kBlockK != 0)) {
     return Status::unsupported(fmt::format("groups of {} weights: expected a multiple of {}", weights.group_size, kBlockK));
   }
-  GroupedRow row_buffer(weights);
+  GroupedRow buffer(weights);
   PackedMatrix matrix;
   matrix.rows_ = static_cast<int64_t>(rows.size());
   matrix.k_ = weights.k;
-  matrix.class_ = grouped_class(weights, rows, row_buffer);
+  matrix.class_ = grouped_class(weights, rows, buffer);
   matrix.group_ = {scale_type_of(weights.scale_dtype), group_shift_of(weights.group_size, weights.k), nullptr};
   if (!weights.columns.empty()) matrix.columns_ = std::make_shared<const std::vector<int32_t>>(weights.columns);
   if (matrix.class_ == WeightClass::kCode4) {
     matrix.codebook_ = std::make_shared<const Codebook>(make_codebook(weights.codebook));
     matrix.group_.codebook = matrix.codebook_.get();
   }
-  MR_ASSIGN_OR_RETURN(std::byte * data, matrix.allocate());
-  for (int64_t row = 0; row < matrix.rows_; ++row) {
-    const int32_t source = rows[static_cast<std::size_t>(row)];
-    row_buffer.read(weights, source);
-    if (matrix.class_ == WeightClass::kF8E4M3) {
-      const auto nan = std::find_if(row_buffer.codes.begin(), row_buffer.codes.end(), [](uint8_t code) { return (code & 0x7f) == 0x7f; });
-      if (nan != row_buffer.codes.end()) {
-        return Status::invalid_argument(fmt::format("[{}, {}] is not a number (byte {:#x})", source, nan - row_buffer.codes.begin(), *nan));
+  MR_RETURN_IF_ERROR(matrix.plan_panels());
+  return matrix;
+}
+
+void PackedMatrix::pack_panel(DType dtype, std::span<const std::byte* const> rows, std::byte* panel) const {
+  for (std::size_t row = 0; row < rows.size(); ++row) pack_row(class_, dtype, rows[row], k_, static_cast<int64_t>(row), panel);
+}
+
+Status PackedMatrix::pack_panel(const GroupedWeights& weights, std::span<const int32_t> rows, GroupedRow& buffer, std::byte* panel) const {
+  for (std::size_t row = 0; row < rows.size(); ++row) {
+    buffer.read(weights, rows[row]);
+    if (class_ == WeightClass::kF8E4M3) {
+      const auto nan = std::find_if(buffer.codes.begin(), buffer.codes.end(), [](uint8_t code) { return (code & 0x7f) == 0x7f; });
+      if (nan != buffer.codes.end()) {
+        return Status::invalid_argument(fmt::format("[{}, {}] is not a number (byte {:#x})", rows[row], nan - buffer.codes.begin(), *nan));
       }
     }
-    if (matrix.class_ == WeightClass::kMXFP4) {
-      MR_RETURN_IF_ERROR(pack_mxfp4_row(row_buffer, source, weights.k, row % kPanelRows, data + row / kPanelRows * matrix.panel_bytes_));
-      continue;
+    if (class_ == WeightClass::kMXFP4) {
+      MR_RETURN_IF_ERROR(pack_mxfp4_row(buffer, rows[row], weights.k, static_cast<int64_t>(row), panel));
+    } else {
+      pack_grouped_row(class_, group_, buffer, weights.group_size, weights.k, static_cast<int64_t>(row), panel);
     }
-    pack_grouped_row(matrix.class_, matrix.group_, row_buffer, weights.group_size, weights.k, row % kPanelRows, data + row / kPanelRows * matrix.panel_bytes_);
+  }
+  return Status::ok();
+}
+
+PackedMatrix PackedMatrix::with_panels(const std::byte* panels, std::shared_ptr<const void> owner) const {
+  PackedMatrix matrix = *this;
+  matrix.data_ = panels;
+  matrix.memory_ = std::move(owner);
+  return matrix;
+}
+
+namespace {
+
+// The rows of panel `panel`: 16, or what is left.
+template <class T>
+std::span<const T> rows_of_panel(std::span<const T> rows, int64_t panel) {
+  const auto begin = static_cast<std::size_t>(panel * kPanelRows);
+  return rows.subspan(begin, std::min(static_cast<std::size_t>(kPanelRows), rows.size() - begin));
+}
+
+}  // namespace
+
+Result<PackedMatrix> PackedMatrix::pack(DType dtype, std::span<const std::byte* const> rows, int64_t k) {
+  MR_ASSIGN_OR_RETURN(PackedMatrix matrix, plan(dtype, static_cast<int64_t>(rows.size()), k));
+  std::byte* data = matrix.allocate();
+  for (int64_t panel = 0; panel < matrix.num_panels(); ++panel) matrix.pack_panel(dtype, rows_of_panel(rows, panel), data + panel * matrix.panel_bytes_);
+  return matrix;
+}
+
+Result<PackedMatrix> PackedMatrix::pack(const GroupedWeights& weights, std::span<const int32_t> rows) {
+  MR_ASSIGN_OR_RETURN(PackedMatrix matrix, plan(weights, rows));
+  std::byte* data = matrix.allocate();
+  GroupedRow buffer(weights);
+  for (int64_t panel = 0; panel < matrix.num_panels(); ++panel) {
+    MR_RETURN_IF_ERROR(matrix.pack_panel(weights, rows_of_panel(rows, panel), buffer, data + panel * matrix.panel_bytes_));
   }
   return matrix;
 }
 
-// Memory for rows_ and k_ of class_: zero bytes are zero weights in every class (their scales are 0), so rows beyond the last need nothing more.
-Result<std::byte*> PackedMatrix::allocate() {
+// The size of a panel for k_ of class_.
+Status PackedMatrix::plan_panels() {
   panel_bytes_ = millrace::panel_bytes(class_, group_, k_);
   int64_t total_bytes = 0;
   if (__builtin_mul_overflow(panel_bytes_, num_panels(), &total_bytes)) {
     return Status::invalid_argument(fmt::format("a matrix of {} x {} does not fit in memory", rows_, k_));
   }
-  const WeightMemory memory = allocate_weights(static_cast<std::size_t>(total_bytes));
+  return Status::ok();
+}
+
+// Memory of its own: zero bytes are zero weights in every class (their scales are 0), so rows beyond the last need nothing more.
+std::byte* PackedMatrix::allocate() {
+  const WeightMemory memory = allocate_weights(static_cast<std::size_t>(bytes()));
   data_ = memory.data;
   memory_ = memory.owner;
   return memory.data;

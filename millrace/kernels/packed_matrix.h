@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "millrace/base/aligned_buffer.h"
 #include "millrace/base/status.h"
 #include "millrace/tensor/dtype.h"
 #include "millrace/tensor/grouped_weights.h"
@@ -45,6 +44,8 @@ struct GroupFormat {
 // How a GEMM wants its activations. A bit set, since the consumers of one activation may differ.
 enum class ActivationForm : uint8_t { kF32 = 1, kInt8 = 2, kBf16 = 4 };
 
+struct GroupedRow;  // grouped_panels.h
+
 // A [rows, k] weight matrix in panels of 16 rows, k in blocks: the one copy that decode and prefill share (docs/design.md D3).
 // The bytes are the same on every ISA. Cheap to copy: copies share the weights, which never change.
 class PackedMatrix {
@@ -57,6 +58,18 @@ class PackedMatrix {
 
   // Packed row i is row rows[i] of `weights`. Unsupported: k or the group size no multiple of 32. Invalid: numbers that no weight can be.
   static Result<PackedMatrix> pack(const GroupedWeights& weights, std::span<const int32_t> rows);
+
+  // What pack() would give, before anything is packed: class and size, and no panels to read until with_panels().
+  static Result<PackedMatrix> plan(DType dtype, int64_t rows, int64_t k);
+  static Result<PackedMatrix> plan(const GroupedWeights& weights, std::span<const int32_t> rows);
+
+  // Packs rows [panel * 16, ...) of the planned matrix into panel_bytes() bytes, which are zero. `rows`: those 16, or fewer in the last
+  // panel. Any thread.
+  void pack_panel(DType dtype, std::span<const std::byte* const> rows, std::byte* panel) const;
+  Status pack_panel(const GroupedWeights& weights, std::span<const int32_t> rows, GroupedRow& buffer, std::byte* panel) const;
+
+  // This matrix over bytes() bytes of panels at `panels`, aligned to 64 bytes, that `owner` keeps.
+  PackedMatrix with_panels(const std::byte* panels, std::shared_ptr<const void> owner) const;
 
   int64_t rows() const { return rows_; }
   int64_t k() const { return k_; }
@@ -75,13 +88,14 @@ class PackedMatrix {
   void unpack_row(int64_t row, float* out) const;
 
  private:
-  Result<std::byte*> allocate();
+  Status plan_panels();
+  std::byte* allocate();
 
   WeightClass class_ = WeightClass::kF32;
   GroupFormat group_;
   int64_t rows_ = 0, k_ = 0, panel_bytes_ = 0;
   const std::byte* data_ = nullptr;                // in *memory_, which matrices packed after one another share
-  std::shared_ptr<const AlignedBuffer> memory_;
+  std::shared_ptr<const void> memory_;
   std::shared_ptr<const Codebook> codebook_;       // what group_ points to
   std::shared_ptr<const std::vector<int32_t>> columns_;
 };

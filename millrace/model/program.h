@@ -108,14 +108,24 @@ struct Program {
 // The network's matrices, packed, in the order that the lowering numbers them.
 class Weights {
  public:
-  // Packs every matrix of the network on the pool's threads. Errors name the tensor.
+  // Classes and sizes of the network's matrices, and nothing packed: enough to lower the network and to say what it takes. Errors name the tensor.
+  static Result<Weights> plan(const Network& network, ThreadPool& pool);
+
+  // Packs every matrix of planned weights on the pool's threads. Needs memory for bytes(), and of the files one tensor at a time.
+  Status pack_planned(const Checkpoint& checkpoint, ThreadPool& pool);
+  // Both.
   static Result<Weights> pack(const Network& network, const Checkpoint& checkpoint, ThreadPool& pool);
+
+  // The panels of all matrices, one after the other, as they lie in memory and in the packed cache; empty after plan().
+  std::span<const std::byte> panels() const { return {panels_, panels_ == nullptr ? 0 : static_cast<std::size_t>(panels_bytes_)}; }
+  // Gives planned weights their panels: bytes() of them, aligned to 64, that `owner` keeps.
+  void set_panels(const std::byte* panels, const std::shared_ptr<const void>& owner);
 
   const PackedMatrix& operator[](WeightId id) const { return matrices_[static_cast<std::size_t>(id)]; }
   WeightId id_of(const Linear& linear) const;
   const Linear& linear(WeightId id) const { return *linears_[static_cast<std::size_t>(id)]; }
   WeightId embedding_id() const { return embedding_id_; }  // the packed head, where the embedding is tied to it; else -1
-  int64_t bytes() const;
+  int64_t bytes() const { return panels_bytes_; }
   std::size_t size() const { return matrices_.size(); }
 
   // Writes the embedding of `token` as hidden_size floats.
@@ -125,6 +135,9 @@ class Weights {
 
  private:
   std::vector<PackedMatrix> matrices_;
+  std::vector<int64_t> offsets_;        // parallel to matrices_: of the first panel in panels_
+  int64_t panels_bytes_ = 0;
+  const std::byte* panels_ = nullptr;   // the matrices keep what it points to
   std::vector<const Linear*> linears_;  // parallel to matrices_
   std::unordered_map<const Linear*, WeightId> ids_;
   const Network* network_ = nullptr;

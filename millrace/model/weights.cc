@@ -3,51 +3,69 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
+#include <optional>
 
+#include "millrace/base/aligned_buffer.h"
+#include "millrace/kernels/grouped_panels.h"
 #include "millrace/model/program.h"
 #include "millrace/tensor/dequantize.h"
 
 namespace millrace {
 namespace {
 
-// [k, rows] as stored -> [rows, k], for plain types (GPT-2's Conv1D), or one matrix of a stack of them. Quantized types are never stored transposed.
-Result<std::vector<std::byte>> transpose(const SourceTensor& tensor, int64_t index) {
-  const std::size_t dimensions = tensor.shape.size();
-  const int64_t k = tensor.shape[dimensions - 2], rows = tensor.shape[dimensions - 1], size = dtype_info(tensor.dtype).block_bytes;
-  if (dtype_info(tensor.dtype).block_elements != 1) {
-    return Status::unsupported(fmt::format("\"{}\" is {} and stored transposed; only plain types can be transposed", tensor.name, dtype_name(tensor.dtype)));
+// 16 rows of a tensor stored [k, rows] -> [16, k], for plain types (GPT-2's Conv1D), or of a stack of such matrices. Quantized types are never
+// stored transposed.
+void transpose_rows(const SourceTensor& tensor, std::span<const int32_t> rows, int64_t k, std::byte* out) {
+  const int64_t in_stack = tensor.shape.back(), size = dtype_info(tensor.dtype).block_bytes;  // rows of one matrix
+  for (int64_t c = 0; c < k; ++c) {
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      const int64_t matrix = rows[r] / in_stack, row = rows[r] % in_stack;
+      std::memcpy(out + (static_cast<int64_t>(r) * k + c) * size, tensor.data.data() + ((matrix * k + c) * in_stack + row) * size, static_cast<std::size_t>(size));
+    }
   }
-  std::vector<std::byte> out(static_cast<std::size_t>(k * rows * size));
-  const auto from = tensor.data.subspan(static_cast<std::size_t>(index) * out.size(), out.size());
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < k; ++c) std::memcpy(&out[static_cast<std::size_t>((r * k + c) * size)], &from[static_cast<std::size_t>((c * rows + r) * size)], static_cast<std::size_t>(size));
-  }
-  return out;
 }
 
-Result<PackedMatrix> pack_matrix(const MatrixSource& source) {
+Result<PackedMatrix> plan_matrix(const MatrixSource& source) {
   const SourceTensor& tensor = *source.tensor;
   if (source.grouped) {
-    auto packed = PackedMatrix::pack(*source.grouped, source.row_map);
-    if (!packed.is_ok()) return packed.status().with_context(fmt::format("\"{}\"", tensor.name));
-    return packed;
+    auto planned = PackedMatrix::plan(*source.grouped, source.row_map);
+    if (!planned.is_ok()) return planned.status().with_context(fmt::format("\"{}\"", tensor.name));
+    return planned;
   }
-  const auto bytes = row_bytes(tensor.dtype, source.k);
-  if (!bytes) return Status::unsupported(fmt::format("\"{}\": rows of {} values are no whole number of {} blocks", tensor.name, source.k, dtype_name(tensor.dtype)));
-  std::vector<std::byte> transposed;
-  int64_t first_row = 0;
-  const std::byte* base = tensor.data.data();
-  if (source.transposed) {
-    const int64_t in_stack = tensor.shape.back();  // rows of one matrix
-    first_row = tensor.shape.size() == 3 ? source.row_map[0] / in_stack * in_stack : 0;
-    MR_ASSIGN_OR_RETURN(transposed, transpose(tensor, first_row / in_stack));
-    base = transposed.data();
+  if (!row_bytes(tensor.dtype, source.k)) {
+    return Status::unsupported(fmt::format("\"{}\": rows of {} values are no whole number of {} blocks", tensor.name, source.k, dtype_name(tensor.dtype)));
   }
-  std::vector<const std::byte*> rows(source.row_map.size());
-  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = base + (source.row_map[i] - first_row) * *bytes;
-  auto packed = PackedMatrix::pack(tensor.dtype, rows, source.k);
-  if (!packed.is_ok()) return packed.status().with_context(fmt::format("\"{}\"", tensor.name));
-  return packed;
+  if (source.transposed && dtype_info(tensor.dtype).block_elements != 1) {
+    return Status::unsupported(fmt::format("\"{}\" is {} and stored transposed; only plain types can be transposed", tensor.name, dtype_name(tensor.dtype)));
+  }
+  auto planned = PackedMatrix::plan(tensor.dtype, source.rows(), source.k);
+  if (!planned.is_ok()) return planned.status().with_context(fmt::format("\"{}\"", tensor.name));
+  return planned;
+}
+
+// Packs panels [begin, end) of a planned matrix to `panels`, where its first one lies.
+Status pack_panels(const PackedMatrix& matrix, const MatrixSource& source, int64_t begin, int64_t end, std::byte* panels) {
+  const SourceTensor& tensor = *source.tensor;
+  const std::span<const int32_t> row_map(source.row_map);
+  std::optional<GroupedRow> buffer;
+  if (source.grouped) buffer.emplace(*source.grouped);
+  const int64_t bytes = source.grouped ? 0 : *row_bytes(tensor.dtype, source.k);
+  std::vector<std::byte> transposed(static_cast<std::size_t>(source.transposed ? kPanelRows * bytes : 0));
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const auto first = static_cast<std::size_t>(panel * kPanelRows);
+    const std::span<const int32_t> rows = row_map.subspan(first, std::min(static_cast<std::size_t>(kPanelRows), row_map.size() - first));
+    std::byte* to = panels + panel * matrix.panel_bytes();
+    if (source.grouped) {
+      const Status status = matrix.pack_panel(*source.grouped, rows, *buffer, to);
+      if (!status.is_ok()) return status.with_context(fmt::format("\"{}\"", tensor.name));
+      continue;
+    }
+    if (source.transposed) transpose_rows(tensor, rows, source.k, transposed.data());
+    const std::byte* stored[kPanelRows];
+    for (std::size_t i = 0; i < rows.size(); ++i) stored[i] = source.transposed ? transposed.data() + static_cast<int64_t>(i) * bytes : tensor.data.data() + rows[i] * bytes;
+    matrix.pack_panel(tensor.dtype, {stored, rows.size()}, to);
+  }
+  return Status::ok();
 }
 
 // The rows of a stack of matrices (experts) that this one is made of, so that those of the others are not dropped while they are read.
@@ -64,9 +82,30 @@ SourceTensor part_of(const MatrixSource& source) {
   return part;
 }
 
+// The error of the first matrix that has one, whichever thread found it when.
+class FirstError {
+ public:
+  void add(int64_t index, Status status) {
+    const std::lock_guard lock(mutex_);
+    if (!status_.is_ok() && index_ <= index) return;
+    index_ = index;
+    status_ = std::move(status);
+  }
+  const Status& status() const { return status_; }
+
+ private:
+  std::mutex mutex_;
+  int64_t index_ = 0;
+  Status status_;
+};
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+constexpr int64_t kPanelsAlignment = 64;
+
 }  // namespace
 
-Result<Weights> Weights::pack(const Network& network, const Checkpoint& checkpoint, ThreadPool& pool) {
+Result<Weights> Weights::plan(const Network& network, ThreadPool& pool) {
   Weights weights;
   weights.network_ = &network;
   const auto add = [&](const Linear& linear) {
@@ -99,42 +138,85 @@ Result<Weights> Weights::pack(const Network& network, const Checkpoint& checkpoi
   } else {
     add(network.head);
   }
-  weights.matrices_.resize(weights.linears_.size());
   if (network.tied_head) weights.embedding_id_ = weights.id_of(network.head);
-
-  std::mutex mutex;
-  Status error;
-  pool.run_chunks(static_cast<int64_t>(weights.linears_.size()), [&](int64_t index, int) {
-    const auto i = static_cast<std::size_t>(index);
-    const MatrixSource& source = weights.linears_[i]->weight;
-    auto packed = pack_matrix(source);
-    if (packed.is_ok()) {
-      weights.matrices_[i] = std::move(packed).value();
-      // The file's pages have served; what is needed again (a fused tensor's other parts) is read again.
-      if (!source.transposed) checkpoint.drop_pages(part_of(source));
-    } else {
-      const std::lock_guard lock(mutex);
-      if (error.is_ok()) error = packed.status();
-    }
-  });
-  MR_RETURN_IF_ERROR(error);
   const auto& embedding = *network.embedding.tensor;
   if (!network.tied_head && !can_dequantize(embedding.dtype)) {
     return Status::unsupported(fmt::format("\"{}\": cannot read {}", embedding.name, dtype_name(embedding.dtype)));
   }
+
+  weights.matrices_.resize(weights.linears_.size());
+  FirstError error;
+  pool.run_chunks(static_cast<int64_t>(weights.linears_.size()), [&](int64_t index, int) {
+    const auto i = static_cast<std::size_t>(index);
+    auto planned = plan_matrix(weights.linears_[i]->weight);
+    if (planned.is_ok()) {
+      weights.matrices_[i] = std::move(planned).value();
+    } else {
+      error.add(index, planned.status());
+    }
+  });
+  MR_RETURN_IF_ERROR(error.status());
+  weights.offsets_.reserve(weights.matrices_.size());
+  for (const PackedMatrix& matrix : weights.matrices_) {
+    weights.offsets_.push_back(weights.panels_bytes_);
+    if (__builtin_add_overflow(weights.panels_bytes_, round_up(matrix.bytes(), kPanelsAlignment), &weights.panels_bytes_)) {
+      return Status::invalid_argument("the model's weights do not fit in any memory");
+    }
+  }
   return weights;
+}
+
+// One matrix after another, each by all threads, so that the files are read in order and little of them is in memory at a time.
+Status Weights::pack_planned(const Checkpoint& checkpoint, ThreadPool& pool) {
+  auto memory = AlignedBuffer::allocate(static_cast<std::size_t>(panels_bytes_));
+  if (!memory.is_ok()) return memory.status().with_context("packed weights");
+  const auto owner = std::make_shared<AlignedBuffer>(std::move(memory).value());
+  std::byte* panels = owner->data();
+  const auto source_of = [&](int64_t index) -> const MatrixSource& { return linears_[static_cast<std::size_t>(index)]->weight; };
+  const int64_t count = static_cast<int64_t>(matrices_.size());
+  int64_t panels_per_chunk = 1;
+  FirstError error;
+  pool.run_stages(
+      count,
+      [&](int64_t index) -> int64_t {
+        if (index == 0) checkpoint.will_need(part_of(source_of(0)));
+        if (index + 1 < count) checkpoint.will_need(part_of(source_of(index + 1)));
+        // What was read has served. A tensor whose rows are dealt out to several matrices is dropped after the last of them.
+        if (index > 0) {
+          const MatrixSource& before = source_of(index - 1);
+          if (before.tensor != source_of(index).tensor || before.tensor->shape.size() > 2) checkpoint.drop_pages(part_of(before));
+        }
+        const PackedMatrix& matrix = matrices_[static_cast<std::size_t>(index)];
+        constexpr int64_t kChunkBytes = int64_t{256} << 10;
+        panels_per_chunk = std::max(matrix.num_panels() / ThreadPool::kChunksMax + 1, kChunkBytes / matrix.panel_bytes());
+        return (matrix.num_panels() + panels_per_chunk - 1) / panels_per_chunk;
+      },
+      [&](int64_t index, int64_t chunk, int) {
+        const PackedMatrix& matrix = matrices_[static_cast<std::size_t>(index)];
+        const int64_t begin = chunk * panels_per_chunk, end = std::min(begin + panels_per_chunk, matrix.num_panels());
+        if (const Status status = pack_panels(matrix, source_of(index), begin, end, panels + offsets_[static_cast<std::size_t>(index)]); !status.is_ok()) error.add(index, status);
+      });
+  checkpoint.drop_all_pages();
+  MR_RETURN_IF_ERROR(error.status());
+  set_panels(panels, owner);
+  return Status::ok();
+}
+
+Result<Weights> Weights::pack(const Network& network, const Checkpoint& checkpoint, ThreadPool& pool) {
+  MR_ASSIGN_OR_RETURN(Weights weights, plan(network, pool));
+  MR_RETURN_IF_ERROR(weights.pack_planned(checkpoint, pool));
+  return weights;
+}
+
+void Weights::set_panels(const std::byte* panels, const std::shared_ptr<const void>& owner) {
+  for (std::size_t i = 0; i < matrices_.size(); ++i) matrices_[i] = matrices_[i].with_panels(panels + offsets_[i], owner);
+  panels_ = panels;
 }
 
 WeightId Weights::id_of(const Linear& linear) const {
   const auto found = ids_.find(&linear);
   MR_CHECK(found != ids_.end(), "a linear layer that was not packed");
   return found->second;
-}
-
-int64_t Weights::bytes() const {
-  int64_t sum = 0;
-  for (const auto& matrix : matrices_) sum += matrix.bytes();
-  return sum;
 }
 
 namespace {
