@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <fstream>
 
+#include "millrace/base/cache_folder.h"
 #include "millrace/cli/command.h"
 #include "millrace/measure/probe_cache.h"
 #include "millrace/measure/profile_svg.h"
@@ -78,7 +79,7 @@ Status run_bench(const BenchOptions& options) {
   MR_ASSIGN_OR_RETURN(auto executor, model->make_executor(GemmPath::kFast, kv_dtype, static_cast<int32_t>(std::max(steps.chunk, steps.batch))));
   // More threads than CPUs have no peaks of their own.
   const int threads = model->pool().num_threads(), probed_threads = std::min(threads, usable_cpus());
-  const std::string folder = probe_cache_folder();
+  const std::string folder = cache_folder();
   if (isatty(STDERR_FILENO) && !read_probe_cache(folder, this_machine())) fmt::print(stderr, "measuring what this machine can do (once; see `millrace probe`)\n");
   MR_ASSIGN_OR_RETURN(const ProbedMachine machine, probe_machine_cached(std::span(&probed_threads, 1), folder, false));
   MR_ASSIGN_OR_RETURN(const StepTimingResult result, time_steps(*executor, model->pool(), *machine.profile.of_threads(probed_threads), steps));

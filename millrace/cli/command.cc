@@ -5,6 +5,7 @@
 
 #include <cstdio>
 
+#include "millrace/base/cache_folder.h"
 #include "millrace/base/system_memory.h"
 #include "millrace/formats/hub.h"
 
@@ -16,6 +17,8 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
   command.add_option("--family", options.family, "JSON file that describes the model's family (docs/add-a-model.md)")->check(CLI::ExistingFile);
   command.add_option("--threads", options.threads, "Threads that compute; default: every usable CPU")->check(CLI::Range(1, 1024));
   command.add_flag("--json", options.json, "Answer in JSON");
+  command.add_flag("--no-weight-cache", options.no_weight_cache, "Pack the weights anew and keep no file of them (docs/memory.md)");
+  command.add_option("--weight-cache-size", options.weight_cache_bytes, "Most bytes of all files of packed weights, e.g. 8GB; default: 32GB")->transform(CLI::AsSizeValue(false));
 }
 
 namespace {
@@ -34,7 +37,7 @@ bool print_progress(const HubProgress& progress) {
 
 }  // namespace
 
-Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, bool pack_weights) {
+Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, LoadWeights weights) {
   HubOptions hub = HubOptions::from_environment();
   hub.gguf_file = options.gguf_file;
   hub.progress = print_progress;
@@ -42,12 +45,24 @@ Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, boo
   LoadOptions load;
   if (!options.family.empty()) load.family_file = options.family;
   load.num_threads = options.threads;
-  load.pack_weights = pack_weights;
-  return LoadedModel::load(path, load);
+  load.weights = weights;
+  if (const std::string folder = cache_folder(); !folder.empty() && !options.no_weight_cache) {
+    load.weight_cache.folder = folder + "/weights";
+    load.weight_cache.max_bytes = options.weight_cache_bytes;
+  }
+  auto model = LoadedModel::load(path, load);
+  if (model.is_ok() && !(*model)->cache_error().is_ok()) {
+    fmt::print(stderr, "millrace: warning: packed cache: {}; the weights were packed anew\n", (*model)->cache_error().message());
+  }
+  return model;
+}
+
+void keep_weights(LoadedModel& model) {
+  model.keep_weights([](const Status& status) { fmt::print(stderr, "millrace: warning: packed cache: {}; the next start packs the weights again\n", status.message()); });
 }
 
 Result<std::unique_ptr<LoadedModel>> load_decoder(const ModelOptions& options) {
-  MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
+  MR_ASSIGN_OR_RETURN(auto model, load_model(options, LoadWeights::kPack));
   MR_RETURN_IF_ERROR(model->require_decoder());
   return model;
 }

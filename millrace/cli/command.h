@@ -23,11 +23,17 @@ struct ModelOptions {
   std::string family;      // --family file.json
   int threads = 0;
   bool json = false;
+  bool no_weight_cache = false;
+  int64_t weight_cache_bytes = WeightCacheOptions{}.max_bytes;
 };
 void add_model_options(CLI::App& command, ModelOptions& options);
 
-// Resolves the name (downloading if need be, with a progress bar on a terminal), and loads.
-Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, bool pack_weights);
+// Resolves the name (downloading if need be, with a progress bar on a terminal), and loads. Weights may come from the packed cache; a cache
+// file that is not believed is a warning.
+Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, LoadWeights weights);
+
+// Writes the packed cache in the background; a failure is a warning. For commands that a user starts again and again.
+void keep_weights(LoadedModel& model);
 
 // The same, for commands that need a model which writes text: an encoder is refused with what it is for.
 Result<std::unique_ptr<LoadedModel>> load_decoder(const ModelOptions& options);

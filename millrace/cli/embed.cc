@@ -63,7 +63,7 @@ Status run_embed(const EmbedOptions& options) {
     texts.insert(texts.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
   }
   if (texts.empty()) return Status::invalid_argument("no text: give --text or --file");
-  MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
+  MR_ASSIGN_OR_RETURN(auto model, load_model(options, LoadWeights::kPack));
   MR_RETURN_IF_ERROR(model->require_encoder());
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
   MR_ASSIGN_OR_RETURN(RunningEncoder running, start_encoder(*model, {.step_tokens = options.step_tokens, .kv_cache_dtype = options.kv_cache_dtype, .exact = options.exact}));

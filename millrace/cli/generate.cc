@@ -104,6 +104,7 @@ Status run_generate(const GenerateOptions& options) {
   if (prompts.size() == 1) {
     if (!options.json && !options.chat && prompts[0].messages.empty()) fmt::print("{}", prompts[0].text);
     MR_ASSIGN_OR_RETURN(const Completion done, run_one(0, [&](std::string_view text) {
+                          keep_weights(*model);
                           if (options.json) return;
                           fmt::print("{}", text);
                           std::fflush(stdout);
@@ -130,6 +131,7 @@ Status run_generate(const GenerateOptions& options) {
       const std::lock_guard lock(mutex);
       completions[i] = std::move(completion);
       done[i] = true;
+      keep_weights(*model);
       for (; printed < prompts.size() && done[printed]; ++printed) {
         const auto& ready = completions[printed];
         if (!ready.is_ok()) continue;

@@ -44,7 +44,7 @@ json::object describe_network(const Network& network) {
 }
 
 Result<json::object> describe(const InspectOptions& options) {
-  MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
+  MR_ASSIGN_OR_RETURN(auto model, load_model(options, LoadWeights::kPlan));
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype));
   MR_ASSIGN_OR_RETURN(auto executor, model->make_executor(GemmPath::kFast, kv_dtype, 512));
   const Network& network = model->network();

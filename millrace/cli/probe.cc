@@ -3,6 +3,7 @@
 
 #include <cstdio>
 
+#include "millrace/base/cache_folder.h"
 #include "millrace/cli/command.h"
 #include "millrace/measure/probe_cache.h"
 
@@ -36,7 +37,7 @@ void print_threads(const ThreadProfile& t) {
 
 Status run_probe(const ProbeCommandOptions& options) {
   const std::vector<int> counts = options.threads > 0 ? std::vector<int>{options.threads} : probe_thread_counts(usable_cpus());
-  const std::string folder = probe_cache_folder();
+  const std::string folder = cache_folder();
   MR_ASSIGN_OR_RETURN(const ProbedMachine probed, probe_machine_cached(counts, folder, options.refresh));
   MachineProfile shown = probed.profile;
   std::erase_if(shown.threads, [&](const ThreadProfile& t) { return std::find(counts.begin(), counts.end(), t.num_threads) == counts.end(); });

@@ -113,6 +113,7 @@ Status run_chat(const RunOptions& options) {
       messages.pop_back();
       continue;
     }
+    keep_weights(*model);
     if (options.json) {
       fmt::print("{}\n", json::serialize(json::object{{"text", answer->text}, {"finish_reason", finish_reason_name(answer->finish_reason)}}));
       std::fflush(stdout);

@@ -86,7 +86,7 @@ Status run_serve(const ServeOptions& options) {
   server_options.http.num_connections = options.max_connections;
   server_options.allow_priority = options.scheduling_policy == "priority";
 
-  MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
+  MR_ASSIGN_OR_RETURN(auto model, load_model(options, LoadWeights::kPack));
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
   std::optional<ChatTemplate> given_template;
   if (!options.chat_template.empty()) {
@@ -132,6 +132,7 @@ Status run_serve(const ServeOptions& options) {
     fmt::print("millrace {} serves {} on {}\n", MILLRACE_VERSION, name, address);
     fmt::print("  instruction set  {}, {} threads\n", isa_name(model->isa()), model->pool().num_threads());
     const std::string key = server_options.api_key.empty() ? "" : "-H \"Authorization: Bearer $MILLRACE_API_KEY\" ";
+    keep_weights(*model);
     if (encoder.engine != nullptr) {
       print_encoder(*model, encoder, address, name, key);
       std::fflush(stdout);

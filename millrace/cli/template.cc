@@ -33,7 +33,7 @@ Result<ChatTemplateInput> read_input(const TemplateOptions& options) {
 
 Status run_template(const TemplateOptions& options) {
   MR_ASSIGN_OR_RETURN(ChatTemplateInput input, read_input(options));
-  MR_ASSIGN_OR_RETURN(auto model, load_model(options, false));
+  MR_ASSIGN_OR_RETURN(auto model, load_model(options, LoadWeights::kNone));
   MR_ASSIGN_OR_RETURN(const ChatTemplate* chat_template, model->chat_template());
   input.bos_token = model->bos_token();
   input.eos_token = model->eos_token();

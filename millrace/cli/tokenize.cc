@@ -16,7 +16,7 @@ struct TokenizeOptions : ModelOptions {
 };
 
 Status run_tokenize(const TokenizeOptions& options) {
-  MR_ASSIGN_OR_RETURN(auto model, load_model(options, false));
+  MR_ASSIGN_OR_RETURN(auto model, load_model(options, LoadWeights::kNone));
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
   std::string text;
   if (options.text) {

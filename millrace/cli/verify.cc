@@ -76,7 +76,7 @@ Result<bool> run_verify(const VerifyOptions& options) {
   MR_ASSIGN_OR_RETURN(const std::string text, read_text_file(options.reference));
   const auto reference = parse_json(text);
   if (!reference.is_ok()) return reference.status().with_context(options.reference);
-  MR_ASSIGN_OR_RETURN(auto model, load_model(options, true));
+  MR_ASSIGN_OR_RETURN(auto model, load_model(options, LoadWeights::kPack));
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype));
   bool int8_activations = false;
   for (std::size_t i = 0; i < model->weights().size(); ++i) {

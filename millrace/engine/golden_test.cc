@@ -120,9 +120,9 @@ TEST(Golden, RenamedFamiliesMatchFromTheirJsonAlone) {
     expect_verified(renamed, directory, KvDType::kBf16, (scratch / (name + ".json")).string());
     // Beside the weights it needs no flag.
     std::filesystem::copy_file(scratch / (name + ".json"), renamed / "millrace_family.json");
-    EXPECT_TRUE(LoadedModel::load(renamed.string(), {.pack_weights = false}).is_ok());
+    EXPECT_TRUE(LoadedModel::load(renamed.string(), {.weights = LoadWeights::kNone}).is_ok());
     std::filesystem::remove(renamed / "millrace_family.json");
-    const auto unknown = LoadedModel::load(renamed.string(), {.pack_weights = false});
+    const auto unknown = LoadedModel::load(renamed.string(), {.weights = LoadWeights::kNone});
     ASSERT_FALSE(unknown.is_ok());
     EXPECT_NE(unknown.status().message().find(architecture), std::string::npos) << unknown.status().message();
   }

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <thread>
 
+#include "millrace/base/process_memory.h"
 #include "millrace/base/system_memory.h"
 
 namespace millrace {
@@ -76,34 +78,69 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::string& path, 
   std::unique_ptr<LoadedModel> model(new LoadedModel(std::move(checkpoint)));
   model->isa_ = isa;
 
-  if (auto tokenizer = load_tokenizer(model->checkpoint_); tokenizer.is_ok()) {
-    model->tokenizer_ = std::move(tokenizer).value();
-  } else {
-    model->tokenizer_error_ = tokenizer.status();
+  Status status;
+  {
+    // The texts and the numbers have nothing to do with each other: a large vocabulary takes as long as a small model's weights.
+    const std::jthread texts([&] { model->load_texts(); });
+    status = model->load_weights(options);
   }
-  if (const auto& source = model->checkpoint_.chat_template()) {
-    if (auto compiled = ChatTemplate::compile(*source); compiled.is_ok()) {
-      model->chat_template_ = std::move(compiled).value();
-    } else {
-      model->chat_template_error_ = compiled.status().with_context("chat template");
-    }
-  } else {
-    model->chat_template_error_ = Status::not_found("the model has no chat template");
-  }
-
-  MR_ASSIGN_OR_RETURN(Family family, choose_family(model->checkpoint_, options.family_file));
-  MR_ASSIGN_OR_RETURN(model->network_, bind_network(family, model->checkpoint_));
-  model->pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : usable_cpus());
-  if (options.pack_weights) {
-    // The packed copy is at most 5 % larger than the file; the file's own pages can be dropped as it grows.
-    const int64_t needed = model->checkpoint_.tensor_bytes() + model->checkpoint_.tensor_bytes() / 20, available = available_memory_bytes();
-    if (needed > available) {
-      return Status::resource_exhausted(fmt::format("{}: its weights need about {} MB of memory, {} MB are available", path, needed >> 20, available >> 20));
-    }
-    MR_ASSIGN_OR_RETURN(Weights weights, Weights::pack(model->network_, model->checkpoint_, *model->pool_));
-    model->weights_ = std::make_shared<const Weights>(std::move(weights));
+  MR_RETURN_IF_ERROR(status);
+  if (model->weights_ != nullptr) {
+    model->checkpoint_.drop_all_pages();
+    release_freed_memory();
   }
   return model;
+}
+
+void LoadedModel::load_texts() {
+  if (auto tokenizer = load_tokenizer(checkpoint_); tokenizer.is_ok()) {
+    tokenizer_ = std::move(tokenizer).value();
+  } else {
+    tokenizer_error_ = tokenizer.status();
+  }
+  if (const auto& source = checkpoint_.chat_template()) {
+    if (auto compiled = ChatTemplate::compile(*source); compiled.is_ok()) {
+      chat_template_ = std::move(compiled).value();
+    } else {
+      chat_template_error_ = compiled.status().with_context("chat template");
+    }
+  } else {
+    chat_template_error_ = Status::not_found("the model has no chat template");
+  }
+}
+
+Status LoadedModel::load_weights(const LoadOptions& options) {
+  MR_ASSIGN_OR_RETURN(Family family, choose_family(checkpoint_, options.family_file));
+  MR_ASSIGN_OR_RETURN(network_, bind_network(family, checkpoint_));
+  pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : usable_cpus());
+  if (options.weights == LoadWeights::kNone) return Status::ok();
+  MR_ASSIGN_OR_RETURN(Weights weights, Weights::plan(network_, *pool_));
+  if (options.weights == LoadWeights::kPack) {
+    weight_cache_.emplace(network_, checkpoint_, weights, options.weight_cache);
+    if (weight_cache_->is_wanted()) {
+      const Status mapped = weight_cache_->map(weights, *pool_);
+      weights_from_cache_ = mapped.is_ok();
+      if (mapped.code() != StatusCode::kNotFound) cache_error_ = mapped;
+    }
+    if (!weights_from_cache_) {
+      const int64_t available = available_memory_bytes();
+      if (weights.bytes() > available) {
+        return Status::resource_exhausted(fmt::format("{}: its weights need {} MB of memory, {} MB are available", checkpoint_.path(), weights.bytes() >> 20, available >> 20));
+      }
+      MR_RETURN_IF_ERROR(weights.pack_planned(checkpoint_, *pool_));
+    }
+  }
+  weights_ = std::make_shared<const Weights>(std::move(weights));
+  return Status::ok();
+}
+
+void LoadedModel::keep_weights(std::function<void(const Status&)> on_failure) {
+  if (!weight_cache_ || !weight_cache_->is_wanted() || weights_from_cache_ || cache_writer_ != nullptr) return;
+  cache_writer_ = std::make_unique<WeightCacheWriter>(*weight_cache_, weights_, std::move(on_failure));
+}
+
+void LoadedModel::wait_for_cache() {
+  if (cache_writer_ != nullptr) cache_writer_->wait();
 }
 
 Result<const Tokenizer*> LoadedModel::tokenizer() const {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -10,16 +11,21 @@
 #include "millrace/formats/checkpoint.h"
 #include "millrace/model/cpu_executor.h"
 #include "millrace/model/family.h"
+#include "millrace/model/weight_cache.h"
 #include "millrace/sampling/sampling.h"
 #include "millrace/tokenizer/chat_template.h"
 #include "millrace/tokenizer/tokenizer.h"
 
 namespace millrace {
 
+// kNone: tokenizer, template and network only. kPlan: and what the weights will be, enough to lower the network and say what it takes.
+enum class LoadWeights { kNone, kPlan, kPack };
+
 struct LoadOptions {
   std::optional<std::string> family_file;  // --family
   int num_threads = 0;                     // 0: every usable CPU
-  bool pack_weights = true;                // false: tokenizer, template and network only (tokenize, template, inspect --quick)
+  LoadWeights weights = LoadWeights::kPack;
+  WeightCacheOptions weight_cache{};       // without a folder: the weights are packed
 };
 
 // A published model, opened and ready to compute: what serve, run, generate, inspect, verify and logits all begin with.
@@ -45,6 +51,13 @@ class LoadedModel {
 
   // Of an encoder: the longest text, as sentence_bert_config.json limits it, else what the network was made for.
   int64_t max_text_tokens() const;
+  // Whether the weights are those of an earlier start, mapped from the packed cache. Else cache_error() may say why they are not.
+  bool weights_from_cache() const { return weights_from_cache_; }
+  const Status& cache_error() const { return cache_error_; }
+  // Writes the packed weights to the cache where they are wanted there and not from there, in the background; given up when the model goes.
+  // `on_failure` is called on the writing thread, unless another process writes the same or it was given up.
+  void keep_weights(std::function<void(const Status&)> on_failure = {});
+  void wait_for_cache();  // until keep_weights() is done
 
   // Lowered and fused for the path, over the one packed copy of the weights.
   Result<std::unique_ptr<CpuExecutor>> make_executor(GemmPath path, KvDType kv_dtype, int32_t max_rows);
@@ -58,11 +71,18 @@ class LoadedModel {
 
  private:
   explicit LoadedModel(Checkpoint checkpoint) : checkpoint_(std::move(checkpoint)) {}
+  void load_texts();
+  Status load_weights(const LoadOptions& options);
+
   Checkpoint checkpoint_;
   Network network_;
   std::unique_ptr<ThreadPool> pool_;
   Isa isa_ = Isa::kScalar;
   std::shared_ptr<const Weights> weights_;
+  std::optional<WeightCache> weight_cache_;
+  std::unique_ptr<WeightCacheWriter> cache_writer_;
+  bool weights_from_cache_ = false;
+  Status cache_error_;
   std::optional<Tokenizer> tokenizer_;
   Status tokenizer_error_;
   std::optional<ChatTemplate> chat_template_;

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -22,13 +21,6 @@ uint64_t fnv1a(std::string_view text) {
 }
 
 }  // namespace
-
-std::string probe_cache_folder() {
-  // A relative XDG path is invalid and ignored, as the specification asks.
-  if (const char* xdg = std::getenv("XDG_CACHE_HOME"); xdg != nullptr && xdg[0] == '/') return std::string(xdg) + "/millrace";
-  if (const char* home = std::getenv("HOME"); home != nullptr && home[0] == '/') return std::string(home) + "/.cache/millrace";
-  return {};
-}
 
 std::string probe_cache_file(const std::string& folder, const MachineProfile& machine) {
   const std::string key = fmt::format("{}|{}|{}|{}|{}|{}", kFormat, machine.cpu, machine.isa, machine.num_cpus, machine.version, machine.last_level_cache_bytes);

@@ -8,9 +8,6 @@
 // Measurements of the machine are kept in a file, so that a report need not wait for them.
 namespace millrace {
 
-// "$XDG_CACHE_HOME/millrace", or "$HOME/.cache/millrace"; empty: neither variable is set.
-std::string probe_cache_folder();
-
 // The file of `machine` in a folder: its name has a hash of CPU, instruction set, number of CPUs and version.
 std::string probe_cache_file(const std::string& folder, const MachineProfile& machine);
 

@@ -4,6 +4,7 @@ import os
 import pathlib
 import resource
 import subprocess
+import tempfile
 
 ROOT = pathlib.Path(os.environ.get("MILLRACE_SOURCE_DIR", pathlib.Path(__file__).resolve().parents[2]))
 MODELS = ROOT / "tests/golden/models"
@@ -15,10 +16,14 @@ DONE, CHECK_FAILED, ERROR = 0, 1, 2
 ADDRESS_SPACE_BYTES = None if os.environ.get("MILLRACE_SANITIZED") else 8 << 30
 
 
+# What the commands keep between starts, for this run of the tests.
+CACHE = tempfile.TemporaryDirectory(prefix="millrace-tests-")
+
+
 def environment(**more):
     """A plain environment: no colours, no hub settings, nothing forced by whoever runs the tests."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MILLRACE_ISA", "MILLRACE_API_KEY"))}
-    return env | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1"} | more
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MILLRACE_ISA", "MILLRACE_API_KEY", "MILLRACE_CACHE"))}
+    return env | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "XDG_CACHE_HOME": CACHE.name} | more
 
 
 def limit_memory():
