@@ -3,6 +3,7 @@
 #include <map>
 
 #include "millrace/cli/command.h"
+#include "millrace/measure/step_cost.h"
 
 namespace millrace::cli {
 namespace {
@@ -43,6 +44,20 @@ json::object describe_network(const Network& network) {
   return shapes;
 }
 
+// Computed together at most, as serve's defaults have it.
+constexpr int64_t kSequences = 64;
+
+// What one sequence's next token reads: weights, and keys and values at the beginning of a context.
+int64_t decode_step_bytes(const CpuExecutor& executor) {
+  StepPlan plan;
+  plan.tokens = {0};
+  plan.sequences = {{0, 1, 0}};
+  plan.outputs = {{0, nullptr}};
+  OpCost sum;
+  for (const OpCost& cost : step_cost(executor, plan)) sum += cost;
+  return sum.bytes();
+}
+
 Result<json::object> describe(const InspectOptions& options) {
   MR_ASSIGN_OR_RETURN(auto model, load_model(options, LoadWeights::kPlan));
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype));
@@ -76,6 +91,7 @@ Result<json::object> describe(const InspectOptions& options) {
   const int64_t context = options.context > 0 ? options.context : network.max_positions;
   const auto tokenizer = model->tokenizer();
   const auto chat_template = model->chat_template();
+  const MemoryPlan memory = model->memory_plan(*executor, kv_token_bytes * context, kSequences);
   json::object out{{"model", options.model},
                    {"source", model->checkpoint().kind() == Checkpoint::Kind::kGguf ? "gguf" : "huggingface"},
                    {"file_bytes", model->checkpoint().file_bytes()},
@@ -85,11 +101,14 @@ Result<json::object> describe(const InspectOptions& options) {
                    {"quantization", std::move(classes)},
                    {"kv_groups", std::move(groups)},
                    {"memory", json::object{{"weights_bytes", model->weights().bytes()},
-                                           {"activations_bytes", executor->activation_bytes()},
+                                           {"activations_bytes", memory.activation_bytes},
                                            {"kv_cache_dtype", kv_dtype_name(kv_dtype)},
                                            {"kv_bytes_per_token", kv_token_bytes},
                                            {"kv_context", context},
-                                           {"kv_bytes", kv_token_bytes * context}}},
+                                           {"kv_bytes", memory.kv_bytes},
+                                           {"tables_bytes", memory.tables_bytes},
+                                           {"program_bytes", MemoryPlan::kProgramBytes},
+                                           {"total_bytes", memory.total_bytes()}}},
                    {"tokenizer", tokenizer.is_ok() ? (*tokenizer)->description() : "none: " + tokenizer.status().message()},
                    {"chat_template", chat_template.is_ok() ? fmt::format("{} characters", (*chat_template)->source().size()) : "none: " + chat_template.status().message()},
                    {"operations", json::object{{"total", executor->program().ops.size()}, {"unfused", executor->program().unfused.size()}}}};
@@ -98,7 +117,10 @@ Result<json::object> describe(const InspectOptions& options) {
     for (const Network::Binding& binding : network.bindings) {
       bindings.push_back(json::object{{"tensor", binding.tensor}, {"dtype", binding.dtype}, {"shape", binding.shape}, {"role", binding.role}, {"transforms", binding.transforms}});
     }
-    for (const std::string& line : executor->program().unfused) unfused.emplace_back(line);
+    const double step_bytes = static_cast<double>(decode_step_bytes(*executor));
+    for (const Program::Unfused& op : executor->program().unfused) {
+      unfused.push_back(json::object{{"operation", op.description}, {"bytes_per_token", op.bytes_per_token}, {"share_of_step_bytes", static_cast<double>(op.bytes_per_token) / step_bytes}});
+    }
     json::array matrices;
     for (std::size_t i = 0; i < model->weights().size(); ++i) {
       const auto id = static_cast<WeightId>(i);
@@ -133,6 +155,8 @@ void print_text(const json::object& d) {
   line("memory", fmt::format("weights {}, activations {}, KV cache ({}) {} a token: {} for {} tokens", format_bytes(memory.at("weights_bytes").as_int64()),
                              format_bytes(memory.at("activations_bytes").as_int64()), text(memory.at("kv_cache_dtype")), format_bytes(memory.at("kv_bytes_per_token").as_int64()),
                              format_bytes(memory.at("kv_bytes").as_int64()), text(memory.at("kv_context"))));
+  line("", fmt::format("with tokenizer and tables {}, and {} for the program: {} resident", format_bytes(memory.at("tables_bytes").as_int64()),
+                       format_bytes(memory.at("program_bytes").as_int64()), format_bytes(memory.at("total_bytes").as_int64())));
   line("tokenizer", text(d.at("tokenizer")));
   line("chat template", text(d.at("chat_template")));
   line("instruction set", text(d.at("isa")));
@@ -151,7 +175,11 @@ void print_text(const json::object& d) {
       fmt::print("  {:<48} {:<8} {:>6} x {:<6} {:.2f} bits a weight\n", text(m.at("tensor")), text(m.at("class")), text(m.at("rows")), text(m.at("k")), m.at("bits_per_weight").as_double());
     }
     fmt::print("\nunfused operations\n");
-    for (const json::value& value : d.at("unfused").as_array()) fmt::print("  {}\n", text(value));
+    for (const json::value& value : d.at("unfused").as_array()) {
+      const json::object& u = value.as_object();
+      fmt::print("  {}; {} bytes of activations a token more, {:.3f} % of what a decode step reads, and a stage of its own\n", text(u.at("operation")), text(u.at("bytes_per_token")),
+                 100 * u.at("share_of_step_bytes").as_double());
+    }
     if (d.at("unfused").as_array().empty()) fmt::print("  none\n");
   }
 }

@@ -1,13 +1,12 @@
 #include "millrace/server/server.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 
 #include "millrace/base/mapped_file.h"
+#include "millrace/base/process_memory.h"
 #include "millrace/cli/command.h"
 
 namespace millrace::cli {
@@ -23,13 +22,6 @@ struct ServeOptions : ModelOptions, GenerationOptions {
   int drain_timeout_s = 30, stall_timeout_s = 60, max_connections = 4096;
   bool no_prefix_caching = false;
 };
-
-int64_t resident_bytes() {
-  std::ifstream statm("/proc/self/statm");
-  int64_t total = 0, resident = 0;
-  statm >> total >> resident;
-  return resident * ::sysconf(_SC_PAGESIZE);
-}
 
 // "SmolLM2-135M-Instruct.Q4_1" of a path; org/name stays as it is.
 std::string default_name(const std::string& model) {
@@ -60,14 +52,17 @@ Result<RunningEngine> start_decoder(LoadedModel& model, const ServeOptions& opti
   return start_engine(model, options, engine_options);
 }
 
-void print_decoder(const LoadedModel& model, const RunningEngine& running) {
-  fmt::print("  model            {} family, weights {}, KV cache up to {} ({}), context {} tokens, resident now {}\n", model.network().family, format_bytes(model.weights().bytes()),
-             format_bytes(running.executor->kv_bytes()), kv_dtype_name(running.executor->options().kv_dtype), running.engine->max_request_tokens(), format_bytes(resident_bytes()));
+void print_decoder(const LoadedModel& model, const RunningEngine& running, int64_t num_sequences) {
+  fmt::print("  model            {} family, weights {}{}, KV cache up to {} ({}), context {} tokens\n", model.network().family, format_bytes(model.weights().bytes()),
+             model.weights_from_cache() ? " from the packed cache" : "", format_bytes(running.executor->kv_bytes()), kv_dtype_name(running.executor->options().kv_dtype),
+             running.engine->max_request_tokens());
+  const MemoryPlan memory = model.memory_plan(*running.executor, running.executor->kv_bytes(), num_sequences);
+  fmt::print("  memory           resident now {}, {} when the KV cache is full\n", format_bytes(process_memory().resident_bytes), format_bytes(memory.total_bytes()));
 }
 
 void print_encoder(const LoadedModel& model, const RunningEncoder& running, const std::string& address, const std::string& name, const std::string& key) {
   fmt::print("  model            {}, weights {}, texts of up to {} tokens, resident now {}\n", model.kind(), format_bytes(model.weights().bytes()), running.engine->max_text_tokens(),
-             format_bytes(resident_bytes()));
+             format_bytes(process_memory().resident_bytes));
   const bool classes = model.network().pooled->classes;
   const bool pairs = classes && running.engine->output_size() == 1;
   const std::string body = pairs ? R"("query": "What is a mill race?", "documents": ["A channel of fast water.", "A kind of bread."])" : R"("input": "A mill race is a channel of fast water.")";
@@ -138,7 +133,7 @@ Status run_serve(const ServeOptions& options) {
       std::fflush(stdout);
       return;
     }
-    print_decoder(*model, running);
+    print_decoder(*model, running, options.max_num_seqs);
     if (!own_template.is_ok() && !given_template) fmt::print("  chat             refused: {}\n", own_template.status().message());
     fmt::print("  chat page        {}/\n  try              curl {}/v1/chat/completions -H 'Content-Type: application/json' {}-d '{{\"model\": \"{}\", \"temperature\": 0, \"messages\": [{{\"role\": \"user\", \"content\": \"Explain gravity in one sentence.\"}}]}}'\n",
                address, address, key, name);

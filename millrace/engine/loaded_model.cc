@@ -88,6 +88,7 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::string& path, 
   if (model->weights_ != nullptr) {
     model->checkpoint_.drop_all_pages();
     release_freed_memory();
+    model->tables_bytes_ = allocated_bytes();
   }
   return model;
 }
@@ -141,6 +142,13 @@ void LoadedModel::keep_weights(std::function<void(const Status&)> on_failure) {
 
 void LoadedModel::wait_for_cache() {
   if (cache_writer_ != nullptr) cache_writer_->wait();
+}
+
+MemoryPlan LoadedModel::memory_plan(const CpuExecutor& executor, int64_t kv_bytes, int64_t num_outputs) const {
+  return {.weights_bytes = weights_->bytes(),
+          .kv_bytes = kv_bytes,
+          .activation_bytes = executor.activation_bytes() + num_outputs * executor.output_row_bytes(),
+          .tables_bytes = tables_bytes_};
 }
 
 Result<const Tokenizer*> LoadedModel::tokenizer() const {

@@ -8,6 +8,7 @@
 
 #include "millrace/base/cpu_features.h"
 #include "millrace/base/thread_pool.h"
+#include "millrace/engine/memory_plan.h"
 #include "millrace/formats/checkpoint.h"
 #include "millrace/model/cpu_executor.h"
 #include "millrace/model/family.h"
@@ -59,6 +60,9 @@ class LoadedModel {
   void keep_weights(std::function<void(const Status&)> on_failure = {});
   void wait_for_cache();  // until keep_weights() is done
 
+  // What the process holds when the KV cache is full and `num_outputs` sequences have had their next token computed together (docs/memory.md).
+  MemoryPlan memory_plan(const CpuExecutor& executor, int64_t kv_bytes, int64_t num_outputs) const;
+
   // Lowered and fused for the path, over the one packed copy of the weights.
   Result<std::unique_ptr<CpuExecutor>> make_executor(GemmPath path, KvDType kv_dtype, int32_t max_rows);
 
@@ -83,6 +87,7 @@ class LoadedModel {
   std::unique_ptr<WeightCacheWriter> cache_writer_;
   bool weights_from_cache_ = false;
   Status cache_error_;
+  int64_t tables_bytes_ = 0;
   std::optional<Tokenizer> tokenizer_;
   Status tokenizer_error_;
   std::optional<ChatTemplate> chat_template_;

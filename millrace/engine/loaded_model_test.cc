@@ -97,5 +97,68 @@ TEST(LoadedModel, APlanTakesNoWeightsAndSaysWhatTheyWillTake) {
   EXPECT_EQ((*a)->activation_bytes(), (*b)->activation_bytes());
 }
 
+// What the process holds of its own after the largest step, beside what was predicted before the first.
+struct Held {
+  int64_t predicted, resident;
+};
+
+Held held_by(LoadedModel& model, int32_t max_rows) {
+  const auto executor = model.make_executor(GemmPath::kFast, KvDType::kBf16, max_rows);
+  EXPECT_TRUE(executor.is_ok()) << executor.status().message();
+  auto runner = SequenceRunner::create(**executor, max_rows);
+  EXPECT_TRUE(runner.is_ok()) << runner.status().message();
+  runner->reset(max_rows);
+  const int64_t predicted = model.memory_plan(**executor, (*executor)->kv_bytes(), 1).total_bytes();
+  std::vector<int32_t> tokens(static_cast<std::size_t>(max_rows));
+  for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 13 % 64);
+  EXPECT_TRUE(runner->append(tokens, max_rows, false, [](int64_t, std::span<const float>) {}).is_ok());
+  int64_t resident = process_memory().anonymous_bytes;
+  if (model.weights_from_cache()) resident += mapping_memory(model.weights().panels()).resident_bytes - mapping_memory(model.weights().panels()).anonymous_bytes;
+  return {predicted, resident};
+}
+
+// Sanitizers keep memory of their own.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
+TEST(LoadedModel, HoldsTheMemoryThatWasPredicted) {
+  if (kSanitized) GTEST_SKIP() << "sanitizers keep memory of their own";
+  for (const auto& entry : fs::directory_iterator(source_dir() / "tests/golden/models")) {
+    SCOPED_TRACE(entry.path().filename().string());
+    const auto model = load(entry.path(), {.num_threads = 2});
+    ASSERT_TRUE(model);
+    const Held held = held_by(*model, 64);
+    EXPECT_LE(held.resident, held.predicted);
+    EXPECT_GE(held.resident, held.predicted - MemoryPlan::kProgramBytes);
+  }
+}
+
+// A real model, where the constant is small: packed, and mapped from the cache.
+TEST(LoadedModel, OfADemoModelWithinFivePercent) {
+  if (kSanitized) GTEST_SKIP() << "sanitizers keep memory of their own";
+  const char* demo = std::getenv("MILLRACE_DEMO_MODEL");
+  if (demo == nullptr) GTEST_SKIP() << "MILLRACE_DEMO_MODEL is not set";
+  const Folder folder;
+  LoadOptions options;
+  options.weight_cache.folder = (folder.path / "weights").string();
+  for (const bool mapped : {false, true}) {
+    SCOPED_TRACE(mapped ? "mapped" : "packed");
+    const auto model = load(demo, options);
+    ASSERT_TRUE(model);
+    EXPECT_EQ(model->weights_from_cache(), mapped);
+    EXPECT_LE(static_cast<double>(model->weights().bytes()), 1.05 * static_cast<double>(model->checkpoint().tensor_bytes()));
+    const Held held = held_by(*model, 512);
+    EXPECT_LE(static_cast<double>(held.resident), 1.05 * static_cast<double>(held.predicted));
+    EXPECT_GE(static_cast<double>(held.resident), 0.95 * static_cast<double>(held.predicted));
+    if (!mapped) {
+      model->keep_weights([](const Status& status) { ADD_FAILURE() << status.message(); });
+      model->wait_for_cache();
+    }
+  }
+}
+
 }  // namespace
 }  // namespace millrace

@@ -118,11 +118,15 @@ void CpuExecutor::plan_buffers() {
   scratch_.resize(static_cast<std::size_t>(pool_.num_threads()));
   int64_t tile_floats = 2 * kTileRows * kTilePanels * kPanelRows;  // the gate's and the up projection's
   if (info_.prompt_differs) tile_floats = std::max(tile_floats, std::min(max_rows, kPromptRows) * kPromptPanels * kPanelRows);
+  for (const auto* tables : {&rope_cos_, &rope_sin_}) {
+    for (const AlignedBuffer& table : *tables) activation_bytes_ += static_cast<int64_t>(table.size());
+  }
   for (WorkerScratch& scratch : scratch_) {
     scratch.gemm = AlignedBuffer(bytes_of(round_up(k_max, 32) * kPanelRows, sizeof(float)));
     scratch.tile = AlignedBuffer(bytes_of(tile_floats, sizeof(float)));
     scratch.attention = AlignedBuffer(bytes_of(attention_floats, sizeof(float)));
     scratch.row = AlignedBuffer(bytes_of(width_max, sizeof(float)));
+    for (const AlignedBuffer* buffer : {&scratch.gemm, &scratch.tile, &scratch.attention, &scratch.row}) activation_bytes_ += static_cast<int64_t>(buffer->size());
   }
 }
 
@@ -177,6 +181,17 @@ void CpuExecutor::reserve_outputs(int64_t num_outputs) {
     const int64_t capacity = std::max(num_outputs, std::min<int64_t>(2 * buffer.capacity, options_.max_rows));
     allocate(buffer, capacity);
   }
+}
+
+int64_t CpuExecutor::output_row_bytes() const {
+  int64_t bytes = 0;
+  for (const Rows& buffer : buffers_) {
+    if (!buffer.output_rows) continue;
+    if (buffer.has(ActivationForm::kF32)) bytes += buffer.f32_stride * 4;
+    if (buffer.has(ActivationForm::kInt8)) bytes += buffer.k_padded + buffer.k_padded / 32 * 4 + buffer.k_padded / 16 * 2;
+    if (buffer.has(ActivationForm::kBf16)) bytes += bf16_row_stride(buffer.width) * 2;
+  }
+  return bytes;
 }
 
 Status CpuExecutor::allocate_kv(std::span<const int64_t> num_blocks) {

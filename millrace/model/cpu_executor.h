@@ -37,7 +37,9 @@ class CpuExecutor final : public Executor {
   const CpuExecutorOptions& options() const { return options_; }
   const Program& program() const { return program_; }
   const Weights& weights() const { return weights_; }
+  // Memory for the activations of one step of max_rows rows; and of every row more whose logits are wanted in it.
   int64_t activation_bytes() const { return activation_bytes_; }
+  int64_t output_row_bytes() const;
   int64_t kv_bytes() const;
   // Stages of the last step that had work: how often its threads waited for each other.
   int64_t num_stages() const { return num_stages_; }

@@ -72,6 +72,16 @@ std::optional<Op> merged(const Program& program, std::size_t i) {
   return std::nullopt;
 }
 
+// Of one row of a generated token in all the forms that it is kept in.
+int64_t form_bytes(const Buffer& buffer) {
+  const auto has = [&](ActivationForm form) { return (buffer.forms.fast & static_cast<uint8_t>(form)) != 0; };
+  int64_t bytes = 0;
+  if (has(ActivationForm::kF32)) bytes += buffer.width * 4;
+  if (has(ActivationForm::kInt8)) bytes += buffer.width + buffer.width / 32 * 4 + buffer.width / 16 * 2;  // codes, scales, sums
+  if (has(ActivationForm::kBf16)) bytes += buffer.width * 2;
+  return bytes;
+}
+
 }  // namespace
 
 void fuse(Program& program) {
@@ -90,11 +100,16 @@ void fuse(Program& program) {
     }
   }
   program.unfused.clear();
-  for (const Op& op : program.ops) {
+  for (std::size_t i = 0; i < program.ops.size(); ++i) {
+    const Op& op = program.ops[i];
     if (op.kind != OpKind::kConvert && op.kind != OpKind::kActivate && op.kind != OpKind::kAdd) continue;
     const char* why = op.columns != nullptr ? "its columns are gathered, in the weights' act-order or without the zeros after values narrower than keys"
                       : op.kind == OpKind::kConvert ? "a group's heads do not fill blocks of 32, or the producer has another reader" : "no producer to merge with";
-    program.unfused.push_back(fmt::format("layer {}: {} of \"{}\": {}", op.layer, op_name(op.kind), buffer_of(program, op.in).name, why));
+    const Buffer& in = buffer_of(program, op.in);
+    int64_t bytes = in.width * static_cast<int64_t>(sizeof(float));
+    if (op.out >= 0) bytes += form_bytes(buffer_of(program, op.out));
+    if (op.residual >= 0) bytes += 2 * in.width * static_cast<int64_t>(sizeof(float));  // read, and written
+    program.unfused.push_back({i, fmt::format("layer {}: {} of \"{}\": {}", op.layer, op_name(op.kind), in.name, why), bytes * in.rows_per_token});
   }
 }
 

@@ -101,8 +101,13 @@ struct Program {
   std::vector<KvGroupSpec> kv_groups;  // block_bytes is the executor's to fill. Of an encoder: what a step needs, one layer at a time
   BufferId logits = -1;              // what the network gives for an output: logits, or of an encoder an embedding or classes' logits
   BufferId hidden = -1;              // of an encoder: the last hidden state of every token
-  // Operations of lower_network that the fusion pass left as they were, with the reason: what `inspect --explain` shows.
-  std::vector<std::string> unfused;
+  // Operations of lower_network that the fusion pass left as they were: what `inspect --explain` shows.
+  struct Unfused {
+    std::size_t op;           // of ops
+    std::string description;  // which one, and why
+    int64_t bytes_per_token;  // of activations that it reads and writes once more
+  };
+  std::vector<Unfused> unfused;
 };
 
 // The network's matrices, packed, in the order that the lowering numbers them.

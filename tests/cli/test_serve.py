@@ -12,7 +12,7 @@ from command import BINARY, environment, refusal
 @pytest.fixture
 def started(llama):
     process = subprocess.Popen([BINARY, "serve", llama, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
-    lines = [process.stdout.readline() for _ in range(5)]
+    lines = [process.stdout.readline() for _ in range(6)]
     yield process, "".join(lines)
     if process.poll() is None:
         process.kill()
