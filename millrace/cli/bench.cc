@@ -17,6 +17,7 @@ namespace {
 struct BenchOptions : ModelOptions {
   StepTimingOptions steps;
   std::string kv_cache_dtype = "auto", profile_svg;
+  std::vector<int> scaling;  // numbers of threads to compare
 };
 
 struct Rate {
@@ -68,6 +69,50 @@ Status write_svg(const std::string& path, const std::string& heading, const Step
   file << profile_svg(heading, profiles);
   file.close();
   if (!file) return Status::unavailable(fmt::format("cannot write {}", path));
+  return Status::ok();
+}
+
+// Rates of the same steps on each number of threads, one after the other.
+Status run_scaling(const BenchOptions& options) {
+  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype));
+  const StepTimingOptions& steps = options.steps;
+  struct Row {
+    int threads;
+    Rate prefill, decode;
+  };
+  std::vector<Row> rows;
+  std::string isa;
+  for (const int threads : options.scaling) {
+    ModelOptions with_threads = options;
+    with_threads.threads = threads;
+    MR_ASSIGN_OR_RETURN(auto model, load_decoder(with_threads));
+    MR_ASSIGN_OR_RETURN(auto executor, model->make_executor(GemmPath::kFast, kv_dtype, static_cast<int32_t>(std::max(steps.chunk, steps.batch))));
+    const int probed_threads = std::min(threads, usable_cpus());
+    MR_ASSIGN_OR_RETURN(const ProbedMachine machine, probe_machine_cached(std::span(&probed_threads, 1), cache_folder(), false));
+    MR_ASSIGN_OR_RETURN(const StepTimingResult result, time_steps(*executor, model->pool(), *machine.profile.of_threads(probed_threads), steps));
+    isa = isa_name(model->isa());
+    rows.push_back({threads, rate_of(result.prefill), rate_of(result.decode)});
+  }
+  const auto ratio = [](const Rate& rate, const Rate& first) { return first.median > 0 ? rate.median / first.median : 0.0; };
+  if (options.json) {
+    json::array list;
+    for (const Row& row : rows) {
+      list.push_back(json::object{{"threads", row.threads},
+                                  {"prefill_tokens_per_second", to_json(row.prefill)},
+                                  {"decode_tokens_per_second", to_json(row.decode)},
+                                  {"prefill_ratio", ratio(row.prefill, rows[0].prefill)},
+                                  {"decode_ratio", ratio(row.decode, rows[0].decode)}});
+    }
+    fmt::print("{}\n", json::serialize(json::object{{"model", options.model}, {"isa", isa}, {"cpus", usable_cpus()}, {"depth", steps.depth}, {"batch", steps.batch}, {"repeat", steps.repeat}, {"scaling", std::move(list)}}));
+    return Status::ok();
+  }
+  fmt::print("{}, {} CPUs, KV {}, depth {}, {} repeats: median (worst - best) tokens/s, and the ratio to {} thread{}\n", isa, usable_cpus(), kv_dtype_name(kv_dtype), steps.depth, steps.repeat,
+             rows[0].threads, rows[0].threads == 1 ? "" : "s");
+  const auto column = [&](const Rate& rate, const Rate& first) {
+    return fmt::format("{:>9.1f}  {:<20} {:>5.2f}", rate.median, fmt::format("({:.1f} - {:.1f})", rate.worst, rate.best), ratio(rate, first));
+  };
+  fmt::print("  {:>7}   {:<37}   {}\n", "threads", fmt::format("prefill {}", steps.prompt_tokens), fmt::format("decode {}", steps.new_tokens));
+  for (const Row& row : rows) fmt::print("  {:>7} {}  {}\n", row.threads, column(row.prefill, rows[0].prefill), column(row.decode, rows[0].decode));
   return Status::ok();
 }
 
@@ -139,6 +184,7 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
   command.add_option("--chunk", steps.chunk, "Most tokens of one prefill step")->check(CLI::Range(1, 65536))->capture_default_str();
   command.add_option("--repeat", steps.repeat)->check(CLI::Range(1, 10000))->capture_default_str();
   command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  command.add_option("--scaling", options.scaling, "Numbers of threads to compare, for example 1,2,4,8")->delimiter(',')->check(CLI::Range(1, 1024));
   command.add_flag("--profile", steps.profile, "Where the time of a step goes, by operation: after the repeats, as many again are timed in parts");
   command.add_flag("--profile-layers", steps.profile_layers, "The same for each layer apart");
   command.add_option("--profile-svg", options.profile_svg, "File for a picture of the profile");
@@ -156,7 +202,7 @@ void register_bench(CLI::App& app, int& exit_status) {
   add_bench_options(*step, *options);
   command->get_option("MODEL")->required(false);
   const auto run = [options, &exit_status] {
-    const Status status = options->model.empty() ? Status::invalid_argument("MODEL is required") : run_bench(*options);
+    const Status status = options->model.empty() ? Status::invalid_argument("MODEL is required") : options->scaling.empty() ? run_bench(*options) : run_scaling(*options);
     if (!status.is_ok()) exit_status = fail(status);
   };
   step->callback(run);

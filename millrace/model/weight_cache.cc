@@ -187,7 +187,6 @@ struct WeightCache::Header {
 
 WeightCache::Header WeightCache::header() const {
   Header header{};
-  static_assert(sizeof header % 64 == 0 || sizeof header < 128);
   std::memcpy(header.magic, "millrace weights", sizeof header.magic);
   header.format = kFormat;
   header.header_bytes = sizeof header;
