@@ -60,6 +60,17 @@ bool is_integer(const RequestField& field) { return holds<int64_t ApiRequest::*>
 bool is_number(const RequestField& field) { return holds<std::optional<double> ApiRequest::*>(field); }
 bool is_boolean(const RequestField& field) { return holds<bool ApiRequest::*>(field) || holds<std::optional<bool> ApiRequest::*>(field); }
 
+// What a request for embeddings, classes, scores or a ranking is about: required, and one text or many.
+bool is_text(Endpoint endpoint, const RequestField& field) {
+  switch (endpoint) {
+    case Endpoint::kEmbeddings:
+    case Endpoint::kClassify: return field.name == "input";
+    case Endpoint::kScore: return field.name == "text_1" || field.name == "text_2" || field.name == "queries" || field.name == "documents" || field.name == "data_1" || field.name == "data_2";
+    case Endpoint::kRerank: return field.name == "query" || field.name == "documents";
+    default: return false;
+  }
+}
+
 void expect_refused(Endpoint endpoint, const RequestField& field, std::string_view value) {
   const auto error = parse(endpoint, body_with(endpoint, field.name, value));
   ASSERT_TRUE(error) << field.name << " = " << value;
@@ -98,7 +109,7 @@ TEST(RequestTable, AcceptsABareRequestToEveryEndpoint) {
 
 TEST(RequestTable, NullStandsForAbsent) {
   for_each_field([](Endpoint endpoint, const RequestField& field) {
-    if (field.name == "messages" || field.name == "prompt" || field.name == "tokens" || field.name == "best_of") return;
+    if (field.name == "messages" || field.name == "prompt" || field.name == "tokens" || field.name == "best_of" || is_text(endpoint, field)) return;
     expect_accepted(endpoint, field, "null");
   });
 }
@@ -142,6 +153,7 @@ TEST(RequestTable, WrongTypesAreRefusedWithTheField) {
     const bool takes_list = field.name == "tools" || field.name == "documents" || field.name == "stop" || field.name == "stop_token_ids";
     const bool takes_object = field.name == "logit_bias" || field.name == "chat_template_kwargs" || field.name == "stream_options";
     if (field.name == "messages" || field.name == "prompt" || field.name == "tokens" || field.name == "best_of") return;  // below
+    if (is_text(endpoint, field)) return;  // above
     if (!takes_string) expect_refused(endpoint, field, "\"text\"");
     if (!takes_list) expect_refused(endpoint, field, "[]");
     if (!takes_object) expect_refused(endpoint, field, "{}");
