@@ -93,7 +93,7 @@ TEST(TokenizerJson, BadFilesAreErrorsThatNameTheField) {
       {with("post_processor", R"({"type": "BertProcessing", "sep": ["x"], "cls": ["y", 1]})"), "\"sep\" is not a pair"},
       {with("post_processor", R"({"type": "BertProcessing", "sep": ["x", 999999999], "cls": ["y", 1]})"), "\"sep\" has id 999999999"},
       {with("post_processor", R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}], "special_tokens": {}})"), "\"x\" is missing"},
-      {with("post_processor", R"({"type": "TemplateProcessing", "single": [{"Sequence": {}}, {"Sequence": {}}]})"), "more than once"},
+      {with("post_processor", R"({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}, {"Sequence": {"id": "A"}}]})"), "more than once"},
       {with("decoder", deep_decoder), "nested deeper than 8"},
       {with("decoder", R"({"type": "Strip", "content": " ", "start": -1})"), "\"start\" is out of range"},
       {with("decoder", R"({"type": "Replace", "pattern": {"String": "a"}, "content": ")" + repeat("a", 1000) + R"("})"), "\"content\" has 1000 bytes"},
