@@ -55,6 +55,9 @@
 // Plain classes: f32 [k][16]; f16 and bf16 [k / 2][16][2], an odd k padded with zero weights.
 namespace millrace {
 
+// These are also called in files compiled for one instruction set, and such a copy may not become the whole program's (always_inline as in vec.h).
+#define MR_PANEL_INLINE [[gnu::always_inline]] constexpr
+
 inline constexpr int64_t kBlockK = 32;       // of the quantized classes, and of int8 activations
 inline constexpr int64_t kSuperBlocks = 8;   // blocks per header in the K classes
 
@@ -67,7 +70,7 @@ struct PanelLayout {
   int num_scales = 1;    // of a block: 1, or 2 of 16 k each (and as many minima)
 };
 
-constexpr PanelLayout panel_layout(WeightClass weight_class) {
+MR_PANEL_INLINE PanelLayout panel_layout(WeightClass weight_class) {
   switch (weight_class) {
     case WeightClass::kF32: return {1, 64, 0, 0, false};
     case WeightClass::kF16: return {2, 64, 0, 0, false};
@@ -107,23 +110,23 @@ constexpr PanelLayout panel_layout(WeightClass weight_class) {
 }
 
 // Whether the fast path multiplies integers with int8 activations.
-constexpr bool is_quantized(WeightClass weight_class) {
+MR_PANEL_INLINE bool is_quantized(WeightClass weight_class) {
   return weight_class != WeightClass::kF32 && weight_class != WeightClass::kF16 && weight_class != WeightClass::kBf16 && weight_class != WeightClass::kF8E4M3;
 }
 
-constexpr bool is_grouped(WeightClass weight_class) { return weight_class >= WeightClass::kInt2Zero && weight_class <= WeightClass::kF8E4M3; }
-constexpr bool is_grid(WeightClass weight_class) { return weight_class >= WeightClass::kIQ1_S; }
+MR_PANEL_INLINE bool is_grouped(WeightClass weight_class) { return weight_class >= WeightClass::kInt2Zero && weight_class <= WeightClass::kF8E4M3; }
+MR_PANEL_INLINE bool is_grid(WeightClass weight_class) { return weight_class >= WeightClass::kIQ1_S; }
 
 // The sixteen numbers of the 4-bit classes with a fixed table: those of IQ4_NL and IQ4_XS, and twice those of FP4 (E2M1), so that they are whole.
 alignas(16) inline constexpr int8_t kIq4Table[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 alignas(16) inline constexpr int8_t kFp4Table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-constexpr const int8_t* fixed_table(WeightClass weight_class) {
+MR_PANEL_INLINE const int8_t* fixed_table(WeightClass weight_class) {
   if (weight_class == WeightClass::kIQ4_NL || weight_class == WeightClass::kIQ4_XS) return kIq4Table;
   return weight_class == WeightClass::kMXFP4 || weight_class == WeightClass::kNVFP4 ? kFp4Table : nullptr;
 }
 
 // Byte offset of block `block` in its panel; of block num_blocks: the panel's size (num_blocks is a multiple of kSuperBlocks where there are headers).
-constexpr int64_t block_offset(const PanelLayout& layout, int64_t block) {
+MR_PANEL_INLINE int64_t block_offset(const PanelLayout& layout, int64_t block) {
   return block * layout.block_bytes + (layout.header_bytes > 0 ? (block / kSuperBlocks + 1) * layout.header_bytes : 0);
 }
 
@@ -132,20 +135,20 @@ struct PanelStride {
   int64_t block_bytes, header_bytes;
   int header_shift;
 
-  constexpr int64_t block_offset(int64_t block) const { return block * block_bytes + ((block >> header_shift) + 1) * header_bytes; }
-  constexpr int64_t header_offset(int64_t block) const { return (block >> header_shift) * (header_bytes + (block_bytes << header_shift)); }
+  MR_PANEL_INLINE int64_t block_offset(int64_t block) const { return block * block_bytes + ((block >> header_shift) + 1) * header_bytes; }
+  MR_PANEL_INLINE int64_t header_offset(int64_t block) const { return (block >> header_shift) * (header_bytes + (block_bytes << header_shift)); }
 };
 
 inline constexpr int kHeaderShiftMax = 30;  // more blocks than any row has: one header a panel
 
-constexpr PanelStride panel_stride(WeightClass weight_class, const GroupFormat& group) {
+MR_PANEL_INLINE PanelStride panel_stride(WeightClass weight_class, const GroupFormat& group) {
   const PanelLayout layout = panel_layout(weight_class);
   if (!is_grouped(weight_class)) return {layout.block_bytes, layout.header_bytes, layout.header_bytes > 0 ? 3 : kHeaderShiftMax};
   return {layout.block_bytes, 16 * (group.scale_type == ScaleType::kF32 ? 4 : 2) + (layout.has_minimum ? 16 : 0), group.group_shift};
 }
 static_assert(kSuperBlocks == 1 << 3);
 
-constexpr int64_t panel_bytes(WeightClass weight_class, const GroupFormat& group, int64_t k) {
+MR_PANEL_INLINE int64_t panel_bytes(WeightClass weight_class, const GroupFormat& group, int64_t k) {
   const PanelLayout layout = panel_layout(weight_class);
   const PanelStride stride = panel_stride(weight_class, group);
   const int64_t num_blocks = (k + layout.block_k - 1) / layout.block_k;
