@@ -11,6 +11,7 @@
 
 #include "millrace/base/check.h"
 #include "millrace/engine/block_allocator.h"
+#include "millrace/engine/draft_planner.h"
 #include "millrace/engine/kv_sizing.h"
 #include "millrace/engine/live_request.h"
 #include "millrace/engine/request_check.h"
@@ -51,6 +52,7 @@ class Engine::Impl {
     metrics_.request_latency = Histogram(kLatencyBounds);
     metrics_.queue_time = Histogram(kLatencyBounds);
     metrics_.kv_groups.resize(sizing.num_blocks.size());
+    if (speculates()) metrics_.num_accepted_tokens_per_position.resize(static_cast<std::size_t>(options_.speculation.num_speculative_tokens), 0);
     publish_metrics(0, 0);
   }
 
@@ -77,8 +79,12 @@ class Engine::Impl {
   void abort_all();
   void schedule_siblings(LiveRequest& request);
   void leave_queue(LiveRequest& request);
+  bool speculates() const { return options_.speculation.prompt_lookup; }
+  void propose_drafts();
   void build_plan(std::span<const Scheduler::Planned> planned);
-  void take_token(LiveSequence& sequence, const SampledToken& token, double now);
+  void plan_outputs(LiveSequence& sequence, int32_t row_end);
+  void accept_drafts(const StepOutput& output);
+  int64_t take_tokens(LiveSequence& sequence, std::span<const SampledToken> tokens, double now);
   void end_request(LiveRequest& request, FinishReason reason, const Status& error);
   void finish_sequence(LiveSequence& sequence, bool forget);
   void deliver(LiveSequence& sequence);
@@ -109,7 +115,19 @@ class Engine::Impl {
   std::vector<Command> commands_;
   std::vector<std::unique_ptr<LiveRequest>> ended_;  // destroyed when the step no longer points to them
   StepPlan plan_;
-  std::vector<LiveSequence*> wants_token_;  // of plan_.outputs
+  // Sequences that want tokens: one after their last row, and one after each draft token.
+  struct Wanted {
+    LiveSequence* sequence;
+    std::size_t output_begin;    // of plan_.outputs
+    int64_t num_draft_tokens, num_accepted_tokens;
+  };
+  std::vector<Wanted> wanted_;
+  std::vector<SamplingInput> sampling_;  // [num_outputs]; never grows within a step: the plan points into it
+  // Draft tokens of a step: who decodes in it, and how many each gets.
+  std::vector<LiveSequence*> decoding_;
+  std::vector<DraftCandidate> candidates_;  // of decoding_
+  DraftPlanner draft_planner_;
+  DraftAcceptance acceptance_{.995};        // of all sequences
   OutputDelta delta_;
   int64_t num_unscheduled_siblings_ = 0;
   bool busy_ = false;
@@ -340,19 +358,62 @@ bool Engine::Impl::step() {
     return had_commands;
   }
 
+  propose_drafts();
   build_plan(scheduler_.plan_step());
+  const double begun = options_.clock();
   executor_.enqueue(plan_);
   const StepOutput& output = executor_.wait();
-  MR_CHECK(output.tokens.size() == wants_token_.size(), "one token for each output");
+  MR_CHECK(output.tokens.size() == plan_.outputs.size(), "one token for each output");
   const double now = options_.clock();
   const int64_t num_rows = static_cast<int64_t>(plan_.tokens.size());
-  int64_t num_decode_rows = 0;
-  for (const LiveSequence* sequence : wants_token_) num_decode_rows += sequence->completion.num_tokens() > 0 ? 1 : 0;
+  accept_drafts(output);
+  int64_t num_decode_rows = 0, num_drafts = 0;
+  for (const Wanted& wanted : wanted_) {
+    if (wanted.sequence->completion.num_tokens() > 0) num_decode_rows += 1 + wanted.num_draft_tokens;
+    num_drafts += wanted.num_draft_tokens;
+  }
+  if (speculates() && num_decode_rows == num_rows) draft_planner_.observe_step(num_rows, num_drafts, now - begun);
   scheduler_.commit_step();
-  for (std::size_t i = 0; i < wants_token_.size(); ++i) take_token(*wants_token_[i], output.tokens[i], now);
+  int64_t num_generated = 0;
+  for (const Wanted& wanted : wanted_) {
+    num_generated += take_tokens(*wanted.sequence, std::span(output.tokens).subspan(wanted.output_begin, static_cast<std::size_t>(1 + wanted.num_accepted_tokens)), now);
+  }
   ended_.clear();
-  publish_metrics(num_rows - num_decode_rows, static_cast<int64_t>(wants_token_.size()));
+  publish_metrics(num_rows - num_decode_rows, num_generated);
   return true;
+}
+
+// Every sequence that decodes is followed, also where no draft of it is computed: whether its drafts would have been right is seen for nothing.
+void Engine::Impl::propose_drafts() {
+  if (!speculates()) return;
+  decoding_.clear();
+  for (Sequence* running : scheduler_.running()) {
+    LiveSequence& sequence = static_cast<LiveSequence&>(*running);
+    if (sequence.num_uncomputed() == 1 && sequence.completion.num_tokens() > 0) decoding_.push_back(&sequence);
+  }
+  candidates_.resize(decoding_.size());
+  for (std::size_t i = 0; i < decoding_.size(); ++i) {
+    LiveSequence& sequence = *decoding_[i];
+    if (!sequence.lookup) sequence.lookup.emplace(options_.speculation.prompt_lookup_min);
+    sequence.lookup->extend(sequence.tokens, sequence.num_prompt_tokens, sequence.acceptance, acceptance_);
+    DraftCandidate& candidate = candidates_[i];
+    candidate.probabilities.clear();
+    if (sequence.lookup->match_length() == 0) continue;
+    // The step's last token is sampled, not drafted.
+    const int64_t most = std::min(options_.speculation.num_speculative_tokens, sequence.request.max_tokens - sequence.completion.num_tokens() - 1);
+    for (int64_t k = 0; k < most; ++k) candidate.probabilities.push_back(sequence.acceptance.probability(sequence.lookup->match_length() + k, &acceptance_));
+  }
+  if (options_.speculation.adaptive) {
+    draft_planner_.choose(candidates_);
+  } else {
+    for (DraftCandidate& candidate : candidates_) candidate.num_draft_tokens = static_cast<int64_t>(candidate.probabilities.size());
+  }
+  for (std::size_t i = 0; i < decoding_.size(); ++i) {
+    LiveSequence& sequence = *decoding_[i];
+    if (candidates_[i].num_draft_tokens == 0) continue;
+    sequence.lookup->draft(sequence.tokens, candidates_[i].num_draft_tokens);
+    sequence.num_draft_tokens = candidates_[i].num_draft_tokens;
+  }
 }
 
 void Engine::Impl::build_plan(std::span<const Scheduler::Planned> planned) {
@@ -367,7 +428,11 @@ void Engine::Impl::build_plan(std::span<const Scheduler::Planned> planned) {
     metrics_.queue_time.observe(now - request.added_at);
   }
   plan_.clear();
-  wants_token_.clear();
+  wanted_.clear();
+  std::size_t num_outputs = 0;
+  for (const Scheduler::Planned& rows : planned) num_outputs += rows.wants_token() ? 1 + static_cast<std::size_t>(rows.sequence->num_draft_tokens) : 0;
+  sampling_.clear();
+  sampling_.reserve(num_outputs);
   for (const Scheduler::Planned& rows : planned) {
     LiveSequence& sequence = static_cast<LiveSequence&>(*rows.sequence);
     const int32_t row_begin = static_cast<int32_t>(plan_.tokens.size());
@@ -376,16 +441,7 @@ void Engine::Impl::build_plan(std::span<const Scheduler::Planned> planned) {
     const int32_t row_end = static_cast<int32_t>(plan_.tokens.size());
     plan_.sequences.push_back({row_begin, row_end, static_cast<int32_t>(sequence.num_computed), sequence.request.rope_long,
                                static_cast<int32_t>(sequence.num_prompt_tokens)});
-    if (!rows.wants_token()) continue;
-    const std::span<const int32_t> tokens(sequence.tokens);
-    const int64_t num_completion_tokens = sequence.completion.num_tokens();
-    sequence.sampling.position = static_cast<uint64_t>(num_completion_tokens);
-    sequence.sampling.prompt_tokens = tokens.first(static_cast<std::size_t>(sequence.num_prompt_tokens));
-    sequence.sampling.completion_tokens = tokens.subspan(static_cast<std::size_t>(sequence.num_prompt_tokens));
-    sequence.sampling.forbidden = {};
-    if (num_completion_tokens < sequence.request.request.min_tokens) sequence.sampling.forbidden = sequence.request.stop_token_ids;
-    plan_.outputs.push_back({row_end - 1, &sequence.sampling});
-    wants_token_.push_back(&sequence);
+    if (rows.wants_token()) plan_outputs(sequence, row_end);
   }
   plan_.table_begin.push_back(0);
   for (std::size_t g = 0; g < info_.kv_groups.size(); ++g) {
@@ -397,31 +453,85 @@ void Engine::Impl::build_plan(std::span<const Scheduler::Planned> planned) {
   }
 }
 
-void Engine::Impl::take_token(LiveSequence& sequence, const SampledToken& token, double now) {
-  if (sequence.state == SequenceState::kFinished) return;  // a sibling failed in this very step
+// A token after the sequence's last own row, and one after each draft token as if those before it were accepted.
+void Engine::Impl::plan_outputs(LiveSequence& sequence, int32_t row_end) {
+  const std::span<const int32_t> tokens(sequence.tokens);
+  const std::span<const int32_t> completion_tokens = tokens.subspan(static_cast<std::size_t>(sequence.num_prompt_tokens));
+  const auto num_draft_tokens = static_cast<int32_t>(sequence.num_draft_tokens);
+  const int64_t num_completion_tokens = sequence.completion.num_tokens();
+  wanted_.push_back({&sequence, plan_.outputs.size(), num_draft_tokens, 0});
+  for (int32_t k = 0; k <= num_draft_tokens; ++k) {
+    SamplingInput& sampling = sampling_.emplace_back(sequence.sampling);
+    sampling.position = static_cast<uint64_t>(num_completion_tokens + k);
+    sampling.prompt_tokens = tokens.first(static_cast<std::size_t>(sequence.num_prompt_tokens));
+    sampling.completion_tokens = completion_tokens.first(static_cast<std::size_t>(num_completion_tokens + k));
+    sampling.forbidden = {};
+    if (num_completion_tokens + k < sequence.request.request.min_tokens) sampling.forbidden = sequence.request.stop_token_ids;
+    plan_.outputs.push_back({row_end - 1 - num_draft_tokens + k, &sampling});
+  }
+}
+
+// A draft token is right exactly when it was sampled after the token before it, and as long as all before it were.
+void Engine::Impl::accept_drafts(const StepOutput& output) {
+  for (Wanted& wanted : wanted_) {
+    if (wanted.num_draft_tokens == 0) continue;
+    LiveSequence& sequence = *wanted.sequence;
+    const int32_t* drafts = sequence.tokens.data() + sequence.num_tokens();
+    int64_t& accepted = wanted.num_accepted_tokens;
+    while (accepted < wanted.num_draft_tokens) {
+      const SampledToken& token = output.tokens[wanted.output_begin + static_cast<std::size_t>(accepted)];
+      if (!token.finite || token.id != drafts[accepted]) break;
+      ++accepted;
+    }
+    sequence.num_accepted_tokens = accepted;
+    std::lock_guard lock(metrics_mutex_);
+    ++metrics_.num_drafts;
+    metrics_.num_draft_tokens += wanted.num_draft_tokens;
+    metrics_.num_accepted_tokens += accepted;
+    for (int64_t k = 0; k < accepted; ++k) ++metrics_.num_accepted_tokens_per_position[static_cast<std::size_t>(k)];
+  }
+}
+
+// One delta for the tokens that the step gave the sequence. Returns how many it took: none after the one that ends the sequence.
+int64_t Engine::Impl::take_tokens(LiveSequence& sequence, std::span<const SampledToken> tokens, double now) {
+  if (sequence.state == SequenceState::kFinished) return 0;  // a sibling failed in this very step
   LiveRequest& request = sequence.request;
-  if (!token.finite || token.id < 0) {
-    const std::string_view what = token.finite ? "no token is allowed" : "the model's numbers are not finite";
+  int64_t num_taken = 0;
+  const SampledToken* failed = nullptr;
+  for (const SampledToken& token : tokens) {
+    if (!token.finite || token.id < 0) {
+      failed = &token;
+      break;
+    }
+    ++num_taken;
+    sequence.tokens.push_back(token.id);
+    sequence.completion.push(token, delta_);
+    if (delta_.finish_reason) break;
+  }
+  if (num_taken > 0) {
+    std::lock_guard lock(metrics_mutex_);
+    for (int64_t k = 0; k < num_taken; ++k) {
+      if (sequence.last_token_at) {
+        metrics_.inter_token_latency.observe(now - *sequence.last_token_at);
+      } else {
+        metrics_.time_to_first_token.observe(now - request.added_at);
+      }
+      sequence.last_token_at = now;
+    }
+    metrics_.generation_tokens += num_taken;
+  }
+  request.usage.completion_tokens += num_taken;
+  if (failed != nullptr) {
+    if (num_taken > 0) deliver(sequence);
+    const std::string_view what = failed->finite ? "no token is allowed" : "the model's numbers are not finite";
     end_request(request, FinishReason::kError,
                 Status::internal(fmt::format("{} at completion token {}", what, sequence.completion.num_tokens())));
-    return;
+    return num_taken;
   }
-  {
-    std::lock_guard lock(metrics_mutex_);
-    if (sequence.last_token_at) {
-      metrics_.inter_token_latency.observe(now - *sequence.last_token_at);
-    } else {
-      metrics_.time_to_first_token.observe(now - request.added_at);
-    }
-    ++metrics_.generation_tokens;
-  }
-  sequence.last_token_at = now;
-  sequence.tokens.push_back(token.id);
-  ++request.usage.completion_tokens;
   if (sequence.index == 0) schedule_siblings(request);
-  sequence.completion.push(token, delta_);
   if (delta_.finish_reason) finish_sequence(sequence, /*forget=*/false);
   deliver(sequence);
+  return num_taken;
 }
 
 // Ends every sequence that has not finished, each with a delta.
@@ -514,6 +624,14 @@ Result<std::unique_ptr<Engine>> Engine::create(Executor& executor, const Tokeniz
   if (options.max_running_sequences < 1 || options.max_running_sequences > options.step_tokens_max) {
     return Status::invalid_argument(
         fmt::format("max_running_sequences is {}, expected 1 to step_tokens_max, {}", options.max_running_sequences, options.step_tokens_max));
+  }
+  const SpeculationOptions& speculation = options.speculation;
+  if (speculation.prompt_lookup && (speculation.num_speculative_tokens < 1 || speculation.num_speculative_tokens > DraftPlanner::kDraftTokensMax)) {
+    return Status::invalid_argument(
+        fmt::format("num_speculative_tokens is {}, expected 1 to {}", speculation.num_speculative_tokens, DraftPlanner::kDraftTokensMax));
+  }
+  if (speculation.prompt_lookup && (speculation.prompt_lookup_min < 1 || speculation.prompt_lookup_min > 16)) {
+    return Status::invalid_argument(fmt::format("prompt_lookup_min is {}, expected 1 to 16", speculation.prompt_lookup_min));
   }
   if (options.max_n < 1 || options.max_queued_requests < 1) {
     return Status::invalid_argument(

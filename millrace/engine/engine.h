@@ -15,6 +15,15 @@
 
 namespace millrace {
 
+// Several tokens of a sequence in one step (docs/speculation.md). A draft token is kept exactly when it is the one that would have been sampled, so
+// the same tokens come out, greedy and sampled.
+struct SpeculationOptions {
+  bool prompt_lookup = false;            // drafts from what the sequence's prompt and completion repeat
+  int64_t num_speculative_tokens = 16;   // most draft tokens of a sequence in a step
+  int64_t prompt_lookup_min = 2;         // tokens that must match before one is drafted; 1 to 16
+  bool adaptive = true;                  // only as many as pay by measured acceptance and step time; false: always the most, for tests
+};
+
 struct EngineOptions {
   int64_t kv_bytes = int64_t{1} << 30;   // KV cache of all groups together; allocated when the engine is made, never exceeded
   int64_t max_context = 0;               // prompt + completion tokens of a sequence; 0: what the network was made for
@@ -25,6 +34,7 @@ struct EngineOptions {
   int64_t max_queued_tokens = 1 << 20;   // their prompt tokens
   int32_t max_n = 8;
   bool prefix_cache = true;
+  SpeculationOptions speculation;
   std::string cache_secret;              // keys the prefix cache; empty: drawn at random
   std::vector<int32_t> eos_token_ids;
   std::function<double()> clock;         // seconds, monotonic; empty: the steady clock. Tests give their own

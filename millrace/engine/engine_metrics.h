@@ -65,6 +65,10 @@ struct EngineMetrics {
   int64_t prefix_cache_queries = 0; // prompt tokens looked up
   int64_t prefix_cache_hits = 0;    // of them found
   int64_t num_steps = 0;
+  int64_t num_drafts = 0;           // steps of a sequence that had draft tokens
+  int64_t num_draft_tokens = 0;
+  int64_t num_accepted_tokens = 0;  // of them
+  std::vector<int64_t> num_accepted_tokens_per_position;  // [num_speculative_tokens]; empty without speculation
   std::array<int64_t, 4> finished{};  // sequences by FinishReason
   int64_t num_rejected = 0;         // add() said no because of a limit
 

@@ -68,6 +68,7 @@ class FakeExecutor : public Executor {
   const ExecutorInfo& info() const override { return info_; }
   int64_t num_steps() const { return num_steps_; }
   int64_t max_rows_seen() const { return max_rows_seen_; }
+  int64_t num_rows() const { return static_cast<int64_t>(hidden_.size()); }  // of the last step
 
   Status allocate_kv(std::span<const int64_t> num_blocks) override {
     for (const int64_t blocks : num_blocks) kv_.emplace_back(static_cast<std::size_t>(blocks * kKvBlockTokens), 0);

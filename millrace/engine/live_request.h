@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "millrace/engine/completion.h"
+#include "millrace/engine/prompt_lookup.h"
 #include "millrace/engine/request.h"
 #include "millrace/engine/sequence.h"
 
@@ -19,7 +20,9 @@ struct LiveSequence : Sequence {
 
   LiveRequest& request;
   Completion completion;
-  SamplingInput sampling;
+  SamplingInput sampling;               // of the next token
+  std::optional<PromptLookup> lookup;   // from the first token on, with speculation
+  DraftAcceptance acceptance{.95};      // of its drafts
   std::optional<double> last_token_at;  // seconds
   bool scheduled = false;               // the scheduler knows it
 };

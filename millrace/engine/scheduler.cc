@@ -23,7 +23,8 @@ Scheduler::Scheduler(SchedulerOptions options, BlockAllocator& allocator) : opti
 }
 
 void Scheduler::add(Sequence& sequence) {
-  MR_CHECK(sequence.state == SequenceState::kWaiting && sequence.num_tokens() > 0 && sequence.num_computed == 0, "a new sequence");
+  MR_CHECK(sequence.state == SequenceState::kWaiting && sequence.num_tokens() > 0 && sequence.num_computed == 0 && sequence.num_draft_tokens == 0,
+           "a new sequence");
   sequence.block_tables.resize(static_cast<std::size_t>(allocator_.num_groups()));
   sequence.num_passed.resize(static_cast<std::size_t>(allocator_.num_groups()), 0);
   MR_CHECK(waiting_.insert(&sequence).second, "two sequences with one place in the order");
@@ -45,9 +46,11 @@ std::span<const Scheduler::Planned> Scheduler::plan_step() {
   budget_ = options_.step_tokens_max;
   preempted_in_step_ = false;
   plan_decodes();
+  reserve_drafts();
   // What was just preempted must not come back in the same step, and no one may overtake a prefill that waits for blocks.
   if (plan_prefills() && !preempted_in_step_) admit_waiting();
   extend_prefills();
+  extend_drafts();
   MR_CHECK(!planned_.empty() || (running_.empty() && waiting_.empty()), "work but no progress");
   return planned_;
 }
@@ -55,8 +58,11 @@ std::span<const Scheduler::Planned> Scheduler::plan_step() {
 void Scheduler::commit_step() {
   for (const Planned& planned : planned_) {
     Sequence& sequence = *planned.sequence;
-    sequence.num_computed += planned.num_rows;
+    MR_CHECK(sequence.num_accepted_tokens <= sequence.num_draft_tokens, "accepted what was not drafted");
+    const int64_t num_rejected = sequence.num_draft_tokens - sequence.num_accepted_tokens;
+    sequence.num_computed += planned.num_rows - num_rejected;
     sequence.num_planned_rows = 0;
+    if (num_rejected > 0) shrink(sequence);
     const int64_t num_full = sequence.num_computed / kKvBlockTokens;
     if (sequence.shares_prefix && num_full > sequence.num_keyed_blocks) {
       extend_digests(sequence, num_full);
@@ -74,6 +80,8 @@ void Scheduler::commit_step() {
         sequence.block_tables[g][passed] = -1;
       }
     }
+    sequence.num_accepted_tokens = 0;
+    sequence.keep_draft_tokens(0);
   }
   planned_.clear();
 }
@@ -89,9 +97,35 @@ void Scheduler::plan_decodes() {
   // Victims come from the end, so what lies before `i` stays.
   for (std::size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
-    if (sequence.num_uncomputed() != 1) continue;
+    if (sequence.num_uncomputed() != 1) {
+      MR_CHECK(sequence.num_draft_tokens == 0, "a draft of a sequence that does not decode");
+      continue;
+    }
     while (sequence.state == SequenceState::kRunning && rows_that_fit(sequence, 1) == 0) preempt_youngest();
     if (sequence.state == SequenceState::kRunning) plan(sequence, 1);
+  }
+}
+
+// Rows for drafts, before prefills take the rest; which of them find blocks is seen when everybody else has theirs.
+void Scheduler::reserve_drafts() {
+  int64_t left = budget_ / 2;
+  for (const Planned& planned : planned_) {
+    Sequence& sequence = *planned.sequence;
+    if (sequence.num_draft_tokens == 0) continue;
+    sequence.keep_draft_tokens(std::min(sequence.num_draft_tokens, left));
+    left -= sequence.num_draft_tokens;
+    budget_ -= sequence.num_draft_tokens;
+  }
+}
+
+void Scheduler::extend_drafts() {
+  for (Planned& planned : planned_) {
+    Sequence& sequence = *planned.sequence;
+    if (sequence.num_draft_tokens == 0) continue;
+    planned.num_rows = rows_that_fit(sequence, 1 + sequence.num_draft_tokens);
+    sequence.keep_draft_tokens(planned.num_rows - 1);
+    sequence.num_planned_rows = planned.num_rows;
+    grow(sequence, planned.num_rows);
   }
 }
 
@@ -170,10 +204,19 @@ void Scheduler::grow(Sequence& sequence, int64_t num_rows) {
   }
 }
 
+// Gives back the blocks beyond what is computed. They are nobody else's: what is not full of accepted tokens has no key.
+void Scheduler::shrink(Sequence& sequence) {
+  const auto num_blocks = static_cast<std::size_t>(num_blocks_of(sequence.num_computed));
+  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+    for (std::vector<int32_t>& table = sequence.block_tables[g]; table.size() > num_blocks; table.pop_back()) allocator_.release(g, table.back());
+  }
+}
+
 void Scheduler::preempt_youngest() {
   Sequence& victim = *running_.back();
   MR_CHECK(victim.num_planned_rows == 0, "a planned sequence keeps its blocks");
   running_.pop_back();
+  victim.keep_draft_tokens(0);
   release_blocks(victim, /*forget=*/false);
   victim.state = SequenceState::kPreempted;
   waiting_.insert(&victim);

@@ -16,6 +16,8 @@
 //   3. Waiting sequences are admitted strictly in order (priority, then arrival), when their whole prompt finds room: nobody is overtaken.
 //   4. Out of KV blocks: preempt the youngest running sequence; it has the least work to lose, and is recomputed later (often from
 //      its own cached blocks).
+//   5. Draft tokens take at most half of what decodes leave of the token budget, and blocks that nobody else wants in the step: they
+//      preempt nobody and keep nobody waiting.
 // Progress: the first in order is never preempted for another, and a step with anything to do computes at least one row.
 namespace millrace {
 
@@ -31,9 +33,9 @@ class Scheduler {
  public:
   struct Planned {
     Sequence* sequence;
-    int64_t num_rows;
-    // A token is wanted after the last row exactly when the rows reach the end of the sequence's tokens.
-    bool wants_token() const { return sequence->num_computed + num_rows == sequence->num_tokens(); }
+    int64_t num_rows;  // draft tokens included, which are the last
+    // A token is wanted after the last row exactly when the rows reach the end of the sequence's tokens, and then after every draft token, too.
+    bool wants_token() const { return sequence->num_computed + num_rows >= sequence->num_tokens(); }
   };
   struct Counters {
     int64_t num_preemptions = 0;
@@ -56,9 +58,11 @@ class Scheduler {
   std::span<const Planned> plan_step();
   // The sequences that plan_step admitted for the first time.
   std::span<Sequence* const> newly_admitted() const { return newly_admitted_; }
-  // The planned rows are in KV: full blocks become sharable, blocks behind a window are released. Before tokens are appended.
+  // The planned rows are in KV: full blocks become sharable, blocks behind a window are released, and those that only draft tokens
+  // needed which were not accepted. Then the drafts are gone. Before tokens are appended, the accepted ones among them.
   void commit_step();
 
+  std::span<Sequence* const> running() const { return running_; }  // in order
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   const Counters& counters() const { return counters_; }
@@ -69,6 +73,8 @@ class Scheduler {
   };
 
   void plan_decodes();
+  void reserve_drafts();
+  void extend_drafts();
   bool plan_prefills();  // false: a prefill found no block
   void admit_waiting();
   void extend_prefills();
@@ -78,6 +84,7 @@ class Scheduler {
   void take_prefix(Sequence& sequence, int64_t num_blocks);
   int64_t rows_that_fit(const Sequence& sequence, int64_t num_rows) const;
   void grow(Sequence& sequence, int64_t num_rows);
+  void shrink(Sequence& sequence);
   int64_t blocks_for(int64_t group, int64_t num_tokens) const;
   int64_t first_readable_block(int64_t group, int64_t num_computed) const;
   void preempt_youngest();

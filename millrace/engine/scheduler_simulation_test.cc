@@ -23,6 +23,7 @@ constexpr int64_t kDefaultSeeds = 5000;
 struct SimulatedSequence : Sequence {
   std::vector<uint64_t> truth;
   int64_t max_tokens = 1;
+  int64_t num_taken = 0;  // of the last step that gave it tokens
 };
 
 class Simulation {
@@ -58,6 +59,8 @@ class Simulation {
   int64_t num_preemptions() const { return scheduler_.counters().num_preemptions; }
   int64_t num_hits() const { return scheduler_.counters().prefix_cache_hits; }
   int64_t num_completed() const { return num_completed_; }
+  int64_t num_drafted() const { return num_drafted_; }
+  int64_t num_accepted() const { return num_accepted_; }
 
  private:
   static constexpr int64_t kMaxPrompt = 180, kMaxTokens = 60;
@@ -105,6 +108,24 @@ class Simulation {
     const uint64_t row = static_cast<uint64_t>(token) + (options_.prompt_differs && !of_prompt ? 1000 : 0);
     sequence.truth.push_back(FakeNetwork::mix(sequence.truth.empty() ? 0 : sequence.truth.back(), row));
   }
+  static int32_t sampled_after(uint64_t truth) { return static_cast<int32_t>(truth % 6); }
+
+  // Drafts that are right for a while: `truth` runs ahead with them, wrong ones included, as the KV cache does.
+  void propose_drafts() {
+    for (Sequence* running : scheduler_.running()) {
+      auto& sequence = static_cast<SimulatedSequence&>(*running);
+      const int64_t left = sequence.max_tokens - (sequence.num_tokens() - sequence.num_prompt_tokens) - 1;
+      if (sequence.num_uncomputed() != 1 || left <= 0 || pick(0, 1) == 0) continue;
+      const int64_t count = pick(1, std::min<int64_t>(left, 40));
+      for (int64_t i = 0; i < count; ++i) {
+        const int32_t right = sampled_after(sequence.truth.back());
+        const int32_t token = pick(0, 15) == 0 ? (right + 1) % 6 : right;
+        sequence.tokens.push_back(token);
+        extend_truth(sequence, token, false);
+      }
+      sequence.num_draft_tokens = count;
+    }
+  }
 
   void end(std::size_t index, bool failed) {
     scheduler_.remove(*sequences_[index], failed);
@@ -119,6 +140,7 @@ class Simulation {
   }
 
   void step() {
+    if (drafts_) propose_drafts();
     const auto planned = scheduler_.plan_step();
     int64_t num_rows = 0;
     wanting_.clear();
@@ -136,15 +158,34 @@ class Simulation {
           slot(sequence, g, p) = sequence.truth[static_cast<std::size_t>(p)];
         }
       }
-      if (rows.wants_token()) wanting_.push_back(&sequence);
+      if (!rows.wants_token()) continue;
+      wanting_.push_back(&sequence);
+      ASSERT_EQ(sequence.num_computed + rows.num_rows, sequence.num_tokens() + sequence.num_draft_tokens);
+      const int64_t num_tokens = sequence.num_tokens();
+      int64_t& accepted = sequence.num_accepted_tokens;
+      while (accepted < sequence.num_draft_tokens &&
+             sequence.tokens[static_cast<std::size_t>(num_tokens + accepted)] == sampled_after(sequence.truth[static_cast<std::size_t>(num_tokens + accepted - 1)])) {
+        ++accepted;
+      }
+      num_drafted_ += sequence.num_draft_tokens;
+      num_accepted_ += accepted;
+      sequence.num_taken = accepted + 1;
     }
     ASSERT_LE(num_rows, options_.step_tokens_max);
     ASSERT_EQ(planned.empty(), sequences_.empty()) << "work, but nothing planned";
     scheduler_.commit_step();
+    for (const auto& sequence : sequences_) {
+      ASSERT_EQ(sequence->num_draft_tokens, 0);
+      sequence->truth.resize(static_cast<std::size_t>(sequence->num_tokens()));
+    }
     for (SimulatedSequence* sequence : wanting_) {
-      const int32_t token = static_cast<int32_t>(sequence->truth.back() % 6);
-      sequence->tokens.push_back(token);
-      extend_truth(*sequence, token, false);
+      for (int64_t i = 0; i < sequence->num_taken; ++i) {
+        const int32_t token = sampled_after(sequence->truth.back());
+        sequence->tokens.push_back(token);
+        extend_truth(*sequence, token, false);
+      }
+      ASSERT_EQ(sequence->num_uncomputed(), 1);
+      for (std::size_t g = 0; g < kv_.size(); ++g) ASSERT_EQ(static_cast<int64_t>(sequence->block_tables[g].size()), (sequence->num_computed + kKvBlockTokens - 1) / kKvBlockTokens);
     }
     for (std::size_t i = sequences_.size(); i-- > 0;) {
       if (sequences_[i]->num_tokens() - sequences_[i]->num_prompt_tokens < sequences_[i]->max_tokens) continue;
@@ -192,13 +233,14 @@ class Simulation {
   std::array<std::vector<int32_t>, 3> prefixes_;
   std::vector<std::vector<uint64_t>> kv_;  // [num_groups][num_blocks * block size]
   uint64_t num_added_ = 0;
-  int64_t num_events_ = 0, num_completed_ = 0;
+  bool drafts_ = pick(0, 1) == 0;
+  int64_t num_events_ = 0, num_completed_ = 0, num_drafted_ = 0, num_accepted_ = 0;
 };
 
 TEST(SchedulerSimulation, HoldsItsInvariantsForEverySeed) {
   const char* asked = std::getenv("MILLRACE_SIMULATION_SEEDS");
   const int64_t num_seeds = asked != nullptr ? std::max(1LL, std::atoll(asked)) : kDefaultSeeds;
-  int64_t num_events = 0, num_preemptions = 0, num_hits = 0, num_completed = 0;
+  int64_t num_events = 0, num_preemptions = 0, num_hits = 0, num_completed = 0, num_drafted = 0, num_accepted = 0;
   const auto start = std::chrono::steady_clock::now();
   for (int64_t seed = 0; seed < num_seeds; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
@@ -207,16 +249,21 @@ TEST(SchedulerSimulation, HoldsItsInvariantsForEverySeed) {
     num_preemptions += simulation.num_preemptions();
     num_hits += simulation.num_hits();
     num_completed += simulation.num_completed();
+    num_drafted += simulation.num_drafted();
+    num_accepted += simulation.num_accepted();
     if (HasFatalFailure()) return;
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  std::printf("%lld seeds, %lld events (%.0f a second), %lld preemptions, %lld cached tokens, %lld sequences completed\n",
+  std::printf("%lld seeds, %lld events (%.0f a second), %lld preemptions, %lld cached tokens, %lld sequences completed, %lld of %lld draft tokens accepted\n",
               static_cast<long long>(num_seeds), static_cast<long long>(num_events), static_cast<double>(num_events) / seconds,
-              static_cast<long long>(num_preemptions), static_cast<long long>(num_hits), static_cast<long long>(num_completed));
+              static_cast<long long>(num_preemptions), static_cast<long long>(num_hits), static_cast<long long>(num_completed),
+              static_cast<long long>(num_accepted), static_cast<long long>(num_drafted));
   // The runs must have been through what they are meant to test.
   EXPECT_GT(num_preemptions, num_seeds / 10);
   EXPECT_GT(num_hits, num_seeds * 32);
   EXPECT_GT(num_completed, num_seeds);
+  EXPECT_GT(num_accepted, num_seeds * 10);
+  EXPECT_GT(num_drafted - num_accepted, num_seeds * 10);
 }
 
 }  // namespace

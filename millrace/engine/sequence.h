@@ -16,18 +16,22 @@ enum class SequenceState {
 };
 
 // One stream of tokens being extended, as the scheduler sees it: which tokens, how many of them are in KV, and in which blocks.
-// The scheduler alone changes state, num_computed and the tables; its owner appends sampled tokens.
+// The scheduler alone changes state, num_computed and the tables; its owner appends sampled tokens, and before a step draft tokens.
 struct Sequence {
   // Set by the owner before Scheduler::add.
   int32_t priority = 0;
   uint64_t arrival = 0;              // of its request; unique together with `index`
   int32_t index = 0;                 // among the request's n sequences
-  std::vector<int32_t> tokens;       // prompt and completion
+  std::vector<int32_t> tokens;       // prompt and completion; during a step also draft tokens
   int64_t num_prompt_tokens = 0;
   BlockDigest prefix_root;           // PrefixHasher::root
   bool shares_prefix = true;         // looks for and leaves cached blocks
 
   SequenceState state = SequenceState::kWaiting;
+  // A guess of how the sequence goes on: the last of `tokens`. Computed in the same step as the token before them, they are right as far as each
+  // equals what is sampled after the token before it. Only where nothing but that token is left to compute.
+  int64_t num_draft_tokens = 0;      // plan_step keeps as many as it plans; none are left after commit_step
+  int64_t num_accepted_tokens = 0;   // of them; set by the owner between plan_step and commit_step
   int64_t num_computed = 0;          // tokens in KV
   int64_t num_planned_rows = 0;      // of the current step
   int64_t num_cached_tokens = 0;     // of the prompt, found in the prefix cache when first admitted
@@ -37,7 +41,11 @@ struct Sequence {
   std::vector<BlockDigest> digests;                // of the full blocks at the beginning, as far as they were needed
   int64_t num_keyed_blocks = 0;                    // of them offered to the cache
 
-  int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()) - num_draft_tokens; }  // without drafts
+  void keep_draft_tokens(int64_t count) {
+    tokens.resize(static_cast<std::size_t>(num_tokens() + count));
+    num_draft_tokens = count;
+  }
   int64_t num_uncomputed() const { return num_tokens() - num_computed; }
 
   // Who goes first.
