@@ -10,7 +10,7 @@
 #include <random>
 #include <set>
 
-#include "millrace/sampling/philox.h"
+#include "millrace/sampling/reference_sampler.h"
 
 namespace millrace {
 namespace {
@@ -21,73 +21,6 @@ std::vector<float> random_logits(std::size_t size, uint32_t seed, float spread, 
   std::vector<float> logits(size);
   for (float& logit : logits) logit = coarse ? std::round(normal(random)) : normal(random);  // coarse: many ties
   return logits;
-}
-
-// The judge: everything in double, everything sorted.
-struct Survivors {
-  std::vector<std::pair<int32_t, double>> tokens;  // id and probability, in the order the draw walks
-  bool near_boundary = false;                      // a cut so close that rounding may decide it
-};
-
-Survivors reference(const std::vector<float>& logits, const SamplingInput& input) {
-  const SamplingParams& params = *input.params;
-  const int32_t vocab_size = static_cast<int32_t>(logits.size());
-  std::vector<double> changed(logits.begin(), logits.end());
-  for (const auto& [id, bias] : params.logit_bias) changed[id] += bias;
-  std::map<int32_t, int> completion;
-  for (const int32_t id : input.completion_tokens) ++completion[id];
-  std::set<int32_t> seen(input.prompt_tokens.begin(), input.prompt_tokens.end());
-  for (const auto& [id, count] : completion) seen.insert(id);
-  for (const int32_t id : seen) changed[id] = changed[id] > 0 ? changed[id] / params.repetition_penalty : changed[id] * params.repetition_penalty;
-  for (const auto& [id, count] : completion) changed[id] -= params.frequency_penalty * count + params.presence_penalty;
-  const std::set<int32_t> forbidden(input.forbidden.begin(), input.forbidden.end());
-  std::vector<std::pair<double, int32_t>> sorted;
-  for (int32_t id = 0; id < vocab_size; ++id) {
-    const bool allowed = input.allowed.empty() || (input.allowed[id / 32] >> (id % 32) & 1) != 0;
-    if (allowed && forbidden.count(id) == 0) sorted.emplace_back(-changed[id], id);
-  }
-  Survivors survivors;
-  if (sorted.empty()) return survivors;
-  std::sort(sorted.begin(), sorted.end());
-  if (params.temperature == 0) {
-    survivors.tokens.emplace_back(sorted[0].second, 1.0);
-    return survivors;
-  }
-  const double best = -sorted[0].first;
-  std::vector<std::pair<int32_t, double>> weights;
-  for (const auto& [negated, id] : sorted) weights.emplace_back(id, std::exp((-negated - best) / params.temperature));
-  const bool top_k = params.top_k > 0 && params.top_k < vocab_size;
-  if (top_k && std::size_t(params.top_k) < weights.size()) weights.resize(params.top_k);
-  const auto too_unlikely = [&](const auto& token) {
-    if (std::abs(token.second - params.min_p) < 1e-6 * params.min_p) survivors.near_boundary = true;
-    return token.second < params.min_p;
-  };
-  weights.erase(std::remove_if(weights.begin(), weights.end(), too_unlikely), weights.end());
-  double total = 0, taken = 0;
-  for (const auto& [id, weight] : weights) total += weight;
-  if (params.top_p < 1) {
-    std::size_t kept = 0;
-    while (kept < weights.size() && (kept == 0 || taken < params.top_p * total)) {
-      taken += weights[kept++].second;
-      if (std::abs(taken / total - params.top_p) < 1e-5) survivors.near_boundary = true;
-    }
-    weights.resize(kept);
-    total = taken;
-  }
-  if (!top_k) std::sort(weights.begin(), weights.end());
-  for (const auto& [id, weight] : weights) survivors.tokens.emplace_back(id, weight / total);
-  return survivors;
-}
-
-// Where the judge's walk ends; absent where rounding may decide.
-std::optional<int32_t> reference_draw(const Survivors& survivors, double u) {
-  double running = 0;
-  for (const auto& [id, probability] : survivors.tokens) {
-    running += probability;
-    if (std::abs(running - u) < 1e-5) return std::nullopt;
-    if (running > u) return id;
-  }
-  return std::nullopt;
 }
 
 SampledToken sample_once(const std::vector<float>& logits, const SamplingInput& input) {
@@ -126,18 +59,17 @@ TEST(Sampling, MatchesBruteForce) {
 
     SampledToken token;
     sample(logits, input, scratch, token);
-    const Survivors survivors = reference(logits, input);
-    if (survivors.tokens.empty()) {
+    const ReferenceSampler reference(logits, input);
+    if (reference.survivors().tokens.empty()) {
       EXPECT_EQ(token.id, -1);
       continue;
     }
-    const auto expected =
-        survivors.near_boundary ? std::nullopt : reference_draw(survivors, uniform_at(input.seed, input.sequence, input.position));
+    const auto expected = reference.drawn();
     if (!expected) {
       ++undecided;
       continue;
     }
-    ASSERT_EQ(token.id, *expected) << "round " << round;
+    ASSERT_EQ(token.id, expected->id) << "round " << round;
     ++compared;
   }
   EXPECT_GT(compared, 3300);
@@ -198,7 +130,7 @@ TEST(Sampling, FrequenciesFollowTheProbabilities) {
       params.top_k = top_k;
       params.top_p = top_p;
       SamplingInput input{.params = &params, .seed = 1234};
-      const Survivors survivors = reference(logits, input);
+      const Survivors survivors = ReferenceSampler(logits, input).survivors();
       std::map<int32_t, int> counts;
       for (int i = 0; i < kDraws; ++i) {
         input.sequence = static_cast<uint64_t>(i % 4);
@@ -207,7 +139,7 @@ TEST(Sampling, FrequenciesFollowTheProbabilities) {
       }
       double chi_square = 0;
       int covered = 0;
-      for (const auto& [id, probability] : survivors.tokens) {
+      for (const auto& [id, logit, probability] : survivors.tokens) {
         const double expected = probability * kDraws;
         chi_square += (counts[id] - expected) * (counts[id] - expected) / expected;
         covered += counts[id];

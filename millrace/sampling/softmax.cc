@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -109,6 +110,26 @@ double softmax_denominator(std::span<const float> logits, float max_logit) {
     sum += ordered_sum(std::span(weights).first(count));
   }
   return sum;
+}
+
+double standard_deviation(std::span<const float> values, float max_value) {
+  // Distances from the largest, so that the squares stay small beside what their sum can hold exactly enough.
+  std::array<double, kLanes> sums{}, squares{}, counts{};
+  const auto add = [&](float value, std::size_t lane) {
+    const bool counted = value > -std::numeric_limits<float>::infinity();
+    const double distance = counted ? static_cast<double>(max_value) - static_cast<double>(value) : 0.0;
+    sums[lane] += distance;
+    squares[lane] += distance * distance;
+    counts[lane] += counted ? 1.0 : 0.0;
+  };
+  std::size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) add(values[i + lane], lane);
+  }
+  for (; i < values.size(); ++i) add(values[i], 0);
+  const auto total = [](const std::array<double, kLanes>& lanes) { return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]); };
+  const double mean = total(sums) / total(counts);
+  return std::sqrt(std::max(0.0, total(squares) / total(counts) - mean * mean));
 }
 
 double ordered_sum(std::span<const float> values) {
