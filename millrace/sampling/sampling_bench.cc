@@ -8,7 +8,7 @@
 
 #include "millrace/sampling/sampling.h"
 
-// Time of one draw over a vocabulary, for the common parameters. Bound: one pass over the logits at cache speed (about 4 bytes a cycle
+// Time of one draw over a vocabulary, for the common parameters and for each method. Bound: one pass over the logits at cache speed (about 4 bytes a cycle
 // and more) for greedy; with a temperature one exponential a token.
 namespace millrace {
 namespace {
@@ -18,7 +18,9 @@ void measure(const char* name, const std::vector<float>& logits, const SamplingP
   SampledToken token;
   SamplingInput input;
   input.params = &params;
-  const std::vector<int32_t> completion(200, 5);
+  // 200 tokens of which many repeat, as penalties and DRY meet them.
+  std::vector<int32_t> completion(200);
+  for (std::size_t i = 0; i < completion.size(); ++i) completion[i] = static_cast<int32_t>(i % 7 * i % 11);
   input.completion_tokens = completion;
   std::vector<double> micros;
   for (int i = 0; i < 60; ++i) {
@@ -28,7 +30,7 @@ void measure(const char* name, const std::vector<float>& logits, const SamplingP
     micros.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
   }
   std::sort(micros.begin(), micros.end());
-  fmt::print("{:7} tokens  {:34} {:8.1f} us median  {:6.2f} ns a token\n", logits.size(), name, micros[micros.size() / 2],
+  fmt::print("{:7} tokens  {:38} {:8.1f} us median  {:6.2f} ns a token\n", logits.size(), name, micros[micros.size() / 2],
              micros[micros.size() / 2] * 1e3 / static_cast<double>(logits.size()));
 }
 
@@ -49,6 +51,7 @@ int main() {
     measure("greedy", logits, params);
     params.temperature = 0.8f;
     measure("temperature 0.8", logits, params);
+    const SamplingParams warm = params;  // the methods below each beside the temperature alone
     params.top_p = 0.95f;
     measure("temperature 0.8, top_p 0.95", logits, params);
     params.top_k = 50;
@@ -57,6 +60,22 @@ int main() {
     measure("... repetition_penalty 1.1", logits, params);
     params.num_logprobs = 5;
     measure("... logprobs 5", logits, params);
+    const auto beside_temperature = [&](const char* name, const auto& set) {
+      SamplingParams one = warm;
+      set(one);
+      measure(name, logits, one);
+    };
+    beside_temperature("min_p 0.05", [](auto& p) { p.min_p = 0.05f; });
+    beside_temperature("typical_p 0.9", [](auto& p) { p.typical_p = 0.9f; });
+    beside_temperature("top_n_sigma 1", [](auto& p) { p.top_n_sigma = 1; });
+    beside_temperature("xtc_probability 1", [](auto& p) { p.xtc_probability = 1; });
+    beside_temperature("top_k 50, typical_p 0.9, xtc 1", [](auto& p) { p.top_k = 50, p.typical_p = 0.9f, p.xtc_probability = 1; });
+    beside_temperature("mirostat 2", [](auto& p) { p.mirostat = 2; });
+    beside_temperature("dry_multiplier 0.8", [](auto& p) { p.dry_multiplier = 0.8f; });
+    beside_temperature("presence_penalty 0.5", [](auto& p) { p.presence_penalty = 0.5f; });
+    beside_temperature("logit_bias of 1 token", [](auto& p) { p.logit_bias = {{5, 1.0f}}; });
+    beside_temperature("bad_words, 10 of 2 tokens", [](auto& p) { p.bad_words.assign(10, {5, 6}); });
+    beside_temperature("allowed_token_ids, 4", [](auto& p) { p.allowed_token_ids = {5, 6, 7, 8}; });
   }
   return 0;
 }
