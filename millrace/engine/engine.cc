@@ -389,6 +389,7 @@ void Engine::Impl::propose_drafts() {
   decoding_.clear();
   for (Sequence* running : scheduler_.running()) {
     LiveSequence& sequence = static_cast<LiveSequence&>(*running);
+    if (sequence.request.request.sampling.needs_previous_draw()) continue;  // one position a step
     if (sequence.num_uncomputed() == 1 && sequence.completion.num_tokens() > 0) decoding_.push_back(&sequence);
   }
   candidates_.resize(decoding_.size());
@@ -505,6 +506,8 @@ int64_t Engine::Impl::take_tokens(LiveSequence& sequence, std::span<const Sample
     }
     ++num_taken;
     sequence.tokens.push_back(token.id);
+    // Kept with the sequence like its tokens: a preempted sequence computes its keys and values again, and draws nothing twice.
+    if (request.request.sampling.needs_previous_draw()) sequence.sampling.mirostat_mu = token.mirostat_mu;
     sequence.completion.push(token, delta_);
     if (delta_.finish_reason) break;
   }
@@ -523,9 +526,11 @@ int64_t Engine::Impl::take_tokens(LiveSequence& sequence, std::span<const Sample
   request.usage.completion_tokens += num_taken;
   if (failed != nullptr) {
     if (num_taken > 0) deliver(sequence);
-    const std::string_view what = failed->finite ? "no token is allowed" : "the model's numbers are not finite";
+    const int64_t place = sequence.completion.num_tokens();
     end_request(request, FinishReason::kError,
-                Status::internal(fmt::format("{} at completion token {}", what, sequence.completion.num_tokens())));
+                failed->finite ? Status::invalid_argument(fmt::format(
+                                     "no token is allowed at completion token {}: allowed_token_ids, bad_words and min_tokens leave none", place))
+                               : Status::internal(fmt::format("the model's numbers are not finite at completion token {}", place)));
     return num_taken;
   }
   if (sequence.index == 0) schedule_siblings(request);

@@ -21,6 +21,14 @@ GenerationRequest random_request(std::mt19937& random, std::size_t max_prompt, i
   if (random() % 3 == 0) request.sampling.top_k = 5;
   if (random() % 3 == 0) request.sampling.repetition_penalty = 1.3f;
   if (random() % 4 == 0) request.n = 1 + static_cast<int32_t>(random() % 3);
+  switch (request.seed % 8) {
+    case 0: request.sampling.mirostat = 2; break;
+    case 1: request.sampling.typical_p = 0.9f, request.sampling.top_n_sigma = 1.5f; break;
+    case 2: request.sampling.xtc_probability = 0.5f, request.sampling.xtc_threshold = 0.03f; break;
+    case 3: request.sampling.dry_multiplier = 2, request.sampling.dry_allowed_length = 1; break;
+    case 4: request.sampling.bad_words = {{7}, {8, 9}, {request.prompt_tokens[0], 3}}; break;
+    default: break;
+  }
   return request;
 }
 
@@ -245,6 +253,46 @@ TEST(Engine, StopTokensEndASequenceAndMinTokensForbidsThem) {
   const std::vector<int32_t>& longer = test.logs[with_minimum].sequences[0].tokens;
   ASSERT_GE(longer.size(), first + 5);
   EXPECT_EQ(std::count(longer.begin(), longer.begin() + static_cast<std::ptrdiff_t>(first) + 5, stop), 0);
+}
+
+TEST(Engine, MasksThatLeaveNoTokenFailTheRequestAndSayWhich) {
+  EngineOptions options;
+  options.eos_token_ids = {9};
+  TestEngine test(FakeNetwork({std::nullopt}), options);
+  GenerationRequest request;
+  request.prompt_tokens = {1, 2};
+  request.max_tokens = 6;
+  request.sampling.allowed_token_ids = {9, 10};
+  request.sampling.bad_words = {{10, 10}};
+  request.min_tokens = 3;
+  const RequestId id = test.add(request);
+  test.run();
+  SequenceLog& sequence = test.logs[id].sequences[0];
+  EXPECT_EQ(sequence.tokens, std::vector<int32_t>{10});
+  EXPECT_EQ(sequence.reason, FinishReason::kError);
+  EXPECT_EQ(sequence.error.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(sequence.error.message(), "no token is allowed at completion token 1: allowed_token_ids, bad_words and min_tokens leave none");
+}
+
+TEST(Engine, MirostatIsNotAnInterruptedSequencesLoss) {
+  const FakeNetwork network({std::nullopt});
+  EngineOptions options;
+  options.kv_bytes = fake_kv_bytes(9);  // three sequences of up to 100 tokens want twelve
+  TestEngine test(network, options);
+  std::vector<std::pair<RequestId, GenerationRequest>> requests;
+  for (uint64_t i = 0; i < 3; ++i) {
+    GenerationRequest request;
+    request.prompt_tokens = {static_cast<int32_t>(i), 5, 6};
+    request.max_tokens = 95;
+    request.seed = i;
+    request.sampling.mirostat = 2;
+    request.sampling.mirostat_tau = 3;
+    request.sampling.mirostat_eta = 0.5f;
+    requests.emplace_back(test.add(request), request);
+  }
+  test.run();
+  EXPECT_GT(test.engine->metrics().num_preemptions, 0);
+  for (const auto& [id, request] : requests) expect_reference(network, request, test.logs[id]);
 }
 
 TEST(Engine, ARequestWithNonFiniteLogitsFailsAloneAndLeavesNothingBehind) {

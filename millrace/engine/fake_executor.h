@@ -141,6 +141,7 @@ inline std::vector<int32_t> reference_completion(const FakeNetwork& network, con
   std::vector<std::vector<uint64_t>> kv(network.windows().size());
   std::vector<float> logits(static_cast<std::size_t>(network.vocab_size()));
   SamplingScratch scratch;
+  std::optional<double> mirostat_mu;
   uint64_t hidden = 0;
   for (std::size_t p = 0; static_cast<int64_t>(tokens.size() - prompt.size()) < num_tokens; ++p) {
     hidden = network.row(tokens[p], static_cast<int64_t>(p), rope_long, p < prompt.size(),
@@ -156,7 +157,9 @@ inline std::vector<int32_t> reference_completion(const FakeNetwork& network, con
     input.position = tokens.size() - prompt.size();
     input.prompt_tokens = std::span(tokens).first(prompt.size());
     input.completion_tokens = std::span(tokens).subspan(prompt.size());
+    input.mirostat_mu = mirostat_mu;
     sample(logits, input, scratch, token);
+    mirostat_mu = token.mirostat_mu;
     tokens.push_back(token.id);
   }
   return {tokens.begin() + static_cast<std::ptrdiff_t>(prompt.size()), tokens.end()};

@@ -15,6 +15,31 @@ Status out_of_range(std::string_view field, double found, std::string_view expec
 }
 
 // Comparisons are written so that NaN fails them.
+Status check_more_sampling(const SamplingParams& params, int64_t vocab_size) {
+  if (!(params.typical_p > 0 && params.typical_p <= 1)) return out_of_range("typical_p", params.typical_p, "more than 0, at most 1");
+  if (!std::isfinite(params.top_n_sigma)) return out_of_range("top_n_sigma", params.top_n_sigma, "a finite number");
+  if (!(params.xtc_probability >= 0 && params.xtc_probability <= 1)) return out_of_range("xtc_probability", params.xtc_probability, "at least 0, at most 1");
+  if (!(params.xtc_threshold >= 0 && params.xtc_threshold <= 1)) return out_of_range("xtc_threshold", params.xtc_threshold, "at least 0, at most 1");
+  if (!(params.dry_multiplier >= 0 && std::isfinite(params.dry_multiplier))) return out_of_range("dry_multiplier", params.dry_multiplier, "at least 0");
+  if (!(params.dry_base >= 1 && std::isfinite(params.dry_base))) return out_of_range("dry_base", params.dry_base, "at least 1");
+  if (params.dry_allowed_length < 1) return out_of_range("dry_allowed_length", params.dry_allowed_length, "at least 1");
+  if (params.dry_penalty_last_n < -1) return out_of_range("dry_penalty_last_n", params.dry_penalty_last_n, "at least 0, or -1 for all tokens");
+  if (params.mirostat != 0 && params.mirostat != 2) return out_of_range("mirostat", params.mirostat, "0 (off) or 2");
+  if (!(params.mirostat_tau >= 0 && std::isfinite(params.mirostat_tau))) return out_of_range("mirostat_tau", params.mirostat_tau, "at least 0");
+  if (!(params.mirostat_eta >= 0 && params.mirostat_eta <= 1)) return out_of_range("mirostat_eta", params.mirostat_eta, "at least 0, at most 1");
+  const auto in_vocabulary = [&](int32_t id) { return id >= 0 && id < vocab_size; };
+  for (const int32_t id : params.allowed_token_ids) {
+    if (!in_vocabulary(id)) return Status::invalid_argument(fmt::format("allowed_token_ids has {}, expected 0 to {}", id, vocab_size - 1));
+  }
+  for (const std::vector<int32_t>& word : params.bad_words) {
+    if (word.empty()) return Status::invalid_argument("bad_words has an empty word");
+    for (const int32_t id : word) {
+      if (!in_vocabulary(id)) return Status::invalid_argument(fmt::format("bad_words has token {}, expected 0 to {}", id, vocab_size - 1));
+    }
+  }
+  return Status::ok();
+}
+
 Status check_sampling(const SamplingParams& params, int64_t vocab_size) {
   if (!(params.temperature >= 0 && std::isfinite(params.temperature))) return out_of_range("temperature", params.temperature, "at least 0");
   if (!(params.top_p > 0 && params.top_p <= 1)) return out_of_range("top_p", params.top_p, "more than 0, at most 1");
@@ -29,6 +54,7 @@ Status check_sampling(const SamplingParams& params, int64_t vocab_size) {
   if (!(params.repetition_penalty > 0 && std::isfinite(params.repetition_penalty))) {
     return out_of_range("repetition_penalty", params.repetition_penalty, "more than 0");
   }
+  MR_RETURN_IF_ERROR(check_more_sampling(params, vocab_size));
   if (params.num_logprobs < -1 || params.num_logprobs > vocab_size) {
     return out_of_range("logprobs", params.num_logprobs, fmt::format("at least 0, at most {}", vocab_size));
   }

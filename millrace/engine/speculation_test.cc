@@ -24,6 +24,14 @@ GenerationRequest random_request(std::mt19937& random, std::size_t max_prompt, i
   if (random() % 4 == 0) request.sampling.frequency_penalty = 0.2f;
   if (random() % 4 == 0) request.n = 1 + static_cast<int32_t>(random() % 3);
   if (random() % 2 == 0) request.sampling.logit_bias = {{static_cast<int32_t>(random() % kVocabSize), 7.0f}, {static_cast<int32_t>(random() % kVocabSize), 6.0f}};
+  switch (request.seed % 8) {
+    case 0: request.sampling.mirostat = 2, request.sampling.mirostat_tau = 1; break;  // never drafted for
+    case 1: request.sampling.typical_p = 0.9f, request.sampling.top_n_sigma = 1.5f; break;
+    case 2: request.sampling.xtc_probability = 0.3f; break;
+    case 3: request.sampling.dry_multiplier = 2, request.sampling.dry_allowed_length = 4; break;
+    case 4: request.sampling.bad_words = {{1, 2}, {3, 3, 3}}; break;
+    default: break;
+  }
   return request;
 }
 
