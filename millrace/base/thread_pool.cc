@@ -69,11 +69,13 @@ ThreadPool::ThreadPool(int num_threads)
     : num_threads_(num_threads),
       num_standby_(std::max(0, num_threads - usable_cpus())),
       offer_(kEnded),
-      shares_(static_cast<std::size_t>(num_threads)) {
+      shares_(static_cast<std::size_t>(num_threads)),
+      fetches_(static_cast<std::size_t>(num_threads)) {
   MR_CHECK(num_threads >= 1 && num_threads <= static_cast<int>(kRoom / 4), "a pool needs at least the calling thread");
-  // Signals are for the threads that know what to do with them: workers are born with all of them blocked.
+  // Signals from outside are for the threads that know what to do with them: workers are born with all of them blocked.
   sigset_t all, before;
   sigfillset(&all);
+  sigdelset(&all, SIGBUS);  // of the thread's own doing: blocked, it would end the program before its handler could say why
   pthread_sigmask(SIG_SETMASK, &all, &before);
   threads_.reserve(static_cast<std::size_t>(num_threads - 1));
   for (int worker = 1; worker < num_threads; ++worker) {
@@ -114,7 +116,30 @@ void ThreadPool::publish(uint32_t offer) {
   if (useful > 0) wake(kWakeWorkers, useful);
 }
 
-void ThreadPool::wait_for_change(uint32_t epoch, bool is_caller) {
+void ThreadPool::fetch_when_idle(int worker, const Upcoming& upcoming) {
+  Fetch& fetch = fetches_[static_cast<std::size_t>(worker)];
+  if (fetch.told[0].data() != upcoming[0].data()) fetch.told = fetch.left = upcoming;
+}
+
+// The other threads' last chunks take about as long as a page of weights takes to come.
+void ThreadPool::fetch_upcoming(int worker, uint32_t epoch) {
+  constexpr std::size_t kLineBytes = 64, kBytesPerLook = 512;
+  for (bool is_more = true; is_more;) {
+    is_more = false;
+    for (std::span<const std::byte>& left : fetches_[static_cast<std::size_t>(worker)].left) {
+      if (left.empty()) continue;
+      if (epoch_of(offer_.load(std::memory_order_relaxed)) != epoch) return;
+      const std::size_t bytes = std::min(kBytesPerLook, left.size());
+      for (std::size_t line = 0; line < bytes; line += kLineBytes) __builtin_prefetch(left.data() + line, 0, 2);
+      left = left.subspan(bytes);
+      is_more = true;
+    }
+  }
+}
+
+void ThreadPool::wait_for_change(uint32_t epoch, int worker) {
+  const bool is_caller = worker == 0;
+  fetch_upcoming(worker, epoch);
   const auto changed = [&] { return epoch_of(offer_.load(std::memory_order_acquire)) != epoch; };
   if (spin_until(kSpinNs, changed)) return;
   if (is_caller) {
@@ -184,7 +209,7 @@ void ThreadPool::run_stages_erased(const Stages& stages) {
   for (;;) {
     const Turn turn = take_part(0);
     if (turn.ended) return;
-    wait_for_change(turn.epoch, true);
+    wait_for_change(turn.epoch, 0);
   }
 }
 
@@ -198,7 +223,7 @@ void ThreadPool::run_erased(Body body, void* context) {
 
 void ThreadPool::work(int worker) {
   for (uint32_t epoch = 0;;) {
-    wait_for_change(epoch, false);
+    wait_for_change(epoch, worker);
     // run() and the end wait for this worker: once seen, they stay.
     const auto offer = static_cast<uint32_t>(offer_.load(std::memory_order_acquire));
     if (offer > kStop - kRoom) return;

@@ -1,8 +1,11 @@
 #pragma once
 
 #include <atomic>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -41,6 +44,13 @@ class ThreadPool {
                          (*static_cast<std::remove_reference_t<Chunk>*>(context))(stage, index, worker);
                        }});
   }
+
+  // Two runs of bytes that a worker will read.
+  using Upcoming = std::array<std::span<const std::byte>, 2>;
+
+  // Inside a chunk: what the worker will probably read in the next stage. Once it has nothing left to do but wait for the others, it fetches
+  // that into its cache, both runs in turn, and goes on where it was if it is told the same again. A hint: the memory need not exist by then.
+  void fetch_when_idle(int worker, const Upcoming& upcoming);
 
   // One stage: body(index, worker) for every index in [0, count), however many; beyond the parts that a stage may have, some at a time.
   template <class F>
@@ -86,7 +96,8 @@ class ThreadPool {
   int64_t take_chunk(int worker, uint32_t epoch, int64_t num_chunks);
   void advance();
   void publish(uint32_t offer);
-  void wait_for_change(uint32_t epoch, bool is_caller);
+  void fetch_upcoming(int worker, uint32_t epoch);
+  void wait_for_change(uint32_t epoch, int worker);
   void wake(uint32_t who, int count);
 
   const int num_threads_;
@@ -101,6 +112,11 @@ class ThreadPool {
     std::atomic<uint64_t> taken{0};
   };
   std::vector<Share> shares_;  // [num_threads]
+  // What a worker was told to fetch, and how much of it is not fetched yet. The worker's own.
+  struct alignas(64) Fetch {
+    Upcoming told, left;
+  };
+  std::vector<Fetch> fetches_;  // [num_threads]
   // Written by whoever finished a stage, before the next offer; read by those who hold a chunk of it.
   alignas(64) Stages stages_;
   int64_t stage_ = 0, num_chunks_ = 0;

@@ -61,6 +61,7 @@ CpuExecutor::CpuExecutor(const Network& network, std::shared_ptr<const Weights> 
   heads_have_one_item_.resize(num_groups);
   plan_buffers();
   plan_stages();
+  plan_upcoming();
 }
 
 void CpuExecutor::plan_buffers() {
@@ -162,6 +163,35 @@ void CpuExecutor::plan_stages() {
   }
 }
 
+// After the last operation comes the first of the next step.
+void CpuExecutor::plan_upcoming() {
+  if (pool_.num_threads() == 1) return;
+  const Op* next = nullptr;
+  for (std::size_t i = 2 * stages_.size(); i-- > 0;) {
+    Stage& stage = stages_[i % stages_.size()];
+    stage.upcoming.clear();
+    for (int worker = 0; next != nullptr && worker < pool_.num_threads(); ++worker) stage.upcoming.push_back(first_weights(*next, worker));
+    if (stage.op->kind == OpKind::kLinear && stage.op->mixture == nullptr) next = stage.op;
+  }
+}
+
+ThreadPool::Upcoming CpuExecutor::first_weights(const Op& op, int worker) const {
+  constexpr int64_t kBytes = 64 << 10;
+  const int64_t units = linear_units(op, op.segments), chunk = units_per_chunk(op, units), chunks = (units + chunk - 1) / chunk;
+  int64_t panel = chunks * worker / pool_.num_threads() * chunk * kTilePanels;  // the beginning of the worker's share (ThreadPool)
+  const auto from = [](const PackedMatrix& weight, int64_t first, int64_t bytes) -> std::span<const std::byte> {
+    if (first >= weight.num_panels()) return {};
+    return {weight.panel(first), static_cast<std::size_t>(std::min(bytes, (weight.num_panels() - first) * weight.panel_bytes()))};
+  };
+  if (op.activation && op.gated) return {from(weights_[op.segments.back().weight], panel, kBytes / 2), from(weights_[op.segments.front().weight], panel, kBytes / 2)};
+  for (const LinearSegment& segment : op.segments) {
+    const PackedMatrix& weight = weights_[segment.weight];
+    if (panel < weight.num_panels()) return {from(weight, panel, kBytes), {}};
+    panel -= round_up(weight.num_panels(), kTilePanels);
+  }
+  return {};
+}
+
 int64_t CpuExecutor::allocate(Rows& buffer, int64_t capacity) {
   buffer.capacity = capacity;
   if (buffer.has(ActivationForm::kF32)) buffer.f32 = AlignedBuffer(bytes_of(capacity * buffer.f32_stride, sizeof(float)));
@@ -260,6 +290,7 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
         const int64_t begin = chunk * chunk_units_, begin_ns = times_ == nullptr ? 0 : StepTimes::now_ns();
         run_stage(stage, begin, std::min(begin + chunk_units_, stage_units(stage)), scratch_[static_cast<std::size_t>(worker)]);
         if (times_ != nullptr) times_->add_busy(op_index(stage), worker, StepTimes::now_ns() - begin_ns);
+        if (!stage.upcoming.empty() && has_few_rows()) pool_.fetch_when_idle(worker, stage.upcoming[static_cast<std::size_t>(worker)]);
       });
   const Rows& logits = rows(program_.logits);
   output_.logits_stride = logits.f32_stride;
@@ -318,7 +349,7 @@ int64_t CpuExecutor::units_per_chunk(const Op& op, int64_t units) const {
   }
   // Some chunks a thread, so that a slower one computes fewer of them; more where one is long enough that claiming it does not count.
   constexpr int64_t kHeadsPerChunk = 8;
-  const int64_t chunks_per_thread = num_rows_ >= 32 ? 16 : 4, units_min = op.kind == OpKind::kPosition ? kHeadsPerChunk : 1;
+  const int64_t chunks_per_thread = num_rows_ >= kManyRows ? 16 : 4, units_min = op.kind == OpKind::kPosition ? kHeadsPerChunk : 1;
   return std::max(units_min, units / (chunks_per_thread * num_threads));
 }
 

@@ -60,6 +60,8 @@ class CpuExecutor final : public Executor {
   static constexpr int64_t kAttentionRows = 16;
   // A norm of at most this many rows is computed by every worker.
   static constexpr int64_t kAbsorbedRows = 4;
+  // From so many rows on a stage is long enough for more and smaller chunks, and what its beginning costs does not count.
+  static constexpr int64_t kManyRows = 32;
 
   // The memory of one Buffer: max_rows rows of every form it has.
   struct Rows {
@@ -101,10 +103,15 @@ class CpuExecutor final : public Executor {
     bool merges = false;
     const Op* absorbs = nullptr;
     bool absorbable = false;  // the next stage absorbs this one where the step allows it
+    // [workers] where each will begin to read the matrices of the next linear operation, in a step of few rows.
+    std::vector<ThreadPool::Upcoming> upcoming;
   };
+  void plan_upcoming();
+  ThreadPool::Upcoming first_weights(const Op& op, int worker) const;
   bool is_absorbed(const Stage& stage) const;
   int64_t num_chunks(const Stage& stage);
   int64_t units_per_chunk(const Op& op, int64_t units) const;
+  bool has_few_rows() const { return num_rows_ < kManyRows && !has_prompt_rows_; }
   int64_t stage_units(const Stage& stage) const;
   void run_stage(const Stage& stage, int64_t begin, int64_t end, WorkerScratch& scratch);
   std::size_t op_index(const Stage& stage) const { return static_cast<std::size_t>(stage.op - program_.ops.data()); }
