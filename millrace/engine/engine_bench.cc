@@ -13,7 +13,7 @@ namespace {
 class IdleExecutor : public Executor {
  public:
   IdleExecutor() {
-    info_.vocab_size = 50'000;
+    info_.vocab_size = info_.sampled_vocab_size = 50'000;
     info_.max_positions = 1 << 20;
     info_.kv_groups.push_back({1, 1, 1, std::nullopt, 1});
   }

@@ -55,7 +55,7 @@ class FakeNetwork {
 class FakeExecutor : public Executor {
  public:
   explicit FakeExecutor(FakeNetwork network, int64_t max_positions = 4096, int64_t rope_short_length = 0) : network_(std::move(network)) {
-    info_.vocab_size = network_.vocab_size();
+    info_.vocab_size = info_.sampled_vocab_size = network_.vocab_size();
     info_.max_positions = max_positions;
     info_.rope_short_length = rope_short_length;
     info_.prompt_differs = true;

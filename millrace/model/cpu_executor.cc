@@ -40,6 +40,7 @@ Result<std::unique_ptr<CpuExecutor>> CpuExecutor::create(const Network& network,
 CpuExecutor::CpuExecutor(const Network& network, std::shared_ptr<const Weights> weights, Program program, ThreadPool& pool, const CpuExecutorOptions& options)
     : network_(network), weights_ptr_(std::move(weights)), weights_(*weights_ptr_), program_(std::move(program)), pool_(pool), options_(options) {
   info_.vocab_size = network.vocab_size;
+  info_.sampled_vocab_size = options.sampled_vocab_size > 0 ? std::min(options.sampled_vocab_size, network.vocab_size) : network.vocab_size;
   info_.max_positions = network.max_positions;
   info_.prompt_differs = options.path == GemmPath::kFast && has_prompt_path(options.isa);
   for (const Rope* rope : program_.ropes) info_.rope_short_length = std::max(info_.rope_short_length, rope->short_length);

@@ -470,7 +470,6 @@ void CpuExecutor::pool(const Op& op, int64_t begin, int64_t end) {
 }
 
 void CpuExecutor::sample(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch) {
-  const int64_t vocab_size = options_.sampled_vocab_size > 0 ? std::min(options_.sampled_vocab_size, network_.vocab_size) : network_.vocab_size;
   for (int64_t i = begin; i < end; ++i) {
     const auto index = static_cast<std::size_t>(i);
     SampledToken& token = output_.tokens[index];
@@ -479,7 +478,7 @@ void CpuExecutor::sample(const Op& op, int64_t begin, int64_t end, WorkerScratch
       token.id = -1;
       continue;
     }
-    const std::span<const float> logits{rows(op.in).row(i), static_cast<std::size_t>(vocab_size)};
+    const std::span<const float> logits{rows(op.in).row(i), static_cast<std::size_t>(info_.sampled_vocab_size)};
     millrace::sample(logits, *input, scratch.sampling, token);
   }
 }

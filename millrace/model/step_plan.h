@@ -25,6 +25,7 @@ struct KvGroupSpec {
 
 struct ExecutorInfo {
   int64_t vocab_size = 0;
+  int64_t sampled_vocab_size = 0; // ids below are the tokenizer's, and alone are drawn: networks are often made for more. At most vocab_size
   int64_t hidden_size = 0;
   int64_t output_size = 0;        // numbers that an output has: of a decoder vocab_size
   // An encoder: a text is a sequence whose tokens are all in one step, from position 0; nothing of it is kept after the step, so there are no
