@@ -66,6 +66,7 @@ class EncoderEngine::Impl {
   const ExecutorInfo info_;
 
   // Under mutex_. While a step computes, its requests stay in live_, marked by num_planned.
+  std::mutex stop_mutex_;  // of stop(): one caller at a time; before mutex_
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::unique_ptr<LiveTexts>> live_;  // whose turn it is first
@@ -262,8 +263,9 @@ bool EncoderEngine::Impl::drain(std::chrono::milliseconds timeout) {
   {
     std::unique_lock lock(mutex_);
     accepting_ = false;
-    if (started_ && changed_.wait_for(lock, timeout, [&] { return live_.empty() && num_answering_ == 0; })) return true;
-    if (live_.empty() && num_answering_ == 0) return true;
+    const auto is_idle = [&] { return live_.empty() && num_answering_ == 0; };
+    if (started_) changed_.wait_for(lock, timeout, [&] { return is_idle() || stopping_; });
+    if (is_idle() && !stopping_) return true;
   }
   stop();
   return false;
@@ -276,6 +278,7 @@ void EncoderEngine::Impl::stop() {
     stopping_ = true;
     changed_.notify_all();
   }
+  const std::lock_guard stop_lock(stop_mutex_);  // drain() and a signal may come here at once
   if (thread_.joinable()) thread_.join();
   std::deque<std::unique_ptr<LiveTexts>> rest;
   {
@@ -283,6 +286,7 @@ void EncoderEngine::Impl::stop() {
     rest.swap(live_);
     live_tokens_ = 0;
   }
+  changed_.notify_all();
   for (auto& request : rest) {
     request->result.error = Status::unavailable("the engine is shutting down");
     answer(std::move(request));

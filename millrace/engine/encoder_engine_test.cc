@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <filesystem>
 #include <random>
+#include <thread>
 
 #include "millrace/base/test_data.h"
 #include "millrace/engine/loaded_model.h"
@@ -165,6 +167,32 @@ TEST(EncoderEngine, AThreadAnswersAndStoppingAnswersTheRest) {
   ASSERT_TRUE(idle.engine->add({EncoderInput{{2, 3}, {}}}, [&](EncodeResult& result) { error = result.error; }).is_ok());
   idle.engine->stop();
   EXPECT_EQ(error.code(), StatusCode::kUnavailable);
+}
+
+// A second signal at a server comes while the first one's drain waits: it must not wait with it.
+TEST(EncoderEngine, StoppingEndsADrain) {
+  Encoder encoder_of_bert(encoder("bert"), {.step_tokens_max = 64});
+  EncoderEngine& engine = *encoder_of_bert.engine;
+  std::atomic<int> done = 0, failed = 0;
+  std::atomic<bool> has_begun = false, may_go_on = false;
+  for (int i = 0; i < 100; ++i) {
+    ASSERT_TRUE(engine.add(random_texts(static_cast<uint32_t>(i), 3, 60, encoder_of_bert.model->network()), [&](EncodeResult& result) {
+      ++(result.error.is_ok() ? done : failed);
+      has_begun = true;
+      while (!may_go_on) std::this_thread::yield();
+    }).is_ok());
+  }
+  engine.start();
+  std::atomic<bool> drained = true;
+  std::thread drain([&] { drained = engine.drain(std::chrono::hours(1)); });
+  while (!has_begun) std::this_thread::yield();
+  std::thread stop([&] { engine.stop(); });
+  may_go_on = true;
+  stop.join();
+  drain.join();
+  EXPECT_EQ(done + failed, 100);
+  EXPECT_TRUE(!drained || failed == 0);
+  EXPECT_EQ(engine.metrics().num_live_requests, 0);
 }
 
 // Memory follows the tokens of a step, not its longest text times its number of texts.

@@ -42,7 +42,7 @@ class Engine::Impl {
         tokenizer_(tokenizer),
         options_(std::move(options)),
         info_(executor.info()),
-        limits_{info_.vocab_size, options_.max_context, sizing.max_sequence_tokens, options_.max_n, tokenizer != nullptr},
+        limits_{info_.sampled_vocab_size, options_.max_context, sizing.max_sequence_tokens, options_.max_n, tokenizer != nullptr},
         hasher_(options_.cache_secret),
         private_hasher_(options_.cache_secret + "/one request"),
         allocator_(sizing.num_blocks),
@@ -98,6 +98,7 @@ class Engine::Impl {
   const PrefixHasher hasher_, private_hasher_;
 
   // What any thread may touch, under mutex_.
+  std::mutex stop_mutex_;  // of stop(): one caller at a time; before mutex_
   mutable std::mutex mutex_;
   std::condition_variable inbox_filled_, became_idle_;
   std::vector<Command> inbox_;
@@ -259,6 +260,7 @@ void Engine::Impl::stop() {
     stopping_ = true;
     inbox_filled_.notify_all();
   }
+  const std::lock_guard stop_lock(stop_mutex_);
   if (thread_.joinable()) thread_.join();
   take_inbox();
   abort_all();
@@ -642,8 +644,9 @@ Result<std::unique_ptr<Engine>> Engine::create(Executor& executor, const Tokeniz
     return Status::invalid_argument(
         fmt::format("max_n is {} and max_queued_requests {}, expected at least 1 each", options.max_n, options.max_queued_requests));
   }
-  // Published configurations name EOS tokens that the network cannot produce; they are harmless once they are gone.
-  std::erase_if(options.eos_token_ids, [&](int32_t id) { return id < 0 || id >= info.vocab_size; });
+  MR_CHECK(info.sampled_vocab_size > 0 && info.sampled_vocab_size <= info.vocab_size, "an executor that draws tokens says from how many");
+  // Published configurations name EOS tokens that are never drawn; they are harmless once they are gone.
+  std::erase_if(options.eos_token_ids, [&](int32_t id) { return id < 0 || id >= info.sampled_vocab_size; });
   if (!options.clock) options.clock = steady_seconds;
   if (options.cache_secret.empty()) {
     options.cache_secret.resize(32);
