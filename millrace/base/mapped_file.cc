@@ -2,13 +2,16 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 #include <utility>
 
 namespace millrace {
@@ -27,7 +30,8 @@ Status errno_status(const std::string& path, const char* doing) {
 }
 
 Status open_regular(const std::string& path, int flags, FileDescriptor& file, struct stat& info) {
-  file.fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags);
+  // Without O_NONBLOCK, opening a pipe would wait for someone to write to it. Regular files do not know the flag.
+  file.fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | flags);
   if (file.fd < 0) return errno_status(path, "open");
   if (::fstat(file.fd, &info) != 0) return errno_status(path, "stat");
   if (!S_ISREG(info.st_mode)) return Status::invalid_argument(fmt::format("{}: is not a regular file", path));
@@ -40,7 +44,57 @@ FileIdentity identity_of(const struct stat& info) {
   return {info.st_dev, info.st_ino, info.st_size, nanoseconds(info.st_mtim), nanoseconds(info.st_ctim)};
 }
 
+// What is mapped, for a signal handler to read: it may take no lock and no memory. Beyond the table's end files are mapped without being named.
+struct MappedRange {
+  std::atomic<std::uintptr_t> begin{0}, end{0};  // 0: a free place
+  char path[1024];
+};
+MappedRange g_mapped[256];
+std::mutex g_mapped_mutex;  // of those who write
+
+void remember(const std::byte* data, std::size_t size, const std::string& path) {
+  const std::lock_guard lock(g_mapped_mutex);
+  for (MappedRange& range : g_mapped) {
+    if (range.begin.load() != 0) continue;
+    range.path[path.copy(range.path, sizeof range.path - 1)] = '\0';
+    range.end.store(reinterpret_cast<std::uintptr_t>(data) + size);
+    range.begin.store(reinterpret_cast<std::uintptr_t>(data));
+    return;
+  }
+}
+
+void forget(const std::byte* data) {
+  const std::lock_guard lock(g_mapped_mutex);
+  for (MappedRange& range : g_mapped) {
+    if (range.begin.load() == reinterpret_cast<std::uintptr_t>(data)) range.begin.store(0);
+  }
+}
+
+void say(const char* text) {
+  if (::write(STDERR_FILENO, text, std::strlen(text)) < 0) return;  // nobody to tell
+}
+
+void on_bus_error(int, siginfo_t* info, void*) {
+  const auto address = reinterpret_cast<std::uintptr_t>(info->si_addr);
+  for (const MappedRange& range : g_mapped) {
+    const std::uintptr_t begin = range.begin.load();
+    if (begin == 0 || address < begin || address >= range.end.load()) continue;
+    say("\nerror: ");
+    say(range.path);
+    say(": cannot be read any more: it was cut short or overwritten while in use, or its disk failed. Replace a model's files by renaming others over them.\n");
+    ::_exit(2);
+  }
+  // Not one of ours: SA_RESETHAND has taken this handler away, and the instruction that failed is tried once more.
+}
+
 }  // namespace
+
+void explain_lost_pages() {
+  struct sigaction action {};
+  action.sa_sigaction = on_bus_error;
+  action.sa_flags = SA_SIGINFO | static_cast<int>(SA_RESETHAND);
+  ::sigaction(SIGBUS, &action, nullptr);
+}
 
 Result<MappedFile> MappedFile::open(const std::string& path) {
   FileDescriptor descriptor;
@@ -54,6 +108,7 @@ Result<MappedFile> MappedFile::open(const std::string& path) {
   if (address == MAP_FAILED) return errno_status(path, "map");
   file.data_ = static_cast<const std::byte*>(address);
   file.size_ = static_cast<std::size_t>(info.st_size);
+  remember(file.data_, file.size_, path);
   return file;
 }
 
@@ -86,6 +141,7 @@ Result<MappedFile> MappedFile::open_own(const std::string& path) {
   ::madvise(address, size, MADV_HUGEPAGE);  // read it in huge pages where the file system can
   file.data_ = static_cast<const std::byte*>(address);
   file.size_ = size;
+  remember(file.data_, file.size_, path);
   return file;
 }
 
@@ -100,7 +156,9 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 }
 
 MappedFile::~MappedFile() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (data_ == nullptr) return;
+  forget(data_);
+  ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
 void MappedFile::drop(std::span<const std::byte> range) const {

@@ -47,6 +47,10 @@ class MappedFile {
   FileIdentity identity_;
 };
 
+// From now on the program ends with a message that names the file when one of the mapped files was cut short under it: reading pages that are
+// gone raises SIGBUS. For main().
+void explain_lost_pages();
+
 // A small text file as a string; larger than `max_bytes` is an error that says so.
 Result<std::string> read_text_file(const std::string& path, std::size_t max_bytes = std::size_t{256} << 20);
 

@@ -1,9 +1,11 @@
 #include <fmt/format.h>
 
+#include "millrace/base/mapped_file.h"
 #include "millrace/cli/command.h"
 
 int main(int argc, char** argv) {
   using namespace millrace::cli;
+  millrace::explain_lost_pages();
   CLI::App app("millrace: runs large language models fast on the machine at hand", "millrace");
   app.set_version_flag("--version", MILLRACE_VERSION);
   app.require_subcommand(1);

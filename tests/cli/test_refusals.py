@@ -1,6 +1,7 @@
 """Files that are missing, damaged or hostile: exit status 2 and a message, never a crash, a hang or a gigabyte of memory."""
 import concurrent.futures
 import json
+import os
 import random
 import shutil
 
@@ -30,6 +31,12 @@ def test_a_file_that_is_no_model(tmp_path):
     path = tmp_path / "notes.gguf"
     path.write_text("These are notes, not a model.\n" * 100)
     assert "GGUF" in refusal("inspect", path) and "notes.gguf" in refusal("inspect", path)
+
+
+def test_a_pipe_is_no_model_and_is_not_waited_for(tmp_path):
+    path = tmp_path / "pipe.gguf"
+    os.mkfifo(path)
+    assert "pipe.gguf: is not a regular file" in refusal("inspect", path)
 
 
 def test_missing_parts_are_named(copied_llama):
