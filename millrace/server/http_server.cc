@@ -335,7 +335,11 @@ awaitable<void> HttpServer::Impl::accept_loop() {
       co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
       continue;
     }
-    welcome(std::move(socket));
+    try {
+      welcome(std::move(socket));
+    } catch (const std::exception&) {
+      // Out of memory: this connection is closed, and the next one gets its try.
+    }
   }
 }
 
@@ -368,7 +372,10 @@ void HttpServer::Impl::stop_accepting() {
   while (!error) {
     tcp::socket socket(io);
     acceptor.accept(socket, error);
-    if (!error) welcome(std::move(socket));
+    try {
+      if (!error) welcome(std::move(socket));
+    } catch (const std::exception&) {  // as in accept_loop
+    }
   }
   acceptor.close(error);
 }
