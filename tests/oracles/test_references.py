@@ -48,11 +48,12 @@ def test_fresh_prompts_verify(name, tmp_path):
     if "quantization_config" in config:
         # Their oracles are the golden beside them and tests/golden/weight_encodings.json, made with the libraries that write them.
         pytest.skip("transformers needs a library of its own for this encoding of weights")
-    # Of 17 positions one that is near a tie of two experts makes 0.1 by itself.
-    tolerance = ["--fast-l2", "0.2"] if any("experts" in key for key in config) else []
+    # A position that is near a tie of two experts takes another one in the fast path: by itself it makes an L2 error of 0.16 over 8 positions.
+    # The exact path has no such allowance.
+    tolerance = ["--fast-l2", "0.2", "--fast-kl", "0.04"] if any("experts" in key for key in config) else []
     made = make_reference(MODELS / name, tmp_path / "golden.json", "--greedy", "12", "--text", "Hello, world")
     assert made["prompts"][0]["text"] == "Hello, world"
-    assert answer("verify", MODELS / name, "--reference", tmp_path / "golden.json")["passed"]
+    assert answer("verify", MODELS / name, "--reference", tmp_path / "golden.json", *tolerance)["passed"]
     made = make_reference(MODELS / name, tmp_path / "random.json", "--seed", "20260", "--greedy", "12")
     assert [len(p["ids"]) for p in made["prompts"]] == [1, 17, 70]
     assert answer("verify", MODELS / name, "--reference", tmp_path / "random.json", *tolerance)["passed"]
