@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "millrace/base/cache_folder.h"
@@ -79,6 +80,13 @@ void add_generation_options(CLI::App& command, GenerationOptions& options) {
   command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
   command.add_option("--kv-bytes", options.kv_bytes, "Memory for the KV cache, e.g. 512MB; default: chosen from the context length")->transform(CLI::AsSizeValue(false));
   command.add_option("--max-model-len", options.max_model_len, "Longest prompt + answer in tokens")->check(CLI::PositiveNumber);
+  command.add_option("--speculative-config", options.speculative_config,
+                     "Draft tokens where the answer repeats the prompt; the text stays the same: off, ngram, or JSON such as {\"method\": \"ngram\", \"num_speculative_tokens\": 8}")
+      ->capture_default_str()
+      ->check([](const std::string& text) {
+        const auto parsed = parse_speculation(text);
+        return parsed.is_ok() ? std::string() : std::string(parsed.status().message());
+      });
   command.add_option("--generation-config", options.generation_config, "auto: the model's own sampling defaults; vllm: neutral ones")->check(CLI::IsMember({"auto", "vllm"}));
 }
 
@@ -110,6 +118,39 @@ Result<KvDType> parse_kv_dtype(const std::string& name) {
   return Status::invalid_argument(fmt::format("unknown KV cache dtype \"{}\"; expected auto, f32, bf16 or int8", name));
 }
 
+Result<SpeculationOptions> parse_speculation(const std::string& text) {
+  constexpr std::string_view kOption = "--speculative-config";
+  SpeculationOptions options;
+  if (text == "off") return options;
+  options.prompt_lookup = true;
+  if (text == "ngram") return options;
+  const auto parsed = parse_json(text);
+  if (!parsed.is_ok()) return parsed.status().with_context(fmt::format("{}: neither off nor ngram, so JSON", kOption));
+  const json::object* object = parsed->if_object();
+  if (object == nullptr) return Status::invalid_argument(fmt::format("{}: expected off, ngram or a JSON object", kOption));
+  bool has_method = false;
+  for (const auto& field : *object) {
+    const std::string_view name(field.key().data(), field.key().size());
+    if (name == "method") {
+      if (!field.value().is_string() || field.value().as_string() != "ngram") {
+        return Status::invalid_argument(fmt::format("{}: method is {}, expected \"ngram\"", kOption, json::serialize(field.value())));
+      }
+      has_method = true;
+      continue;
+    }
+    if (name != "num_speculative_tokens" && name != "prompt_lookup_min") {
+      return Status::invalid_argument(
+          fmt::format("{}: unrecognized \"{}\", expected method, num_speculative_tokens or prompt_lookup_min", kOption, name.substr(0, 50)));
+    }
+    boost::system::error_code not_whole;
+    const auto number = field.value().to_number<int64_t>(not_whole);
+    if (not_whole) return Status::invalid_argument(fmt::format("{}: {} is {}, expected a whole number", kOption, name, json::serialize(field.value())));
+    (name == "prompt_lookup_min" ? options.prompt_lookup_min : options.num_speculative_tokens) = number;
+  }
+  if (!has_method) return Status::invalid_argument(fmt::format("{}: has no method, expected \"method\": \"ngram\"", kOption));
+  return options;
+}
+
 std::string_view kv_dtype_name(KvDType dtype) {
   switch (dtype) {
     case KvDType::kF32: return "f32";
@@ -124,6 +165,7 @@ Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& 
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.exact ? "f32" : options.kv_cache_dtype));
   RunningEngine running;
   MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype, static_cast<int32_t>(engine_options.step_tokens_max)));
+  MR_ASSIGN_OR_RETURN(engine_options.speculation, parse_speculation(options.speculative_config));
   engine_options.eos_token_ids = model.eos_token_ids();
   engine_options.max_context = options.max_model_len;
   const int64_t available = available_memory_bytes();

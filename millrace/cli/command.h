@@ -50,13 +50,17 @@ struct GenerationOptions {
   int64_t kv_bytes = 0;           // 0: chosen from the context length
   int64_t max_model_len = 0;      // 0: what the network was made for
   std::string generation_config = "auto";  // "auto": the model's sampling defaults; "vllm": neutral ones
+  std::string speculative_config = "off";  // off, ngram or JSON
 };
 void add_generation_options(CLI::App& command, GenerationOptions& options);
 // --max-tokens, --seed and --stop: of an answer made here; a served request brings its own.
 void add_answer_options(CLI::App& command, GenerationOptions& options);
 SamplingParams sampling_params(const LoadedModel& model, const GenerationOptions& options);
 
-// An engine over the model, with its executor, running. Of `engine_options` the KV budget, context and EOS ids are set here.
+// --speculative-config: "off", "ngram", or an object with vLLM's keys for the method ngram.
+Result<SpeculationOptions> parse_speculation(const std::string& text);
+
+// An engine over the model, with its executor, running. Of `engine_options` the KV budget, context, EOS ids and speculation are set here.
 struct RunningEngine {
   std::unique_ptr<CpuExecutor> executor;
   std::unique_ptr<Engine> engine;  // goes first
@@ -97,6 +101,7 @@ void register_logits(CLI::App& app, int& exit_status);
 void register_embed(CLI::App& app, int& exit_status);
 void register_verify(CLI::App& app, int& exit_status);
 void register_bench(CLI::App& app, int& exit_status);
+void add_bench_speculation(CLI::App& bench, int& exit_status);  // below bench
 void register_eval(CLI::App& app, int& exit_status);
 void register_probe(CLI::App& app, int& exit_status);
 

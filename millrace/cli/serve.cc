@@ -8,6 +8,7 @@
 #include "millrace/base/mapped_file.h"
 #include "millrace/base/process_memory.h"
 #include "millrace/cli/command.h"
+#include "millrace/engine/draft_planner.h"
 
 namespace millrace::cli {
 namespace {
@@ -133,7 +134,8 @@ Status run_serve(const ServeOptions& options) {
       std::fflush(stdout);
       return;
     }
-    print_decoder(*model, running, options.max_num_seqs);
+    // Every row whose token is wanted needs room for its logits: of each sequence one, and those of drafts.
+    print_decoder(*model, running, options.max_num_seqs + (options.speculative_config == "off" ? 0 : DraftPlanner::kDraftTokensMax));
     if (!own_template.is_ok() && !given_template) fmt::print("  chat             refused: {}\n", own_template.status().message());
     fmt::print("  chat page        {}/\n  try              curl {}/v1/chat/completions -H 'Content-Type: application/json' {}-d '{{\"model\": \"{}\", \"temperature\": 0, \"messages\": [{{\"role\": \"user\", \"content\": \"Explain gravity in one sentence.\"}}]}}'\n",
                address, address, key, name);

@@ -1,5 +1,5 @@
 // Results do not depend on company (docs/design.md D5): for one build, instruction set and KV dtype a row's logits are the same bits
-// alone or among strangers, however the prompt was chunked, after recomputation, and for any number of threads.
+// alone or among strangers, however the prompt was chunked, after recomputation, beside draft tokens, and for any number of threads.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -26,15 +26,16 @@ class Batch {
   // Forgets a sequence's tokens, as preemption does; its blocks keep what they held.
   void forget(int32_t sequence) { sequences_[static_cast<std::size_t>(sequence)] = 0; }
 
-  // One step: `work` has (sequence, its next tokens). Returns the logits after each entry's last token.
-  std::vector<std::vector<float>> step(const std::vector<std::pair<int32_t, std::vector<int32_t>>>& work) {
+  // One step: `work` has (sequence, its next tokens). Returns the logits after each entry's last token; with `every_row` after every token.
+  std::vector<std::vector<float>> step(const std::vector<std::pair<int32_t, std::vector<int32_t>>>& work, bool every_row = false) {
     plan_.clear();
     for (const auto& [sequence, tokens] : work) {
       const auto row = static_cast<int32_t>(plan_.tokens.size());
       plan_.tokens.insert(plan_.tokens.end(), tokens.begin(), tokens.end());
       plan_.sequences.push_back({row, row + static_cast<int32_t>(tokens.size()), static_cast<int32_t>(sequences_[static_cast<std::size_t>(sequence)]), false,
                                  num_prompt_tokens_});
-      plan_.outputs.push_back({row + static_cast<int32_t>(tokens.size()) - 1, nullptr});
+      const auto row_end = static_cast<int32_t>(plan_.tokens.size());
+      for (int32_t wanted = every_row ? row : row_end - 1; wanted < row_end; ++wanted) plan_.outputs.push_back({wanted, nullptr});
     }
     plan_.table_begin.push_back(0);
     for (std::size_t g = 0; g < executor_.info().kv_groups.size(); ++g) {
@@ -47,13 +48,16 @@ class Batch {
     executor_.enqueue(plan_);
     const StepOutput& output = executor_.wait();
     std::vector<std::vector<float>> logits;
-    for (std::size_t i = 0; i < work.size(); ++i) {
+    for (std::size_t i = 0; i < plan_.outputs.size(); ++i) {
       const auto row = output.logits_of(static_cast<int64_t>(i), executor_.info().vocab_size);
       logits.emplace_back(row.begin(), row.end());
-      sequences_[static_cast<std::size_t>(work[i].first)] += static_cast<int64_t>(work[i].second.size());
     }
+    for (const auto& [sequence, tokens] : work) sequences_[static_cast<std::size_t>(sequence)] += static_cast<int64_t>(tokens.size());
     return logits;
   }
+
+  // The sequence's last tokens were not the right ones, and others will be computed in their place.
+  void take_back(int32_t sequence, int64_t count) { sequences_[static_cast<std::size_t>(sequence)] -= count; }
 
  private:
   CpuExecutor& executor_;
@@ -133,6 +137,32 @@ Trace among(CpuExecutor& executor, const Case& c, const std::vector<int32_t>& to
   return trace;
 }
 
+// Beside a stranger, each step computes some of the tokens that follow and then some wrong ones, as speculation does.
+Trace drafting(CpuExecutor& executor, const Case& c, const std::vector<int32_t>& tokens) {
+  constexpr int64_t kDraftsMax = 9;
+  std::mt19937 random(11);
+  const auto size = static_cast<int64_t>(tokens.size()), vocab_size = executor.info().vocab_size;
+  Batch batch(executor, 2, size + kDraftsMax, c.prompt_tokens);
+  Trace trace;
+  for (int64_t begin = 0; begin < c.prompt_tokens; begin += executor.options().max_rows) {
+    const auto logits = batch.step({{1, slice(tokens, begin, std::min(c.prompt_tokens, begin + executor.options().max_rows))}});
+    trace.assign(1, logits.back());
+  }
+  for (int64_t i = c.prompt_tokens; i < size;) {
+    const int64_t right = std::min<int64_t>(size - i - 1, static_cast<int64_t>(random() % 4)), wrong = 1 + static_cast<int64_t>(random() % (kDraftsMax - 3));
+    std::vector<int32_t> rows = slice(tokens, i, i + 1 + right);
+    for (const int32_t token : random_tokens(random, wrong, vocab_size)) rows.push_back(token);
+    std::vector<std::pair<int32_t, std::vector<int32_t>>> work = {{1, rows}};
+    const bool in_company = i % 2 == 0 && i - c.prompt_tokens + 3 < size;
+    if (in_company) work.emplace_back(0, random_tokens(random, 2, vocab_size));
+    const auto logits = batch.step(work, /*every_row=*/true);
+    trace.insert(trace.end(), logits.begin(), logits.begin() + 1 + right);
+    batch.take_back(1, wrong);
+    i += 1 + right;
+  }
+  return trace;
+}
+
 void expect_same_bits(const Trace& got, const Trace& want) {
   ASSERT_EQ(got.size(), want.size());
   for (std::size_t i = 0; i < got.size(); ++i) {
@@ -157,6 +187,10 @@ void expect_independent(const Case& c) {
   for (int num_strangers : c.companies) {
     SCOPED_TRACE(fmt::format("{} strangers", num_strangers));
     expect_same_bits(among(**executor, c, tokens, num_strangers, false), want);
+  }
+  {
+    SCOPED_TRACE("drafting");
+    expect_same_bits(drafting(**executor, c, tokens), want);
   }
   {
     SCOPED_TRACE("after preemption");

@@ -91,6 +91,18 @@ std::string prometheus_text(const EngineMetrics& engine, const HttpMetrics& http
   page.single("counter", "millrace_prefix_cache_hits_total", "vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.",
               engine.prefix_cache_hits);
   page.single("counter", "millrace_steps_total", "", "Forward passes.", engine.num_steps);
+  page.single("counter", "millrace_spec_decode_num_drafts_total", "vllm:spec_decode_num_drafts_total", "Steps of a sequence that had draft tokens.", engine.num_drafts);
+  page.single("counter", "millrace_spec_decode_num_draft_tokens_total", "vllm:spec_decode_num_draft_tokens_total", "Draft tokens computed.", engine.num_draft_tokens);
+  page.single("counter", "millrace_spec_decode_num_accepted_tokens_total", "vllm:spec_decode_num_accepted_tokens_total", "Draft tokens accepted.",
+              engine.num_accepted_tokens);
+  if (!engine.num_accepted_tokens_per_position.empty()) {
+    for (const std::string_view name : {"millrace_spec_decode_num_accepted_tokens_per_pos_total", "vllm:spec_decode_num_accepted_tokens_per_pos_total"}) {
+      page.help(name, "counter", "Draft tokens accepted, by their place in the draft.");
+      for (std::size_t i = 0; i < engine.num_accepted_tokens_per_position.size(); ++i) {
+        page.sample(name, engine.num_accepted_tokens_per_position[i], fmt::format("position=\"{}\"", i));
+      }
+    }
+  }
   page.single("counter", "millrace_requests_rejected_total", "", "Requests refused because of a limit.", engine.num_rejected);
 
   for (const std::string_view name : {"millrace_request_success_total", "vllm:request_success_total"}) {

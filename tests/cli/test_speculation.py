@@ -1,0 +1,84 @@
+"""Draft tokens change no text; they change how many steps it takes."""
+import json
+import os
+import re
+import signal
+import subprocess
+import urllib.request
+
+import pytest
+
+from command import BINARY, MODELS, ROOT, answer, environment, millrace, refusal
+
+DEMO = os.environ.get("MILLRACE_DEMO_MODEL")
+if not DEMO and (ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf").exists():
+    DEMO = str(ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+PROMPTS = ["one two three one two three one two", "Once upon a time there was a mill. Once upon a time there was", "The"]
+NGRAM = json.dumps({"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_min": 1})
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("speculation") / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS * 3))
+    return path
+
+
+def texts(*args):
+    return [json.loads(line)["text"] for line in millrace("generate", *args, "--json", "--seed", 5).stdout.splitlines()]
+
+
+@pytest.mark.parametrize("sampling", [["--temperature", 0], ["--temperature", 1], ["--temperature", 0.7, "--top-p", 0.9, "--repetition-penalty", 1.2, "--presence-penalty", 0.5]],
+                         ids=["greedy", "sampled", "penalties"])
+@pytest.mark.parametrize("kv", ["bf16", "int8", "f32"])
+def test_texts_are_equal_with_and_without(endless_model, prompts, sampling, kv):
+    common = [endless_model, "--file", prompts, "--max-tokens", 60, "--kv-cache-dtype", kv, *sampling]
+    assert texts(*common, "--speculative-config", NGRAM) == texts(*common)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt_oss", "qwen3_moe", "deepseek_v2", "mistral", "gpt2"])
+def test_texts_are_equal_for_windows_experts_and_latent_attention(prompts, family):
+    common = [str(MODELS / family), "--file", prompts, "--max-tokens", 40, "--temperature", 0.5]
+    assert texts(*common, "--speculative-config", NGRAM) == texts(*common)
+
+
+@pytest.mark.skipif(not DEMO, reason="the demo model is not there (MILLRACE_DEMO_MODEL, or tools/fetch_demo_model.py)")
+def test_the_demo_model_answers_equally_and_its_copies_are_drafted():
+    got = answer("bench", "speculation", DEMO, "--repeat", 1, "--new-tokens", 80, timeout=900)
+    assert {task["task"] for task in got["tasks"]} >= {"copy", "edit", "extract", "summarize"}
+    copied = next(task for task in got["tasks"] if task["task"] == "copy")
+    assert copied["accepted_tokens"] > copied["completion_tokens"] / 4
+
+
+@pytest.mark.parametrize("config, said", [
+    ("suffix", "neither off nor ngram"),
+    ('{"method": "eagle3"}', "eagle3"),
+    ('{"num_speculative_tokens": 4}', "method"),
+    ('{"method": "ngram", "model": "x"}', "model"),
+    ('{"method": "ngram", "num_speculative_tokens": 0}', "num_speculative_tokens is 0"),
+    ('{"method": "ngram", "num_speculative_tokens": "four"}', "whole number"),
+    ('{"method": "ngram", "prompt_lookup_min": 17}', "prompt_lookup_min is 17"),
+    ('[]', "JSON object"),
+])
+def test_a_wrong_configuration_is_refused(llama, config, said):
+    assert said in refusal("generate", llama, "--prompt", "x", "--speculative-config", config)
+
+
+def test_metrics_count_drafts(endless_model):
+    process = subprocess.Popen([BINARY, "serve", endless_model, "--port", "0", "--speculative-config", NGRAM], stdout=subprocess.PIPE, text=True, env=environment())
+    try:
+        url = re.search(r"on (http://\S+)", process.stdout.readline()).group(1)
+        body = json.dumps({"prompt": PROMPTS[0], "max_tokens": 300, "temperature": 0, "stream": True}).encode()
+        request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as response:
+            assert b"[DONE]" in response.read()
+        with urllib.request.urlopen(f"{url}/metrics", timeout=60) as response:
+            text = response.read().decode()
+        counts = {name: int(value) for name, value in re.findall(r'^(vllm:spec_decode_\w+)\{model_name="[^"]*"\} (\d+)$', text, re.MULTILINE)}
+        drafted = counts["vllm:spec_decode_num_draft_tokens_total"]
+        assert drafted >= counts["vllm:spec_decode_num_drafts_total"] and drafted >= counts["vllm:spec_decode_num_accepted_tokens_total"]
+        assert 'vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name' in text and 'position="5"' in text
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
