@@ -17,7 +17,7 @@ ApiError http_error(int status, std::string message) {
   ApiError error;
   error.status = status;
   error.message = std::move(message);
-  if (status >= 500) error.type = "server_error";
+  if (status >= 500 && status != 505) error.type = "server_error";
   switch (status) {
     case 401: error.code = "invalid_api_key"; break;
     case 404: error.code = "not_found"; break;

@@ -24,6 +24,11 @@ TEST(ApiError, EveryStatusHasItsHttpStatus) {
   EXPECT_EQ(to_api_error(Status::data_loss("x")).status, 500);
 }
 
+TEST(ApiError, AnHttpVersionIsTheClientsFault) {
+  EXPECT_EQ(http_error(505, "x").type, "invalid_request_error");
+  EXPECT_EQ(http_error(500, "x").type, "server_error");
+}
+
 TEST(ApiError, InternalMessagesStayInside) {
   EXPECT_EQ(error_json(to_api_error(Status::internal("at 0x7ffc: secret"))).find("secret"), std::string::npos);
 }

@@ -37,6 +37,7 @@ std::optional<ApiError> check_against_model(const ServedModel& model, int64_t ma
     if (id >= vocab_size) return invalid_field("logit_bias", fmt::format("\"logit_bias\" has the key {}, expected token ids below {}", id, vocab_size));
   }
   const std::optional<int64_t> max_tokens = request.completion_tokens_max();
+  const std::optional<int64_t> max_or_default = completion_tokens_max(call);
   for (const BuiltPrompt& prompt : call.prompts) {
     const auto num_prompt_tokens = static_cast<int64_t>(prompt.tokens.size());
     std::optional<ApiError> error;
@@ -51,6 +52,11 @@ std::optional<ApiError> check_against_model(const ServedModel& model, int64_t ma
     if (error) {
       error->code = "context_length_exceeded";
       return error;
+    }
+    // The default does not fit beside a long prompt: then it is what fits.
+    const int64_t most = std::min(max_or_default.value_or(max_model_len), max_model_len - num_prompt_tokens);
+    if (max_or_default && request.min_tokens > most) {
+      return invalid_field("min_tokens", fmt::format("\"min_tokens\" is {}, more than the {} completion tokens of a request without \"max_tokens\"", request.min_tokens, most));
     }
   }
   return std::nullopt;

@@ -372,7 +372,8 @@ std::optional<ApiError> read_field(const RequestField& field, const json::value&
           request.*target = *integer;
         } else if constexpr (std::is_same_v<T, std::optional<double> A::*>) {
           const auto number = json_number(value);
-          if (!number || !in_range(field, *number)) return wrong(field.name, value, "a number" + range_text(field));
+          // It is computed with in single precision, where 1e-50 is zero.
+          if (!number || !in_range(field, *number) || !in_range(field, static_cast<double>(static_cast<float>(*number)))) return wrong(field.name, value, "a number" + range_text(field));
           request.*target = *number;
         } else {
           static_assert(std::is_same_v<T, std::string A::*>);

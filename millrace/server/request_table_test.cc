@@ -284,6 +284,8 @@ TEST(RequestTable, FieldsThatContradictEachOtherAreRefused) {
       {R"("stream_options":{"include_usage":true})", "stream_options"},
       {R"("top_logprobs":3)", "top_logprobs"},
       {R"("min_tokens":5,"max_tokens":4)", "min_tokens"},
+      {R"("top_p":1e-50)", "top_p"},  // zero in single precision
+      {R"("repetition_penalty":1e-50)", "repetition_penalty"},
       {R"("continue_final_message":true)", "continue_final_message"},
       {R"("tool_choice":"required")", "tool_choice"},
       {R"("tool_choice":{"type":"function"})", "tool_choice"},

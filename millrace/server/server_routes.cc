@@ -62,7 +62,8 @@ const Server::Impl::Route* Server::Impl::find_route(std::string_view path, std::
   for (const WebAsset& asset : web_assets()) {
     if (asset.path == path) path = "/";
   }
-  if (path.starts_with("/v1/models/")) path = "/v1/models";
+  constexpr std::string_view kOneModel = "/v1/models/";
+  if (path.starts_with(kOneModel) && path.size() > kOneModel.size()) path = "/v1/models";
   for (const Route& route : kRoutes) {
     if (route.path != path) continue;
     if (route.method == method) return &route;

@@ -31,7 +31,7 @@ WRONG_FIELDS = [
     (field, value)
     for field, values in {
         "temperature": [-0.1, 100.1, "hot", True, [], {}],
-        "top_p": [0, 1.1, -1, "x"],
+        "top_p": [0, 1.1, -1, "x", 1e-50],
         "top_k": [-2, 0.5, 2**31, "x"],
         "min_p": [-0.1, 1.1],
         "n": [0, 9, 10000, 1.5, "2"],
@@ -65,6 +65,12 @@ WRONG_FIELDS = [
 def test_wrong_fields(server, path, good, field, value):
     body = {**good, field: value}
     check_error(post(server, path, body), 400, field)
+
+
+def test_min_tokens_is_held_against_the_default_of_max_tokens(server):
+    error = check_error(post(server, "/v1/completions", {"prompt": "Hi", "min_tokens": 50}), 400, "min_tokens")
+    assert "16" in error["message"]
+    assert post(server, "/v1/completions", {"prompt": "Hi", "min_tokens": 16}).status_code == 200
 
 
 @pytest.mark.parametrize("field,value", [
@@ -197,6 +203,7 @@ def test_a_model_is_found_under_its_escaped_name(make_server, path):
     response = httpx.get(f"{running.url}/v1/models/{path}")
     assert response.status_code == 200 and response.json()["id"] == "org/a name"
     assert running.client().models.retrieve("org/a name").id == "org/a name"
+    assert httpx.get(f"{running.url}/v1/models/").status_code == 404
     for wrong in ["org%252Fa%20name", "org%2Fa+name", "org%2", "%zz", "%ff%00"]:  # decoded once; what is no escape is a name like another
         assert httpx.get(f"{running.url}/v1/models/{wrong}").json()["error"]["code"] == "model_not_found"
 
