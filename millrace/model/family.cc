@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <numeric>
 
 #include "millrace/model/family_builtin.h"
 #include "millrace/model/family_schema.h"
@@ -50,6 +51,31 @@ Result<std::vector<std::string>> architectures_of(const Checkpoint& checkpoint) 
   }
   if (names.empty()) return Status::invalid_argument(fmt::format("{}: \"{}\" does not name an architecture", checkpoint.path(), key));
   return names;
+}
+
+// Letters to insert, delete or change to make one of the other (Levenshtein's distance).
+std::size_t distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i + 1;
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t changed = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({changed, row[j] + 1, row[j + 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+// The three of `known` that are written most like `name`, the nearest first.
+std::vector<std::string> nearest(std::string_view name, std::vector<std::string> known) {
+  constexpr std::size_t kNameBytesMax = 100, kNearest = 3;
+  name = name.substr(0, kNameBytesMax);
+  std::stable_sort(known.begin(), known.end(), [&](const std::string& a, const std::string& b) { return distance(name, a) < distance(name, b); });
+  known.resize(std::min(known.size(), kNearest));
+  return known;
 }
 
 }  // namespace
@@ -97,8 +123,8 @@ Result<Family> choose_family(const Checkpoint& checkpoint, const std::optional<s
       known.push_back(name);
     }
   }
-  return Status::unsupported(fmt::format("{}: architecture \"{}\" is not known; known are {} (docs/add-a-model.md says how to add one)",
-                                         checkpoint.path(), fmt::join(found, "\", \""), fmt::join(known, ", ")));
+  return Status::unsupported(fmt::format("{}: architecture \"{}\" is not known; of those in docs/models.md the nearest names are {} (docs/add-a-model.md says how to add one)",
+                                         checkpoint.path(), fmt::join(found, "\", \""), fmt::join(nearest(found.front(), std::move(known)), ", ")));
 }
 
 }  // namespace millrace

@@ -126,13 +126,17 @@ class FamilyChoice : public testing::Test {
   std::filesystem::path directory_;
 };
 
-TEST_F(FamilyChoice, UnknownArchitectureNamesTheKnownOnes) {
+TEST_F(FamilyChoice, UnknownArchitectureNamesTheNearestOnes) {
   const Result<Checkpoint> checkpoint = Checkpoint::open(directory_.string());
   ASSERT_TRUE(checkpoint.is_ok()) << checkpoint.status().message();
   const Result<Family> family = choose_family(*checkpoint, std::nullopt);
   ASSERT_FALSE(family.is_ok());
   EXPECT_THAT(family.status().message(), HasSubstr("architecture \"MarbleForCausalLM\" is not known"));
-  EXPECT_THAT(family.status().message(), HasSubstr("Qwen3ForCausalLM"));
+  EXPECT_THAT(family.status().message(), HasSubstr("docs/models.md"));
+  write("config.json", replaced(read(directory_ / "config.json"), "MarbleForCausalLM", "Qwen3ForCasualLM"));
+  const Result<Checkpoint> misspelt = Checkpoint::open(directory_.string());
+  ASSERT_TRUE(misspelt.is_ok()) << misspelt.status().message();
+  EXPECT_THAT(choose_family(*misspelt, std::nullopt).status().message(), HasSubstr("the nearest names are Qwen3ForCausalLM, "));
 }
 
 TEST_F(FamilyChoice, AFileFromOutsideAddsAFamily) {
