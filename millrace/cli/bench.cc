@@ -103,7 +103,7 @@ Status run_scaling(const BenchOptions& options) {
                                   {"prefill_ratio", ratio(row.prefill, rows[0].prefill)},
                                   {"decode_ratio", ratio(row.decode, rows[0].decode)}});
     }
-    fmt::print("{}\n", json::serialize(json::object{{"model", options.model}, {"isa", isa}, {"cpus", usable_cpus()}, {"depth", steps.depth}, {"batch", steps.batch}, {"repeat", steps.repeat}, {"scaling", std::move(list)}}));
+    fmt::print("{}\n", json_text(json::object{{"model", options.model}, {"isa", isa}, {"cpus", usable_cpus()}, {"depth", steps.depth}, {"batch", steps.batch}, {"repeat", steps.repeat}, {"scaling", std::move(list)}}));
     return Status::ok();
   }
   fmt::print("{}, {} CPUs, KV {}, depth {}, {} repeats: median (worst - best) tokens/s, and the ratio to {} thread{}\n", isa, usable_cpus(), kv_dtype_name(kv_dtype), steps.depth, steps.repeat,
@@ -155,7 +155,7 @@ Status run_bench(const BenchOptions& options) {
                                      {"step_bytes_per_second", result.step_bytes_per_second},
                                      {"step_bytes", result.step_bytes},
                                      {"operations_per_second", operations_json(bound.operations_per_second)}};
-    fmt::print("{}\n", json::serialize(object));
+    fmt::print("{}\n", json_text(object));
     return Status::ok();
   }
   fmt::print("{}, {} threads, KV {}, depth {}, {}{} repeats: median (worst - best) tokens/s\n", isa_name(model->isa()), threads, kv_dtype_name(kv_dtype), steps.depth,
@@ -184,7 +184,7 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
   command.add_option("--chunk", steps.chunk, "Most tokens of one prefill step")->check(CLI::Range(1, 65536))->capture_default_str();
   command.add_option("--repeat", steps.repeat)->check(CLI::Range(1, 10000))->capture_default_str();
   command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
-  command.add_option("--scaling", options.scaling, "Numbers of threads to compare, for example 1,2,4,8")->delimiter(',')->check(CLI::Range(1, 1024));
+  command.add_option("--scaling", options.scaling, "Numbers of threads to compare, for example 1,2,4,8")->delimiter(',')->allow_extra_args(false)->check(CLI::Range(1, 1024));
   command.add_flag("--profile", steps.profile, "Where the time of a step goes, by operation: after the repeats, as many again are timed in parts");
   command.add_flag("--profile-layers", steps.profile_layers, "The same for each layer apart");
   command.add_option("--profile-svg", options.profile_svg, "File for a picture of the profile");

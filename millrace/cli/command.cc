@@ -8,18 +8,24 @@
 
 #include "millrace/base/cache_folder.h"
 #include "millrace/base/system_memory.h"
+#include "millrace/cli/option_values.h"
+#include "millrace/engine/kv_sizing.h"
 #include "millrace/formats/hub.h"
 
 namespace millrace::cli {
 
-void add_model_options(CLI::App& command, ModelOptions& options) {
+void add_source_options(CLI::App& command, ModelOptions& options) {
   command.add_option("MODEL", options.model, "Hugging Face directory, GGUF file, or org/name on the hub")->required();
   command.add_option("--gguf-file", options.gguf_file, "Which GGUF file of a hub repository");
   command.add_option("--family", options.family, "JSON file that describes the model's family (docs/add-a-model.md)")->check(CLI::ExistingFile);
-  command.add_option("--threads", options.threads, "Threads that compute; default: every usable CPU")->check(CLI::Range(1, 1024));
   command.add_flag("--json", options.json, "Answer in JSON");
+}
+
+void add_model_options(CLI::App& command, ModelOptions& options) {
+  add_source_options(command, options);
+  command.add_option("--threads", options.threads, "Threads that compute; default: every usable CPU")->check(CLI::Range(1, 1024));
   command.add_flag("--no-weight-cache", options.no_weight_cache, "Pack the weights anew and keep no file of them (docs/memory.md)");
-  command.add_option("--weight-cache-size", options.weight_cache_bytes, "Most bytes of all files of packed weights, e.g. 8GB; default: 32GB")->transform(CLI::AsSizeValue(false));
+  command.add_option("--weight-cache-size", options.weight_cache_bytes, "Most bytes of all files of packed weights, e.g. 8GB; default: 32GB")->transform(size_in_bytes(0));
 }
 
 namespace {
@@ -69,17 +75,17 @@ Result<std::unique_ptr<LoadedModel>> load_decoder(const ModelOptions& options) {
 }
 
 void add_generation_options(CLI::App& command, GenerationOptions& options) {
-  command.add_option("--temperature", options.temperature, "0: always the likeliest token")->check(CLI::Range(0.0, 100.0));
-  command.add_option("--top-p", options.top_p)->check(CLI::Range(1e-6, 1.0));
+  command.add_option("--temperature", options.temperature, "0: always the likeliest token")->check(number_within(0, 100));
+  command.add_option("--top-p", options.top_p)->check(number_within(1e-6, 1));
   command.add_option("--top-k", options.top_k, "0: all")->check(CLI::Range(0, 1 << 24));
-  command.add_option("--min-p", options.min_p)->check(CLI::Range(0.0, 1.0));
-  command.add_option("--repetition-penalty", options.repetition_penalty)->check(CLI::Range(1e-3, 100.0));
-  command.add_option("--presence-penalty", options.presence_penalty)->check(CLI::Range(-2.0, 2.0));
-  command.add_option("--frequency-penalty", options.frequency_penalty)->check(CLI::Range(-2.0, 2.0));
+  command.add_option("--min-p", options.min_p)->check(number_within(0, 1));
+  command.add_option("--repetition-penalty", options.repetition_penalty)->check(number_within(1e-3, 100));
+  command.add_option("--presence-penalty", options.presence_penalty)->check(number_within(-2, 2));
+  command.add_option("--frequency-penalty", options.frequency_penalty)->check(number_within(-2, 2));
   command.add_flag("--exact", options.exact, "The exact path: weights decoded to f32, f32 KV cache; slow");
   command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
-  command.add_option("--kv-bytes", options.kv_bytes, "Memory for the KV cache, e.g. 512MB; default: chosen from the context length")->transform(CLI::AsSizeValue(false));
-  command.add_option("--max-model-len", options.max_model_len, "Longest prompt + answer in tokens")->check(CLI::PositiveNumber);
+  command.add_option("--kv-bytes", options.kv_bytes, "Memory for the KV cache, e.g. 512MB; default: chosen from the context length")->transform(size_in_bytes(1));
+  command.add_option("--max-model-len", options.max_model_len, "Longest prompt + answer in tokens")->check(whole_number(2));
   command.add_option("--speculative-config", options.speculative_config,
                      "Draft tokens where the answer repeats the prompt; the text stays the same: off, ngram, or JSON such as {\"method\": \"ngram\", \"num_speculative_tokens\": 8}")
       ->capture_default_str()
@@ -91,9 +97,9 @@ void add_generation_options(CLI::App& command, GenerationOptions& options) {
 }
 
 void add_answer_options(CLI::App& command, GenerationOptions& options) {
-  command.add_option("--max-tokens", options.max_tokens, "Most tokens to make; default: to the end of the context")->check(CLI::PositiveNumber);
+  command.add_option("--max-tokens", options.max_tokens, "Most tokens to make; default: to the end of the context")->check(whole_number(1));
   command.add_option("--seed", options.seed, "The same seed gives the same text");
-  command.add_option("--stop", options.stop, "Text that ends the answer; may be repeated");
+  command.add_option("--stop", options.stop, "Text that ends the answer; may be repeated")->allow_extra_args(false);
 }
 
 SamplingParams sampling_params(const LoadedModel& model, const GenerationOptions& options) {
@@ -111,7 +117,11 @@ SamplingParams sampling_params(const LoadedModel& model, const GenerationOptions
   return params;
 }
 
-Result<KvDType> parse_kv_dtype(const std::string& name) {
+Result<KvDType> parse_kv_dtype(const std::string& name, bool exact) {
+  if (exact && name != "auto" && name != "f32") {
+    return Status::invalid_argument(fmt::format("--exact caches keys and values in f32, --kv-cache-dtype says {}: leave one out", name));
+  }
+  if (exact) return KvDType::kF32;
   if (name == "f32") return KvDType::kF32;
   if (name == "auto" || name == "bf16") return KvDType::kBf16;
   if (name == "int8") return KvDType::kInt8;
@@ -162,24 +172,30 @@ std::string_view kv_dtype_name(KvDType dtype) {
 
 Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& options, EngineOptions engine_options) {
   MR_RETURN_IF_ERROR(model.require_decoder());
-  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.exact ? "f32" : options.kv_cache_dtype));
+  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype, options.exact));
   RunningEngine running;
   MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype, static_cast<int32_t>(engine_options.step_tokens_max)));
   MR_ASSIGN_OR_RETURN(engine_options.speculation, parse_speculation(options.speculative_config));
   engine_options.eos_token_ids = model.eos_token_ids();
+  const ExecutorInfo& info = running.executor->info();
+  if (options.max_model_len > info.max_positions) {
+    return Status::invalid_argument(fmt::format("--max-model-len: {}, the model was made for {}", options.max_model_len, info.max_positions));
+  }
   engine_options.max_context = options.max_model_len;
+  const int64_t context = options.max_model_len > 0 ? options.max_model_len : info.max_positions;
   const int64_t available = available_memory_bytes();
   if (options.kv_bytes > 0) {
     engine_options.kv_bytes = options.kv_bytes;
     if (options.kv_bytes > available) {
       return Status::resource_exhausted(fmt::format("--kv-bytes: {} are asked for, {} are available", format_bytes(options.kv_bytes), format_bytes(available)));
     }
+    const auto sizing = size_kv(info.kv_groups, options.kv_bytes, context, engine_options.max_running_sequences, engine_options.step_tokens_max);
+    if (!sizing.is_ok()) return sizing.status().with_context("--kv-bytes");
   } else {
     // Room for two sequences as long as the context, at least 256 MB and at most 4 GB or half of what is available; pages are taken from
     // the system when first used.
     int64_t block_bytes = 0;
-    for (const KvGroupSpec& group : running.executor->info().kv_groups) block_bytes += group.block_bytes;
-    const int64_t context = options.max_model_len > 0 ? options.max_model_len : running.executor->info().max_positions;
+    for (const KvGroupSpec& group : info.kv_groups) block_bytes += group.block_bytes;
     engine_options.kv_bytes = std::clamp<int64_t>(2 * (context / kKvBlockTokens + 1) * block_bytes, int64_t{256} << 20, int64_t{4} << 30);
     engine_options.kv_bytes = std::min(engine_options.kv_bytes, available / 2);
   }
@@ -192,7 +208,7 @@ Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& 
 
 Result<RunningEncoder> start_encoder(LoadedModel& model, const EncoderOptions& options) {
   MR_RETURN_IF_ERROR(model.require_encoder());
-  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.exact ? "f32" : options.kv_cache_dtype));
+  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype, options.exact));
   EncoderEngineOptions engine;
   engine.step_tokens_max = options.step_tokens;
   engine.max_text_tokens = model.max_text_tokens();

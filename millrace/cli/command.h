@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "millrace/base/json.h"
+#include "millrace/base/json_text.h"
 #include "millrace/engine/encoder_engine.h"
 #include "millrace/engine/engine.h"
 #include "millrace/engine/loaded_model.h"
@@ -27,6 +27,8 @@ struct ModelOptions {
   int64_t weight_cache_bytes = WeightCacheOptions{}.max_bytes;
 };
 void add_model_options(CLI::App& command, ModelOptions& options);
+// Of these only MODEL, --gguf-file, --family and --json: for commands that compute nothing.
+void add_source_options(CLI::App& command, ModelOptions& options);
 
 // Resolves the name (downloading if need be, with a progress bar on a terminal), and loads. Weights may come from the packed cache; a cache
 // file that is not believed is a warning.
@@ -81,7 +83,8 @@ struct RunningEncoder {
 };
 Result<RunningEncoder> start_encoder(LoadedModel& model, const EncoderOptions& options);
 
-Result<KvDType> parse_kv_dtype(const std::string& name);
+// Of --kv-cache-dtype; the exact path's is f32, and another one beside --exact is an error.
+Result<KvDType> parse_kv_dtype(const std::string& name, bool exact = false);
 std::string_view kv_dtype_name(KvDType dtype);
 
 // "98.4 MB"

@@ -6,6 +6,7 @@
 
 #include "millrace/base/mapped_file.h"
 #include "millrace/cli/command.h"
+#include "millrace/cli/option_values.h"
 #include "millrace/cli/progress_bar.h"
 #include "millrace/engine/class_scores.h"
 
@@ -52,7 +53,7 @@ void print_result(std::size_t index, int64_t num_tokens, const std::vector<float
     return;
   }
   fmt::print("{{\"index\":{},\"tokens\":{},", index, num_tokens);
-  if (label != nullptr) fmt::print("\"label\":{},", json::serialize(json::value(*label)));
+  if (label != nullptr) fmt::print("\"label\":{},", json_text(json::value(*label)));
   fmt::print("\"{}\":[{}]}}\n", label != nullptr ? "probs" : "embedding", fmt::join(numbers, ","));
 }
 
@@ -63,6 +64,7 @@ Status run_embed(const EmbedOptions& options) {
     texts.insert(texts.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
   }
   if (texts.empty()) return Status::invalid_argument("no text: give --text or --file");
+  MR_RETURN_IF_ERROR(parse_kv_dtype(options.kv_cache_dtype, options.exact).status());
   MR_ASSIGN_OR_RETURN(auto model, load_model(options, LoadWeights::kPack));
   MR_RETURN_IF_ERROR(model->require_encoder());
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
@@ -114,10 +116,10 @@ void register_embed(CLI::App& app, int& exit_status) {
   auto* command = app.add_subcommand("embed", "Embeddings of texts (or, of a classifier, scores)");
   auto options = std::make_shared<EmbedOptions>();
   add_model_options(*command, *options);
-  command->add_option("--text", options->texts, "A text; may be repeated");
+  command->add_option("--text", options->texts, "A text; may be repeated")->allow_extra_args(false);
   command->add_option("--file", options->file, "A text a line, or of .jsonl a JSON text or an object with \"text\" a line")->check(CLI::ExistingFile);
   command->add_flag("--truncate", options->truncate, "Cut longer texts to what the model reads; without it they are an error");
-  command->add_option("--dimensions", options->dimensions, "Only the first numbers, made as long as 1: for embeddings trained for it")->check(CLI::PositiveNumber);
+  command->add_option("--dimensions", options->dimensions, "Only the first numbers, made as long as 1: for embeddings trained for it")->check(whole_number(1));
   command->add_option("--max-num-batched-tokens", options->step_tokens, "Most tokens of one step")->check(CLI::Range(1, 65536))->capture_default_str();
   command->add_flag("--exact", options->exact, "The exact path: weights decoded to f32, f32 keys and values; slow");
   command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "Of keys and values within a step: auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));

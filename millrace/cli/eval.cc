@@ -7,6 +7,7 @@
 
 #include "millrace/base/mapped_file.h"
 #include "millrace/cli/command.h"
+#include "millrace/cli/option_values.h"
 #include "millrace/cli/progress_bar.h"
 #include "millrace/quality/evaluate.h"
 
@@ -241,6 +242,7 @@ Status open_reference(const EvalOptions& options, LoadedModel& model, const std:
 Status run_eval(const EvalOptions& options) {
   const bool against_file = !options.against.empty() && is_logits_file(options.against);
   MR_RETURN_IF_ERROR(check_options(options, against_file));
+  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype, options.exact));
   std::string source;
   if (!options.text.empty()) {
     MR_ASSIGN_OR_RETURN(source, read_text_file(options.text));
@@ -250,7 +252,6 @@ Status run_eval(const EvalOptions& options) {
     MR_ASSIGN_OR_RETURN(file, LogitsFile::open(options.against));
   }
   MR_ASSIGN_OR_RETURN(auto model, load_decoder(options));
-  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype));
   Outcome outcome;
   MR_ASSIGN_OR_RETURN(outcome.text, choose_windows(options, *model, source, file));
   std::unique_ptr<CpuExecutor> executor;
@@ -277,7 +278,7 @@ Status run_eval(const EvalOptions& options) {
   outcome.reference_title = open.title;
   const json::object found = to_json(options, *model, outcome);
   if (options.json) {
-    fmt::print("{}\n", json::serialize(found));
+    fmt::print("{}\n", json_text(found));
   } else {
     print_text(options, *model, outcome, found);
   }
@@ -296,9 +297,9 @@ void register_eval(CLI::App& app, int& exit_status) {
       ->add_option("--stride", options->stride,
                    "Begin a window every so many tokens and score what no earlier one did; default: windows side by side, the second half "
                    "of each is scored")
-      ->check(CLI::PositiveNumber);
-  command->add_option("--max-tokens", options->max_tokens, "Read no more than so many tokens of the text")->check(CLI::PositiveNumber);
-  command->add_option("--skip-tokens", options->skip_tokens, "Leave out the first N tokens of the text")->check(CLI::NonNegativeNumber);
+      ->check(whole_number(1));
+  command->add_option("--max-tokens", options->max_tokens, "Read no more than so many tokens of the text")->check(whole_number(1));
+  command->add_option("--skip-tokens", options->skip_tokens, "Leave out the first N tokens of the text")->check(whole_number(0));
   command->add_flag("--exact", options->exact, "The exact path: weights decoded to f32, f32 KV cache; slow");
   command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "Of the fast path: auto (bf16), f32, bf16 or int8")
       ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));

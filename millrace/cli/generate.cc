@@ -1,6 +1,9 @@
 #include <fmt/format.h>
 
+#include <chrono>
+#include <condition_variable>
 #include <cstdio>
+#include <mutex>
 #include <random>
 #include <sstream>
 
@@ -19,6 +22,7 @@ struct GenerateOptions : ModelOptions, GenerationOptions {
 struct Prompt {
   std::string text;          // of a completion
   json::array messages;      // of a chat
+  std::string place;         // "prompts.jsonl, line 3"; empty: from the command line
 };
 
 // Fields of an HTTP request would otherwise be taken for heard.
@@ -59,9 +63,9 @@ Result<std::vector<Prompt>> read_prompts(const GenerateOptions& options) {
     const json::value* prompt = object != nullptr ? object->if_contains("prompt") : nullptr;
     const json::value* messages = object != nullptr ? object->if_contains("messages") : nullptr;
     if (prompt != nullptr && prompt->is_string() && messages == nullptr) {
-      prompts.push_back({std::string(prompt->as_string()), {}});
+      prompts.push_back({std::string(prompt->as_string()), {}, place});
     } else if (messages != nullptr && messages->is_array() && prompt == nullptr) {
-      prompts.push_back({"", messages->as_array()});
+      prompts.push_back({"", messages->as_array(), place});
     } else {
       return Status::invalid_argument(fmt::format("{}: expected {{\"prompt\": \"...\"}} or {{\"messages\": [...]}}", place));
     }
@@ -70,87 +74,190 @@ Result<std::vector<Prompt>> read_prompts(const GenerateOptions& options) {
   return prompts;
 }
 
-// Every prompt is in the engine at once, so that they are batched; answers are printed in order.
+// What all answers of a run share.
+struct Run {
+  const GenerateOptions& options;
+  LoadedModel& model;
+  const Tokenizer& tokenizer;
+  Engine& engine;
+  uint64_t seed;
+};
+
+Result<GenerationRequest> make_request(const Run& run, const Prompt& prompt, std::size_t index) {
+  GenerationRequest request;
+  if (prompt.messages.empty()) {
+    MR_ASSIGN_OR_RETURN(request.prompt_tokens, run.tokenizer.encode(prompt.text));
+  } else {
+    MR_ASSIGN_OR_RETURN(request.prompt_tokens, conversation_tokens(run.model, prompt.messages));
+  }
+  request.sampling = sampling_params(run.model, run.options);
+  request.seed = run.seed + index;
+  request.max_tokens = run.options.max_tokens;
+  request.stop = run.options.stop;
+  return request;
+}
+
+void print_json(std::size_t index, const Completion& done) {
+  fmt::print("{}\n", json_text(json::object{{"index", index},
+                                            {"text", done.text},
+                                            {"finish_reason", finish_reason_name(done.finish_reason)},
+                                            {"usage", json::object{{"prompt_tokens", done.usage.prompt_tokens}, {"completion_tokens", done.usage.completion_tokens}}},
+                                            {"ttft_ms", done.ttft_seconds * 1e3},
+                                            {"seconds", done.seconds}}));
+}
+
+// The answer of --prompt, on a terminal as it is made. Before there is any, nothing is printed: it may be refused.
+Status answer_prompt(const Run& run, const Prompt& prompt) {
+  MR_ASSIGN_OR_RETURN(GenerationRequest request, make_request(run, prompt, 0));
+  std::string before = prompt.text;
+  const auto print_text = [&](std::string_view text) {
+    fmt::print("{}{}", std::exchange(before, {}), text);
+    std::fflush(stdout);
+  };
+  MR_ASSIGN_OR_RETURN(const Completion done, complete(run.engine, std::move(request), [&](std::string_view text) {
+                        keep_weights(run.model);
+                        if (!run.options.json) print_text(text);
+                      }));
+  if (run.options.json) {
+    print_json(0, done);
+    return Status::ok();
+  }
+  print_text("\n");
+  const double decode_seconds = done.seconds - done.ttft_seconds;
+  fmt::print(stderr, "[{} prompt tokens, {} new; first after {:.0f} ms, then {:.1f} tokens/s; ended by {}]\n", done.usage.prompt_tokens, done.usage.completion_tokens,
+             done.ttft_seconds * 1e3, decode_seconds > 0 ? static_cast<double>(done.usage.completion_tokens - 1) / decode_seconds : 0.0, finish_reason_name(done.finish_reason));
+  return Status::ok();
+}
+
+// Answers of a file while they are made. The engine's thread writes them, and may do so after a printing that failed: shared.
+struct Answers {
+  struct Answer {
+    std::chrono::steady_clock::time_point start;
+    Completion completion;
+    Status error;
+    bool finished = false;
+  };
+
+  explicit Answers(std::size_t count) : answers(count) {}
+
+  void finish(Answer& answer) {
+    answer.finished = true;
+    ++num_finished;
+    changed.notify_one();
+  }
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<Answer> answers;
+  std::size_t num_finished = 0;
+};
+
+double seconds_since(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
+
+void take_delta(Answers& answers, std::size_t index, const OutputDelta& delta) {
+  const std::lock_guard lock(answers.mutex);
+  Answers::Answer& answer = answers.answers[index];
+  Completion& completion = answer.completion;
+  if (completion.text.empty() && !delta.text.empty()) completion.ttft_seconds = seconds_since(answer.start);
+  completion.text += delta.text;
+  completion.usage = delta.usage;
+  if (delta.finish_reason) completion.finish_reason = *delta.finish_reason;
+  if (!delta.error.is_ok()) answer.error = delta.error;
+  if (!delta.request_finished) return;
+  completion.seconds = seconds_since(answer.start);
+  answers.finish(answer);
+}
+
+// Prints what is finished, in the order of the prompts, as far as no earlier answer is missing.
+class AnswerPrinter {
+ public:
+  AnswerPrinter(const Run& run, const std::vector<Prompt>& prompts, Answers& answers) : run_(run), prompts_(prompts), answers_(answers) {}
+
+  std::size_t num_printed() const { return next_; }
+  std::size_t num_failed() const { return num_failed_; }
+
+  void print_ready() {
+    for (; next_ < prompts_.size(); ++next_) {
+      Answers::Answer answer;
+      {
+        const std::lock_guard lock(answers_.mutex);
+        if (!answers_.answers[next_].finished) break;
+        answer = std::move(answers_.answers[next_]);
+        answers_.answers[next_].finished = true;
+      }
+      print(answer);
+    }
+    std::fflush(stdout);
+  }
+
+ private:
+  void print(const Answers::Answer& answer) {
+    if (!answer.error.is_ok()) {
+      ++num_failed_;
+      fail(answer.error.with_context(prompts_[next_].place));
+      if (run_.options.json) fmt::print("{}\n", json_text(json::object{{"index", next_}, {"error", answer.error.message()}}));
+      return;
+    }
+    keep_weights(run_.model);
+    if (run_.options.json) {
+      print_json(next_, answer.completion);
+    } else {
+      fmt::print("[{}] {}\n", next_, answer.completion.text);
+    }
+  }
+
+  const Run& run_;
+  const std::vector<Prompt>& prompts_;
+  Answers& answers_;
+  std::size_t next_ = 0, num_failed_ = 0;
+};
+
+// Every prompt is in the engine at once, as far as its queue holds them, so that they are batched; answers are printed in order. A prompt
+// that cannot be answered does not keep the others from it.
+Status answer_file(const Run& run, const std::vector<Prompt>& prompts) {
+  const auto answers = std::make_shared<Answers>(prompts.size());
+  AnswerPrinter printer(run, prompts, *answers);
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    const auto request = make_request(run, prompts[i], i);
+    Status refused = request.is_ok() ? Status::ok() : request.status();
+    while (request.is_ok()) {
+      std::unique_lock lock(answers->mutex);
+      answers->answers[i].start = std::chrono::steady_clock::now();
+      const std::size_t num_finished = answers->num_finished;
+      lock.unlock();
+      refused = run.engine.add(*request, [answers, i](OutputDelta& delta) { take_delta(*answers, i, delta); }).status();
+      if (refused.code() != StatusCode::kResourceExhausted || num_finished == i) break;
+      // The queue is full: one of those in it ends first.
+      lock.lock();
+      answers->changed.wait(lock, [&] { return answers->num_finished != num_finished; });
+      lock.unlock();
+      printer.print_ready();
+    }
+    if (!refused.is_ok()) {
+      const std::lock_guard lock(answers->mutex);
+      answers->answers[i].error = refused;
+      answers->finish(answers->answers[i]);
+    }
+    printer.print_ready();
+  }
+  while (printer.num_printed() < prompts.size()) {
+    std::unique_lock lock(answers->mutex);
+    answers->changed.wait(lock, [&] { return answers->answers[printer.num_printed()].finished; });
+    lock.unlock();
+    printer.print_ready();
+  }
+  if (printer.num_failed() == 0) return Status::ok();
+  return Status::unavailable(fmt::format("{}: {} of {} prompts have no answer", run.options.file, printer.num_failed(), prompts.size()));
+}
+
 Status run_generate(const GenerateOptions& options) {
+  MR_RETURN_IF_ERROR(parse_kv_dtype(options.kv_cache_dtype, options.exact).status());
   MR_ASSIGN_OR_RETURN(const auto prompts, read_prompts(options));
   MR_ASSIGN_OR_RETURN(auto model, load_decoder(options));
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
   MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, {}));
-
-  const uint64_t seed = options.seed ? *options.seed : std::random_device{}();
-  std::vector<Result<Completion>> completions(prompts.size(), Status::internal("was not run"));
-  const auto run_one = [&](std::size_t i, const std::function<void(std::string_view)>& on_text) -> Result<Completion> {
-    GenerationRequest request;
-    if (prompts[i].messages.empty()) {
-      MR_ASSIGN_OR_RETURN(request.prompt_tokens, tokenizer->encode(prompts[i].text));
-    } else {
-      MR_ASSIGN_OR_RETURN(request.prompt_tokens, conversation_tokens(*model, prompts[i].messages));
-    }
-    request.sampling = sampling_params(*model, options);
-    request.seed = seed + i;
-    request.max_tokens = options.max_tokens;
-    request.stop = options.stop;
-    return complete(*running.engine, std::move(request), on_text);
-  };
-  const auto print_json = [&](std::size_t i, const Completion& done) {
-    fmt::print("{}\n", json::serialize(json::object{{"index", i},
-                                                    {"text", done.text},
-                                                    {"finish_reason", finish_reason_name(done.finish_reason)},
-                                                    {"usage", json::object{{"prompt_tokens", done.usage.prompt_tokens}, {"completion_tokens", done.usage.completion_tokens}}},
-                                                    {"ttft_ms", done.ttft_seconds * 1e3},
-                                                    {"seconds", done.seconds}}));
-    std::fflush(stdout);
-  };
-  if (prompts.size() == 1) {
-    if (!options.json && !options.chat && prompts[0].messages.empty()) fmt::print("{}", prompts[0].text);
-    MR_ASSIGN_OR_RETURN(const Completion done, run_one(0, [&](std::string_view text) {
-                          keep_weights(*model);
-                          if (options.json) return;
-                          fmt::print("{}", text);
-                          std::fflush(stdout);
-                        }));
-    if (options.json) {
-      print_json(0, done);
-    } else {
-      fmt::print("\n");
-      std::fflush(stdout);
-      const double decode_seconds = done.seconds - done.ttft_seconds;
-      fmt::print(stderr, "[{} prompt tokens, {} new; first after {:.0f} ms, then {:.1f} tokens/s; ended by {}]\n", done.usage.prompt_tokens, done.usage.completion_tokens,
-                 done.ttft_seconds * 1e3, decode_seconds > 0 ? static_cast<double>(done.usage.completion_tokens - 1) / decode_seconds : 0.0, finish_reason_name(done.finish_reason));
-    }
-    return Status::ok();
-  }
-  // A waiting thread a prompt would be many; a bounded number of them keeps the engine's batch full.
-  std::atomic<std::size_t> next{0};
-  std::mutex mutex;
-  std::size_t printed = 0;
-  std::vector<bool> done(prompts.size());
-  const auto work = [&] {
-    for (std::size_t i; (i = next.fetch_add(1)) < prompts.size();) {
-      auto completion = run_one(i, [](std::string_view) {});
-      const std::lock_guard lock(mutex);
-      completions[i] = std::move(completion);
-      done[i] = true;
-      keep_weights(*model);
-      for (; printed < prompts.size() && done[printed]; ++printed) {
-        const auto& ready = completions[printed];
-        if (!ready.is_ok()) continue;
-        if (options.json) {
-          print_json(printed, *ready);
-        } else {
-          fmt::print("[{}] {}\n", printed, ready->text);
-          std::fflush(stdout);
-        }
-      }
-    }
-  };
-  std::vector<std::thread> threads;
-  for (std::size_t i = 0; i < std::min<std::size_t>(32, prompts.size()); ++i) threads.emplace_back(work);
-  for (std::thread& thread : threads) thread.join();
-  for (std::size_t i = 0; i < prompts.size(); ++i) {
-    if (!completions[i].is_ok()) return completions[i].status().with_context(fmt::format("prompt {}", i));
-  }
-  return Status::ok();
+  const Run run{options, *model, *tokenizer, *running.engine, options.seed ? *options.seed : std::random_device{}()};
+  return options.prompt ? answer_prompt(run, prompts[0]) : answer_file(run, prompts);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <map>
 
 #include "millrace/cli/command.h"
+#include "millrace/cli/option_values.h"
 #include "millrace/measure/step_cost.h"
 
 namespace millrace::cli {
@@ -139,7 +140,7 @@ Result<json::object> describe(const InspectOptions& options) {
 }
 
 void print_text(const json::object& d) {
-  const auto text = [](const json::value& value) { return value.is_string() ? std::string(value.as_string()) : json::serialize(value); };
+  const auto text = [](const json::value& value) { return value.is_string() ? std::string(value.as_string()) : json_text(value); };
   const auto line = [](std::string_view name, const std::string& value) { fmt::print("{:<15} {}\n", name, value); };
   line("model", fmt::format("{} ({}, {})", text(d.at("model")), text(d.at("source")), format_bytes(d.at("file_bytes").as_int64())));
   line("family", text(d.at("family")));
@@ -191,7 +192,7 @@ void register_inspect(CLI::App& app, int& exit_status) {
   auto options = std::make_shared<InspectOptions>();
   add_model_options(*command, *options);
   command->add_flag("--explain", options->explain, "How each tensor was bound, and operations left unfused");
-  command->add_option("--max-model-len", options->context, "Context length for the KV cache's size")->check(CLI::PositiveNumber);
+  command->add_option("--max-model-len", options->context, "Context length for the KV cache's size")->check(whole_number(1));
   command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
   command->footer("Example:\n  millrace inspect model.gguf --explain");
   command->callback([options, &exit_status] {
@@ -199,7 +200,7 @@ void register_inspect(CLI::App& app, int& exit_status) {
     if (!described.is_ok()) {
       exit_status = fail(described.status());
     } else if (options->json) {
-      fmt::print("{}\n", json::serialize(*described));
+      fmt::print("{}\n", json_text(*described));
     } else {
       print_text(*described);
     }

@@ -62,8 +62,8 @@ void print_text(const json::object& position) {
 
 Status run_logits(const LogitsOptions& options) {
   MR_ASSIGN_OR_RETURN(const auto ids, parse_ids(options.ids));
+  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype, options.exact));
   MR_ASSIGN_OR_RETURN(auto model, load_decoder(options));
-  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.exact ? "f32" : options.kv_cache_dtype));
   constexpr int32_t kChunk = 64;
   MR_ASSIGN_OR_RETURN(auto executor, model->make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype, kChunk));
   MR_ASSIGN_OR_RETURN(auto runner, SequenceRunner::create(*executor, static_cast<int64_t>(ids.size())));
@@ -77,7 +77,7 @@ Status run_logits(const LogitsOptions& options) {
       print_text(described);
     }
   }));
-  if (options.json) fmt::print("{}\n", json::serialize(json::object{{"positions", std::move(positions)}}));
+  if (options.json) fmt::print("{}\n", json_text(json::object{{"positions", std::move(positions)}}));
   return Status::ok();
 }
 

@@ -1,11 +1,23 @@
 #include <fmt/format.h>
 
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <system_error>
+
 #include "millrace/base/mapped_file.h"
 #include "millrace/cli/command.h"
 
-int main(int argc, char** argv) {
-  using namespace millrace::cli;
-  millrace::explain_lost_pages();
+namespace millrace::cli {
+namespace {
+
+int lost_answer(const char* reason) {
+  std::fprintf(stderr, "millrace: the answer could not be written to standard output%s%s\n", *reason == '\0' ? "" : ": ", reason);
+  return kError;
+}
+
+int run(int argc, char** argv) {
+  explain_lost_pages();
   CLI::App app("millrace: runs large language models fast on the machine at hand", "millrace");
   app.set_version_flag("--version", MILLRACE_VERSION);
   app.require_subcommand(1);
@@ -35,10 +47,28 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     // CLI11 would only say that a command is required.
     if (argc > 1 && argv[1][0] != '-' && app.get_subcommands().empty()) {
-      return fail(millrace::Status::invalid_argument(fmt::format("there is no command \"{}\"; `millrace --help` lists them", argv[1])));
+      return fail(Status::invalid_argument(fmt::format("there is no command \"{}\"; `millrace --help` lists them", argv[1])));
     }
     const int status = app.exit(error);
     return status == 0 ? kDone : kError;
   }
   return exit_status;
+}
+
+}  // namespace
+}  // namespace millrace::cli
+
+// An answer that did not reach its file, on a full disk for example, is no success.
+int main(int argc, char** argv) {
+  using namespace millrace::cli;
+  try {
+    const int status = run(argc, argv);
+    errno = 0;
+    const bool flushed = std::fflush(stdout) == 0;
+    if (!flushed || std::ferror(stdout) != 0) return lost_answer(errno != 0 ? std::strerror(errno) : "");
+    return status;
+  } catch (const std::system_error& error) {  // fmt::print's
+    if (std::ferror(stdout) == 0) throw;
+    return lost_answer(error.code().message().c_str());
+  }
 }

@@ -46,7 +46,7 @@ Status run_probe(const ProbeCommandOptions& options) {
     json::object object = to_json(shown);
     object["measured_now"] = probed.measured;
     object["cache_file"] = probed.file;
-    fmt::print("{}\n", json::serialize(object));
+    fmt::print("{}\n", json_text(object));
     return Status::ok();
   }
   fmt::print("{}, {} CPU{}, up to {}\n", shown.cpu, shown.num_cpus, shown.num_cpus == 1 ? "" : "s", shown.isa);

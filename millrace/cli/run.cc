@@ -52,6 +52,7 @@ class Interrupts {
 
 Status run_chat(const RunOptions& options) {
   std::ios::sync_with_stdio(false);  // so that in_avail() knows what was read ahead
+  MR_RETURN_IF_ERROR(parse_kv_dtype(options.kv_cache_dtype, options.exact).status());
   MR_ASSIGN_OR_RETURN(auto model, load_decoder(options));
   MR_RETURN_IF_ERROR(model->chat_template().status());
   Interrupts interrupts;  // until here Ctrl-C ends the program
@@ -115,7 +116,7 @@ Status run_chat(const RunOptions& options) {
     }
     keep_weights(*model);
     if (options.json) {
-      fmt::print("{}\n", json::serialize(json::object{{"text", answer->text}, {"finish_reason", finish_reason_name(answer->finish_reason)}}));
+      fmt::print("{}\n", json_text(json::object{{"text", answer->text}, {"finish_reason", finish_reason_name(answer->finish_reason)}}));
       std::fflush(stdout);
     } else {
       const double decode_seconds = answer->seconds - answer->ttft_seconds;

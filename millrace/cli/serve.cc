@@ -40,6 +40,8 @@ Result<std::string> api_key(const ServeOptions& options) {
     if (key.empty()) return Status::invalid_argument(fmt::format("--api-key-file: {} is empty", options.api_key_file));
   } else if (const char* variable = std::getenv("MILLRACE_API_KEY")) {
     key = variable;
+    // A script whose secret is missing must not open the server.
+    if (key.empty()) return Status::invalid_argument("MILLRACE_API_KEY is empty; unset it to serve without a key");
   }
   return key;
 }
@@ -72,6 +74,7 @@ void print_encoder(const LoadedModel& model, const RunningEncoder& running, cons
 }
 
 Status run_serve(const ServeOptions& options) {
+  MR_RETURN_IF_ERROR(parse_kv_dtype(options.kv_cache_dtype, options.exact).status());
   ServerOptions server_options;
   server_options.host = options.host;
   server_options.port = static_cast<uint16_t>(options.port);
@@ -154,7 +157,7 @@ void register_serve(CLI::App& app, int& exit_status) {
   add_model_options(*command, *options);
   command->add_option("--host", options->host, "Address to listen on")->capture_default_str();
   command->add_option("--port", options->port, "Port to listen on; 0: any free one")->check(CLI::Range(0, 65535))->capture_default_str();
-  command->add_option("--served-model-name", options->names, "Name(s) in the API; default: the file's or directory's name");
+  command->add_option("--served-model-name", options->names, "Name in the API; may be repeated; default: the file's or directory's name")->allow_extra_args(false);
   command->add_option("--api-key-file", options->api_key_file, "File with the key that clients must send (or the variable MILLRACE_API_KEY)")->check(CLI::ExistingFile);
   command->add_flag("--allow-open-without-key", options->allow_open_without_key, "Listen beyond this machine though no key is asked for");
   command->add_option("--chat-template", options->chat_template, "Jinja file to use instead of the model's own")->check(CLI::ExistingFile);

@@ -47,7 +47,7 @@ Status run_template(const TemplateOptions& options) {
   if (options.json) {
     json::array ranges;
     for (const TextRange& range : rendered->user_ranges) ranges.push_back(json::array{range.begin, range.end});
-    fmt::print("{}\n", json::serialize(json::object{{"text", rendered->text}, {"user_ranges", std::move(ranges)}, {"ids", json::value_from(ids)}}));
+    fmt::print("{}\n", json_text(json::object{{"text", rendered->text}, {"user_ranges", std::move(ranges)}, {"ids", json::value_from(ids)}}));
   } else if (options.ids) {
     fmt::print("{}\n", fmt::join(ids, " "));
   } else {
@@ -61,7 +61,7 @@ Status run_template(const TemplateOptions& options) {
 void register_template(CLI::App& app, int& exit_status) {
   auto* command = app.add_subcommand("template", "Render messages with the model's chat template");
   auto options = std::make_shared<TemplateOptions>();
-  add_model_options(*command, *options);
+  add_source_options(*command, *options);
   command->add_option("--messages", options->messages, "JSON file: a list of messages, or a chat completion request")->required()->check(CLI::ExistingFile);
   command->add_flag("--no-generation-prompt", options->no_generation_prompt, "Do not open the assistant's turn");
   command->add_flag("--ids", options->ids, "Print token ids instead of text");

@@ -42,7 +42,7 @@ Status run_tokenize(const TokenizeOptions& options) {
   if (options.json) {
     json::array pieces;
     for (int32_t id : ids) pieces.push_back(json::string(tokenizer->id_to_token(id)));
-    fmt::print("{}\n", json::serialize(json::object{{"ids", json::value_from(ids)}, {"count", ids.size()}, {"pieces", std::move(pieces)}, {"decoded", decoded}}));
+    fmt::print("{}\n", json_text(json::object{{"ids", json::value_from(ids)}, {"count", ids.size()}, {"pieces", std::move(pieces)}, {"decoded", decoded}}));
   } else if (options.decode) {
     fmt::print("{}\n", decoded);
   } else {
@@ -56,7 +56,7 @@ Status run_tokenize(const TokenizeOptions& options) {
 void register_tokenize(CLI::App& app, int& exit_status) {
   auto* command = app.add_subcommand("tokenize", "Text to token ids, or back");
   auto options = std::make_shared<TokenizeOptions>();
-  add_model_options(*command, *options);
+  add_source_options(*command, *options);
   command->add_option("--text", options->text, "What to convert; default: standard input");
   command->add_flag("--decode", options->decode, "The input is token ids");
   command->add_flag("--no-special", options->no_special, "Do not add BOS and the like");

@@ -99,7 +99,7 @@ Result<bool> run_verify(const VerifyOptions& options) {
     json::object answer{{"model", options.model}, {"isa", isa_name(model->isa())}, {"kv_cache_dtype", kv_dtype_name(kv_dtype)}, {"passed", report->passed()}};
     const bool of_texts = !report->texts.empty();
     answer[of_texts ? "texts" : "prompts"] = of_texts ? std::move(texts) : std::move(prompts);
-    fmt::print("{}\n", json::serialize(answer));
+    fmt::print("{}\n", json_text(answer));
   } else {
     print_text(*report, tolerance);
   }

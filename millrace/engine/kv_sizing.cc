@@ -28,7 +28,7 @@ Result<KvSizing> size_kv(std::span<const KvGroupSpec> groups, int64_t kv_bytes, 
     if (group.block_bytes <= 0) return Status::invalid_argument(fmt::format("a KV group has block_bytes = {}, expected at least 1", group.block_bytes));
   }
   if (bytes_of(1) > static_cast<double>(kv_bytes)) {
-    return Status::resource_exhausted(fmt::format("kv_bytes is {}, but the KV cache needs at least {:.0f}", kv_bytes, bytes_of(1)));
+    return Status::resource_exhausted(fmt::format("the KV cache needs at least {:.0f} bytes, {} are given", bytes_of(1), kv_bytes));
   }
   int64_t low = 1, high = std::min<int64_t>(context_blocks * max_running_sequences, INT32_MAX);
   while (low < high) {

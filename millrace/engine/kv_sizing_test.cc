@@ -36,7 +36,7 @@ TEST(KvSizing, SaysHowMuchIsNeeded) {
   const auto sizing = size_kv(std::vector<KvGroupSpec>{{4, 2, 64, std::nullopt, 1000}, {4, 2, 64, 64, 10}}, 1039, 1000, 3, 16);
   ASSERT_FALSE(sizing.is_ok());
   EXPECT_EQ(sizing.status().code(), StatusCode::kResourceExhausted);
-  EXPECT_EQ(sizing.status().message(), "kv_bytes is 1039, but the KV cache needs at least 1040");
+  EXPECT_EQ(sizing.status().message(), "the KV cache needs at least 1040 bytes, 1039 are given");
 }
 
 TEST(KvSizing, ANetworkWithoutAttentionNeedsNothing) {

@@ -1,8 +1,9 @@
 import json
+import re
 
 import pytest
 
-from command import answer, millrace, refusal
+from command import ERROR, answer, millrace, refusal
 
 PROMPTS = ["Once upon a time", "The", "A longer prompt of several words, so that its prefill has some length to it.", "Über"]
 
@@ -56,6 +57,39 @@ def test_many_prompts(llama, tmp_path):
     path = write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"Number {i}"} for i in range(70)])
     got = generated(llama, "--file", path, "--max-tokens", 4, "--seed", 1)
     assert [item["index"] for item in got] == list(range(70))
+
+
+def test_more_prompts_than_the_queue_holds(llama, tmp_path):
+    path = write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"{i}"} for i in range(1200)])
+    got = generated(llama, "--file", path, "--max-tokens", 1, "--temperature", 0)
+    assert [item["index"] for item in got] == list(range(1200)) and all(item["usage"]["completion_tokens"] == 1 for item in got)
+
+
+def test_a_line_without_an_answer_does_not_keep_the_others_from_theirs(llama, tmp_path):
+    path = write_lines(tmp_path / "prompts.jsonl", ["", {"prompt": "a"}, {"prompt": "word " * 400}, {"prompt": "b"}, {"prompt": ""}, {"messages": []}, {"prompt": "c"}])
+    done = millrace("generate", llama, "--file", path, "--max-tokens", 2, "--json", status=ERROR)
+    got = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [item["index"] for item in got] == list(range(6))
+    failed = {item["index"] for item in got if "error" in item}
+    assert 1 in failed and not failed & {0, 2, 5} and all("text" in item for item in got if item["index"] not in failed)
+    assert "256" in got[1]["error"] and "prompts.jsonl, line 3: " in done.stderr
+    assert f"{len(failed)} of 6 prompts have no answer" in done.stderr
+    text = millrace("generate", llama, "--file", path, "--max-tokens", 2, status=ERROR)
+    assert "prompts.jsonl, line 3: " in text.stderr and text.stdout.startswith("[0] ") and "\n[2] " in text.stdout and "[1]" not in text.stdout
+
+
+def test_a_file_of_one_line_is_answered_as_files_are(llama, tmp_path):
+    path = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "Once"}])
+    assert millrace("generate", llama, "--file", path, "--max-tokens", 2).stdout.startswith("[0] ")
+
+
+def test_a_refused_prompt_is_not_echoed(llama):
+    assert millrace("generate", llama, "--prompt", "word " * 400, status=ERROR).stdout == ""
+
+
+def test_json_numbers_are_plain(llama):
+    line = millrace("generate", llama, "--prompt", "a", "--max-tokens", 2, "--json").stdout
+    assert re.search(r'"ttft_ms":\d+\.\d+[,}]', line), line
 
 
 def test_seed_decides_the_draw(llama):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from command import ERROR, ROOT, millrace, refusal
+from command import ENCODERS, ERROR, ROOT, millrace, refusal
 
 COMMANDS = ["serve", "run", "generate", "inspect", "embed", "tokenize", "template", "logits", "verify", "eval", "bench"]
 
@@ -40,6 +40,37 @@ def test_option_out_of_range_is_an_error(llama):
     assert "--threads" in refusal("inspect", llama, "--threads", 0)
     assert "--temperature" in refusal("generate", llama, "--prompt", "a", "--temperature", -1)
     assert "--kv-cache-dtype" in refusal("inspect", llama, "--kv-cache-dtype", "f8")
+
+
+@pytest.mark.parametrize("option, value, said", [
+    ("--max-tokens", 0, "found 0, expected a whole number, at least 1"), ("--max-model-len", 0, "at least 2"), ("--max-model-len", 9999999, "the model was made for 256"),
+    ("--kv-bytes", -5, "found -5, expected bytes"), ("--kv-bytes", 0, "found 0, expected bytes, at least 1"), ("--kv-bytes", "1KB", "the KV cache needs at least"),
+    ("--kv-bytes", "9x", "found 9x, expected bytes"), ("--kv-bytes", "9000000000GB", "expected bytes"), ("--weight-cache-size", -1, "found -1, expected bytes"),
+    ("--temperature", "nan", "found nan, expected a number from 0 to 100"), ("--top-p", "nan", "expected a number"), ("--min-p", 1.5, "found 1.5"),
+    ("--presence-penalty", "nan", "from -2 to 2")])
+def test_a_value_that_cannot_be_is_refused_in_a_line_with_its_option(llama, option, value, said):
+    message = refusal("generate", llama, "--prompt", "a", f"{option}={value}")
+    assert option in message and said in message and len(message) < 200
+
+
+def test_counts_below_one_are_refused(llama):
+    for command, option in (("inspect", "--max-model-len"), ("eval", "--stride"), ("eval", "--max-tokens"), ("embed", "--dimensions")):
+        assert f"{option}: found 0, expected a whole number, at least 1" in refusal(command, llama, option, 0)
+    assert "--skip-tokens: found -1, expected a whole number, at least 0" in refusal("eval", llama, "--skip-tokens=-1")
+
+
+def test_an_option_of_many_values_takes_one_at_a_time(llama):
+    for command in (["generate", "--stop", "X", "--stop", "[a,b]", llama, "--prompt", "a", "--max-tokens", 2], ["embed", "--text", "[a, b]", ENCODERS / "bert"]):
+        assert len(millrace(*command, "--json").stdout.splitlines()) == 1
+    # The model is reached: there is no such file.
+    assert "absent.gguf" in refusal("serve", "--served-model-name", "demo", "absent.gguf")
+    assert "absent.gguf" in refusal("bench", "step", "--scaling", "1,2", "absent.gguf")
+
+
+def test_what_computes_nothing_has_no_options_of_computing():
+    for command in ("tokenize", "template"):
+        text = millrace(command, "--help").stdout
+        assert "--gguf-file" in text and "--threads" not in text and "weight-cache" not in text
 
 
 def test_the_page_of_models_says_what_is_there():

@@ -4,10 +4,11 @@ import json
 import os
 import random
 import shutil
+import subprocess
 
 import pytest
 
-from command import DONE, ERROR, MODELS, millrace, refusal
+from command import BINARY, DONE, ENCODERS, ERROR, MODELS, environment, millrace, refusal
 
 NUM_PLACES = 200
 
@@ -144,6 +145,31 @@ def test_huge_claims_take_no_memory(tmp_path):
         assert "model.safetensors" in refusal("inspect", directory, timeout=20)
 
 
-def test_invalid_utf8_is_an_error_or_replaced_never_a_crash(llama):
-    millrace("tokenize", llama, "--text", b"\xff\xfe abc \xc3".decode(errors="surrogateescape"), status={DONE, ERROR})
-    millrace("generate", llama, "--prompt", b"\xff\xfe".decode(errors="surrogateescape"), "--max-tokens", 2, status={DONE, ERROR})
+def test_invalid_utf8_is_refused(llama):
+    text = b"\xff\xfe abc \xc3".decode(errors="surrogateescape")
+    assert "not UTF-8 at byte 0" in refusal("tokenize", llama, "--text", text)
+    assert "not UTF-8 at byte 0" in refusal("generate", llama, "--prompt", text, "--max-tokens", 2)
+    assert "not UTF-8 at byte 1" in refusal("generate", llama, "--prompt", "a" + text, "--max-tokens", 2)
+
+
+def test_a_lost_answer_is_no_success(llama):
+    for command in (["inspect", llama], ["inspect", llama, "--json"], ["tokenize", llama, "--text", "word " * 20_000, "--plain"], ["generate", llama, "--prompt", "a", "--max-tokens", 2],
+                    ["logits", llama, "--ids", "1 2"], ["--help"], ["--version"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([BINARY, *map(str, command)], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=environment())
+        assert done.returncode == ERROR and "could not be written to standard output" in done.stderr, (command, done)
+
+
+def test_what_contradicts_itself_is_refused(llama):
+    for command in (["generate", llama, "--prompt", "a"], ["run", llama], ["serve", llama, "--port", 0], ["logits", llama, "--ids", "1"], ["embed", ENCODERS / "bert", "--text", "a"],
+                    ["eval", llama, "--text", __file__]):
+        message = refusal(*command, "--exact", "--kv-cache-dtype", "int8", timeout=30)
+        assert "--exact" in message and "--kv-cache-dtype" in message and "int8" in message, command
+    millrace("logits", llama, "--ids", "1", "--exact", "--kv-cache-dtype", "f32")
+
+
+def test_an_unknown_architecture_has_near_names(copied_llama):
+    config = json.loads((copied_llama / "config.json").read_text())
+    (copied_llama / "config.json").write_text(json.dumps(config | {"architectures": ["Quen3ForCausalLM"]}))
+    message = refusal("inspect", copied_llama)
+    assert "Quen3ForCausalLM" in message and "Qwen3ForCausalLM" in message and "docs/models.md" in message and len(message) < 500

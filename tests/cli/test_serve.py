@@ -79,6 +79,10 @@ def test_an_open_address_needs_a_key(llama):
     assert "key" in refusal("serve", llama, "--host", "0.0.0.0", "--port", 0)
 
 
+def test_an_empty_key_does_not_open_the_server(llama):
+    assert "MILLRACE_API_KEY is empty" in refusal("serve", llama, "--port", 0, MILLRACE_API_KEY="")
+
+
 def test_a_taken_port_is_named(started, llama):
     port = re.search(r"127\.0\.0\.1:(\d+)", started[1]).group(1)
     assert port in refusal("serve", llama, "--port", port)
