@@ -35,8 +35,13 @@ struct ApiRequest {
   std::optional<int64_t> best_of;
   std::optional<double> temperature, top_p, min_p, presence_penalty, frequency_penalty, repetition_penalty;
   std::optional<int64_t> top_k;
+  std::optional<double> typical_p, top_n_sigma, xtc_probability, xtc_threshold, dry_multiplier, dry_base, mirostat_tau, mirostat_eta;
+  std::optional<int64_t> dry_allowed_length, dry_penalty_last_n, mirostat;
+  std::optional<std::vector<std::string>> dry_sequence_breakers;
   std::optional<int64_t> seed;
   std::vector<std::pair<int32_t, float>> logit_bias;
+  std::vector<int32_t> allowed_token_ids;   // empty: all
+  std::vector<std::string> bad_words;
   bool logprobs = false;                    // chat
   std::optional<int64_t> top_logprobs;      // chat
   std::optional<int64_t> num_logprobs;      // completions' "logprobs"

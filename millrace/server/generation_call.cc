@@ -33,6 +33,9 @@ std::optional<ApiError> check_against_model(const ServedModel& model, int64_t ma
   for (const int32_t id : request.stop_token_ids) {
     if (id >= vocab_size) return invalid_field("stop_token_ids", fmt::format("\"stop_token_ids\" has {}, expected token ids below {}", id, vocab_size));
   }
+  for (const int32_t id : request.allowed_token_ids) {
+    if (id >= vocab_size) return invalid_field("allowed_token_ids", fmt::format("\"allowed_token_ids\" has {}, expected token ids below {}", id, vocab_size));
+  }
   for (const auto& [id, bias] : request.logit_bias) {
     if (id >= vocab_size) return invalid_field("logit_bias", fmt::format("\"logit_bias\" has the key {}, expected token ids below {}", id, vocab_size));
   }
@@ -62,6 +65,20 @@ std::optional<ApiError> check_against_model(const ServedModel& model, int64_t ma
   return std::nullopt;
 }
 
+std::optional<ApiError> read_token_words(const ServedModel& model, DryBreakers& dry_breakers, PreparedCall& call) {
+  const ApiRequest& request = call.request;
+  auto bad_words = bad_word_tokens(*model.tokenizer, request.bad_words);
+  if (!bad_words.is_ok()) return invalid_field("bad_words", bad_words.status().message());
+  call.bad_words = std::move(bad_words).value();
+  call.dry_breakers = model.default_sampling.dry_breakers;
+  const double multiplier = request.dry_multiplier.value_or(static_cast<double>(model.default_sampling.dry_multiplier));
+  if (multiplier == 0 || (call.dry_breakers && !request.dry_sequence_breakers)) return std::nullopt;
+  auto ids = dry_breakers.ids_of(request.dry_sequence_breakers.value_or(DryBreakers::default_texts()));
+  if (!ids.is_ok()) return invalid_field("dry_sequence_breakers", fmt::format("\"dry_sequence_breakers\": {}", ids.status().message()));
+  call.dry_breakers = std::move(ids).value();
+  return std::nullopt;
+}
+
 GenerationCall::GenerationCall(const ServedModel& model, uint64_t call_id, PreparedCall prepared, std::shared_ptr<HttpExchange> exchange)
     : model_(model),
       call_id_(call_id),
@@ -86,7 +103,21 @@ GenerationRequest GenerationCall::make_request(std::size_t prompt, uint64_t seed
   override(request.sampling.presence_penalty, api.presence_penalty);
   override(request.sampling.frequency_penalty, api.frequency_penalty);
   override(request.sampling.repetition_penalty, api.repetition_penalty);
+  override(request.sampling.typical_p, api.typical_p);
+  override(request.sampling.top_n_sigma, api.top_n_sigma);
+  override(request.sampling.xtc_probability, api.xtc_probability);
+  override(request.sampling.xtc_threshold, api.xtc_threshold);
+  override(request.sampling.dry_multiplier, api.dry_multiplier);
+  override(request.sampling.dry_base, api.dry_base);
+  override(request.sampling.dry_allowed_length, api.dry_allowed_length);
+  override(request.sampling.dry_penalty_last_n, api.dry_penalty_last_n);
+  request.sampling.dry_breakers = prepared_.dry_breakers;
+  override(request.sampling.mirostat, api.mirostat);
+  override(request.sampling.mirostat_tau, api.mirostat_tau);
+  override(request.sampling.mirostat_eta, api.mirostat_eta);
   request.sampling.logit_bias = api.logit_bias;
+  request.sampling.allowed_token_ids = api.allowed_token_ids;
+  request.sampling.bad_words = prepared_.bad_words;
   if (api.logprobs) request.sampling.num_logprobs = static_cast<int32_t>(api.top_logprobs.value_or(0));
   if (api.num_logprobs) request.sampling.num_logprobs = static_cast<int32_t>(*api.num_logprobs);
   request.seed = api.seed ? static_cast<uint64_t>(*api.seed) : seed + prompt;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "millrace/engine/engine.h"
+#include "millrace/engine/token_words.h"
 #include "millrace/server/api_error.h"
 #include "millrace/server/api_request.h"
 #include "millrace/server/http.h"
@@ -23,7 +24,12 @@ struct PreparedCall {
   Endpoint endpoint = Endpoint::kChat;
   ApiRequest request;
   std::vector<BuiltPrompt> prompts;
+  std::vector<std::vector<int32_t>> bad_words;  // SamplingParams::bad_words
+  DryBreakers::Ids dry_breakers;                // SamplingParams::dry_breakers; only where they matter
 };
+
+// The request's words as tokens.
+std::optional<ApiError> read_token_words(const ServedModel& model, DryBreakers& dry_breakers, PreparedCall& call);
 
 // Checks what needs the model: ids within the vocabulary, and prompt + completion within `max_model_len`.
 std::optional<ApiError> check_against_model(const ServedModel& model, int64_t max_model_len, const PreparedCall& call);

@@ -30,6 +30,10 @@ constexpr std::size_t kStopStringsMax = 16;
 constexpr std::size_t kStopStringBytesMax = 256;
 constexpr std::size_t kStopTokensMax = 64;
 constexpr std::size_t kLogitBiasMax = 1024;
+constexpr std::size_t kBadWordsMax = 256;
+constexpr std::size_t kDryBreakersMax = 64;
+constexpr std::size_t kWordBytesMax = 256;
+constexpr std::size_t kAllowedTokensMax = 1 << 18;
 constexpr std::size_t kPromptsMax = 256;
 constexpr std::size_t kInputsMax = 2048;  // texts of a request to an encoder: OpenAI's limit
 constexpr double kInt64 = 9'223'372'036'854'775'807.0;
@@ -69,6 +73,37 @@ std::optional<ApiError> read_token_list(std::string_view name, const json::value
 
 std::optional<ApiError> read_stop_token_ids(std::string_view name, const json::value& value, ApiRequest& request) {
   return read_token_list(name, value, kStopTokensMax, request.stop_token_ids);
+}
+
+std::optional<ApiError> read_allowed_token_ids(std::string_view name, const json::value& value, ApiRequest& request) {
+  if (value.is_array() && value.get_array().empty()) return wrong(name, value, "at least one token id");
+  return read_token_list(name, value, kAllowedTokensMax, request.allowed_token_ids);
+}
+
+std::optional<ApiError> read_words(std::string_view name, const json::value& value, std::size_t count_max, std::vector<std::string>& words) {
+  const std::string expected = fmt::format("a list of at most {} strings of 1 to {} bytes", count_max, kWordBytesMax);
+  if (!value.is_array() || value.get_array().size() > count_max) return wrong(name, value, expected);
+  for (std::size_t i = 0; i < value.get_array().size(); ++i) {
+    const json::value& item = value.get_array()[i];
+    if (!item.is_string() || item.get_string().empty() || item.get_string().size() > kWordBytesMax) return wrong(fmt::format("{}[{}]", name, i), item, expected);
+    words.emplace_back(item.get_string());
+  }
+  return std::nullopt;
+}
+
+std::optional<ApiError> read_bad_words(std::string_view name, const json::value& value, ApiRequest& request) {
+  return read_words(name, value, kBadWordsMax, request.bad_words);
+}
+
+std::optional<ApiError> read_dry_sequence_breakers(std::string_view name, const json::value& value, ApiRequest& request) {
+  return read_words(name, value, kDryBreakersMax, request.dry_sequence_breakers.emplace());
+}
+
+std::optional<ApiError> read_mirostat(std::string_view name, const json::value& value, ApiRequest& request) {
+  const auto version = json_integer(value);
+  if (!version || (*version != 0 && *version != 2)) return wrong(name, value, "0 (off) or 2 (Mirostat 2.0)");
+  request.mirostat = *version;
+  return std::nullopt;
 }
 
 std::optional<ApiError> read_tokens(std::string_view name, const json::value& value, ApiRequest& request) {
@@ -251,11 +286,25 @@ constexpr RequestField kFields[] = {
     {"top_p", kGenerate, &A::top_p, 0, 1, true},
     {"top_k", kGenerate, &A::top_k, -1, kInt32},
     {"min_p", kGenerate, &A::min_p, 0, 1},
+    {"typical_p", kGenerate, &A::typical_p, 0, 1, true},
+    {"top_n_sigma", kGenerate, &A::top_n_sigma, -1, 100},
+    {"xtc_probability", kGenerate, &A::xtc_probability, 0, 1},
+    {"xtc_threshold", kGenerate, &A::xtc_threshold, 0, 1},
+    {"dry_multiplier", kGenerate, &A::dry_multiplier, 0, 100},
+    {"dry_base", kGenerate, &A::dry_base, 1, 100},
+    {"dry_allowed_length", kGenerate, &A::dry_allowed_length, 1, kInt32},
+    {"dry_penalty_last_n", kGenerate, &A::dry_penalty_last_n, -1, kInt32},
+    {"dry_sequence_breakers", kGenerate, read_dry_sequence_breakers},
+    {"mirostat", kGenerate, read_mirostat},
+    {"mirostat_tau", kGenerate, &A::mirostat_tau, 0, 100},
+    {"mirostat_eta", kGenerate, &A::mirostat_eta, 0, 1},
     {"presence_penalty", kGenerate, &A::presence_penalty, -2, 2},
     {"frequency_penalty", kGenerate, &A::frequency_penalty, -2, 2},
     {"repetition_penalty", kGenerate, &A::repetition_penalty, 0, 100, true},
     {"seed", kGenerate, &A::seed, -kInt64, kInt64},
     {"logit_bias", kGenerate, read_logit_bias},
+    {"allowed_token_ids", kGenerate, read_allowed_token_ids},
+    {"bad_words", kGenerate, read_bad_words},
     {"logprobs", kChat, &A::logprobs},
     {"logprobs", kCompletions, &A::num_logprobs, 0, 20},
     {"top_logprobs", kChat, &A::top_logprobs, 0, 20},
@@ -329,8 +378,6 @@ constexpr RequestField kFields[] = {
     {"length_penalty", kGenerate, FieldUnsupported{"1.0"}},
     {"prompt_logprobs", kGenerate, FieldUnsupported{}},
     {"truncate_prompt_tokens", kGenerate, FieldUnsupported{}},
-    {"allowed_token_ids", kGenerate, FieldUnsupported{}},
-    {"bad_words", kGenerate, FieldUnsupported{"[]"}},
     {"logits_processors", kGenerate, FieldUnsupported{}},
     {"structured_outputs", kGenerate, FieldUnsupported{}},
     {"guided_json", kGenerate, FieldUnsupported{}},

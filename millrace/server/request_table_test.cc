@@ -150,7 +150,7 @@ TEST(RequestTable, WrongTypesAreRefusedWithTheField) {
   for_each_field([](Endpoint endpoint, const RequestField& field) {
     if (holds<FieldIgnored>(field) || holds<FieldUnsupported>(field)) return;
     const bool takes_string = holds<std::string ApiRequest::*>(field) || field.name == "stop" || field.name == "prompt" || field.name == "reasoning_effort";
-    const bool takes_list = field.name == "tools" || field.name == "documents" || field.name == "stop" || field.name == "stop_token_ids";
+    const bool takes_list = field.name == "tools" || field.name == "documents" || field.name == "stop" || field.name == "stop_token_ids" || field.name == "bad_words" || field.name == "dry_sequence_breakers";
     const bool takes_object = field.name == "logit_bias" || field.name == "chat_template_kwargs" || field.name == "stream_options";
     if (field.name == "messages" || field.name == "prompt" || field.name == "tokens" || field.name == "best_of") return;  // below
     if (is_text(endpoint, field)) return;  // above
@@ -235,12 +235,27 @@ TEST(RequestTable, ReadsStopAndBiasWithinTheirLimits) {
   const std::pair<const char*, std::string> wrong[] = {
       {"stop", many + "]"}, {"stop", "\"\""}, {"stop", "[1]"}, {"stop", "\"" + std::string(257, 'x') + "\""},
       {"logit_bias", R"({"x":1})"}, {"logit_bias", R"({"-1":1})"}, {"logit_bias", R"({"1":101})"}, {"logit_bias", R"({"1":"1"})"},
-      {"stop_token_ids", "[-1]"}, {"stop_token_ids", "[\"a\"]"}};
+      {"stop_token_ids", "[-1]"}, {"stop_token_ids", "[\"a\"]"},
+      {"allowed_token_ids", "[]"}, {"allowed_token_ids", "[-1]"}, {"bad_words", "[\"\"]"}, {"bad_words", "[1]"}, {"bad_words", "[\"" + std::string(257, 'x') + "\"]"},
+      {"dry_sequence_breakers", "[\"\"]"}, {"mirostat", "1"}, {"mirostat", "3"}};
   for (const auto& [field, value] : wrong) {
     const auto error = parse(Endpoint::kChat, body_with(Endpoint::kChat, field, value));
     ASSERT_TRUE(error) << field << value;
     EXPECT_THAT(*error->param, HasSubstr(field));
   }
+}
+
+TEST(RequestTable, ReadsListsOfWordsAndIds) {
+  ApiRequest request;
+  ASSERT_FALSE(parse_request(Endpoint::kCompletions,
+                             R"({"prompt":"a","bad_words":["x","y z"],"allowed_token_ids":[3,1],"dry_sequence_breakers":["\n"],"mirostat":2})", request));
+  EXPECT_EQ(request.bad_words, (std::vector<std::string>{"x", "y z"}));
+  EXPECT_EQ(request.allowed_token_ids, (std::vector<int32_t>{3, 1}));
+  EXPECT_EQ(request.dry_sequence_breakers, std::vector<std::string>{"\n"});
+  EXPECT_EQ(request.mirostat, 2);
+  ApiRequest bare;
+  ASSERT_FALSE(parse_request(Endpoint::kCompletions, R"({"prompt":"a"})", bare));
+  EXPECT_FALSE(bare.dry_sequence_breakers || bare.mirostat || bare.typical_p);
 }
 
 TEST(RequestTable, MessagesBecomeWhatTemplatesRead) {

@@ -51,6 +51,7 @@ void Server::Impl::generate(const Exchange& exchange, Endpoint endpoint) {
         }
         if (!prepared.error) prepared.error = build_prompts(model_, endpoint, prepared.call.request, prepared.call.prompts);
         if (!prepared.error) prepared.error = check_against_model(model_, max_model_len_, prepared.call);
+        if (!prepared.error) prepared.error = read_token_words(model_, dry_breakers_, prepared.call);
         return prepared;
       },
       [this, exchange](Prepared& prepared) {

@@ -155,6 +155,7 @@ class Server::Impl final : public HttpHandler {
   void drain_when_prepared();
 
   ServedModel model_;
+  DryBreakers dry_breakers_{*model_.tokenizer};
   ServerOptions options_;
   std::optional<ApiKey> key_;
   bool loopback_hosts_only_ = false;  // nothing but the Host field keeps pages of other sites out

@@ -119,6 +119,62 @@ def test_min_tokens_and_ignore_eos(client, model):
     assert answer.usage.completion_tokens == 20
 
 
+def sampled(client, model, n=1, **extra):
+    """The texts of 24 tokens each."""
+    answer = client.completions.create(model=model, prompt="Once upon", max_tokens=24, temperature=1, seed=3, n=n, extra_body={"ignore_eos": True, **extra})
+    assert answer.usage.completion_tokens == 24 * n
+    return [choice.text for choice in answer.choices]
+
+
+def test_allowed_token_ids(client, model):
+    forced = client.completions.create(model=model, prompt="a", max_tokens=5, extra_body={"ignore_eos": True, "allowed_token_ids": [40]}).choices[0].text
+    biased = client.completions.create(model=model, prompt="a", max_tokens=5, logit_bias={"40": 100}, extra_body={"ignore_eos": True}).choices[0].text
+    assert forced == biased
+
+
+def test_masks_that_leave_nothing_are_the_requests_fault(client, model, server):
+    arguments = dict(model=model, prompt="a", max_tokens=5, extra_body={"allowed_token_ids": [40], "stop_token_ids": [40], "min_tokens": 3})
+    with pytest.raises(openai.BadRequestError, match="allowed_token_ids, bad_words and min_tokens leave none"):
+        client.completions.create(**arguments)
+    server.wait_until_idle()
+
+
+def test_bad_words(client, model):
+    def tokens(**extra):
+        answer = client.completions.create(model=model, prompt="Once upon", max_tokens=8, seed=3, logprobs=0, logit_bias={"40": 100, "41": 60}, extra_body={"ignore_eos": True, **extra})
+        return answer.choices[0].logprobs.tokens
+
+    favourite, = set(tokens(temperature=0))
+    second, = set(tokens(temperature=0, bad_words=[favourite]))
+    assert second != favourite
+    assert not {favourite, second} & set(tokens(temperature=0, bad_words=[favourite, second]))
+    # Of a word of two tokens only the second goes, and only behind the first.
+    assert tokens(temperature=0, bad_words=[favourite + favourite])[:2] == [favourite, second]
+
+
+@pytest.mark.parametrize("field", [{"mirostat": 2, "mirostat_tau": 2}, {"typical_p": 0.3}, {"top_n_sigma": 1.2}, {"xtc_probability": 1, "xtc_threshold": 0.001},
+                                   {"top_k": 3}, {"min_p": 0.5}], ids=lambda field: next(iter(field)))
+def test_samplers_act_and_repeat(client, model, field):
+    plain, changed = sampled(client, model, n=4), sampled(client, model, n=4, **field)
+    assert changed != plain
+    assert changed == sampled(client, model, n=4, **field)
+
+
+def test_samplers_at_their_neutral_values_change_nothing(client, model):
+    neutral = {"typical_p": 1, "top_n_sigma": -1, "xtc_probability": 0, "dry_multiplier": 0, "mirostat": 0, "bad_words": [], "allowed_token_ids": None}
+    assert sampled(client, model, **neutral) == sampled(client, model)
+
+
+def test_dry(client, model):
+    """Two tokens alone repeat each other for ever; with DRY at full strength their sequence is broken."""
+    arguments = dict(model=model, prompt="a", max_tokens=12, temperature=0, logit_bias={"40": 100})
+    plain = client.completions.create(**arguments, extra_body={"ignore_eos": True})
+    dry = client.completions.create(**arguments, extra_body={"ignore_eos": True, "dry_multiplier": 100, "dry_base": 4, "dry_sequence_breakers": []})
+    assert dry.choices[0].text != plain.choices[0].text
+    broken = client.completions.create(**arguments, extra_body={"ignore_eos": True, "dry_multiplier": 100, "dry_base": 4, "dry_sequence_breakers": [plain.choices[0].text[:1]]})
+    assert broken.choices[0].text == plain.choices[0].text, "a breaker is never penalized"
+
+
 def test_completion_prompt_forms(client, model, server):
     import httpx
 
