@@ -121,7 +121,7 @@ Status run_bench_speculation(const SpeculationBenchOptions& options) {
     } else {
       MR_ASSIGN_OR_RETURN(request.prompt_tokens, tokenizer->encode(text + "\n\n"));
     }
-    request.sampling = sampling_params(*model, options);
+    MR_ASSIGN_OR_RETURN(request.sampling, sampling_params(*model, *tokenizer, options));
     request.seed = 1;
     request.max_tokens = options.new_tokens;
     MR_ASSIGN_OR_RETURN(const TaskResult result, measure(task, request, *plain.engine, *speculative.engine, options.repeat));

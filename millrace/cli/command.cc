@@ -10,6 +10,7 @@
 #include "millrace/base/system_memory.h"
 #include "millrace/cli/option_values.h"
 #include "millrace/engine/kv_sizing.h"
+#include "millrace/engine/token_words.h"
 #include "millrace/formats/hub.h"
 
 namespace millrace::cli {
@@ -79,7 +80,19 @@ void add_generation_options(CLI::App& command, GenerationOptions& options) {
   command.add_option("--top-p", options.top_p)->check(number_within(1e-6, 1));
   command.add_option("--top-k", options.top_k, "0: all")->check(CLI::Range(0, 1 << 24));
   command.add_option("--min-p", options.min_p)->check(number_within(0, 1));
-  command.add_option("--repetition-penalty", options.repetition_penalty)->check(number_within(1e-3, 100));
+  command.add_option("--typical-p", options.typical_p, "Tokens as informative as can be expected; 1: off")->check(number_within(1e-06, 1));
+  command.add_option("--top-n-sigma", options.top_n_sigma, "Logits within so many standard deviations of the largest; 0: off")->check(number_within(-1, 100));
+  command.add_option("--xtc-probability", options.xtc_probability, "How often top choices are excluded but for one; 0: never")->check(number_within(0, 1));
+  command.add_option("--xtc-threshold", options.xtc_threshold, "Probability of a top choice (0.1)")->check(number_within(0, 1));
+  command.add_option("--dry-multiplier", options.dry_multiplier, "Penalty of repeated sequences; 0: off")->check(number_within(0, 100));
+  command.add_option("--dry-base", options.dry_base, "Its growth with a repetition's length (1.75)")->check(number_within(1, 100));
+  command.add_option("--dry-allowed-length", options.dry_allowed_length, "Tokens that may repeat (2)")->check(whole_number(1));
+  command.add_option("--dry-penalty-last-n", options.dry_penalty_last_n, "Tokens looked back at; -1: all")->check(CLI::Range(-1, 1 << 30));
+  command.add_option("--dry-sequence-breaker", options.dry_sequence_breakers, "Text across which nothing repeats; may be repeated (newline, colon, quote, asterisk)")->allow_extra_args(false);
+  command.add_option("--mirostat", options.mirostat, "2: Mirostat 2.0 in the place of the other limits; 0: off")->check(CLI::IsMember({0, 2}));
+  command.add_option("--mirostat-tau", options.mirostat_tau, "Surprise aimed at, in bits (5)")->check(number_within(0, 100));
+  command.add_option("--mirostat-eta", options.mirostat_eta, "How fast it gets there (0.1)")->check(number_within(0, 1));
+  command.add_option("--repetition-penalty", options.repetition_penalty)->check(number_within(0.001, 100));
   command.add_option("--presence-penalty", options.presence_penalty)->check(number_within(-2, 2));
   command.add_option("--frequency-penalty", options.frequency_penalty)->check(number_within(-2, 2));
   command.add_flag("--exact", options.exact, "The exact path: weights decoded to f32, f32 KV cache; slow");
@@ -98,11 +111,26 @@ void add_generation_options(CLI::App& command, GenerationOptions& options) {
 
 void add_answer_options(CLI::App& command, GenerationOptions& options) {
   command.add_option("--max-tokens", options.max_tokens, "Most tokens to make; default: to the end of the context")->check(whole_number(1));
+  command.add_option("--min-tokens", options.min_tokens, "Nothing ends the answer before so many tokens")->check(whole_number(0));
+  command.add_flag("--ignore-eos", options.ignore_eos, "The model's end of text does not end the answer");
+  command.add_option("--bad-word", options.bad_words, "Text that the answer must not contain; may be repeated")->allow_extra_args(false);
   command.add_option("--seed", options.seed, "The same seed gives the same text");
   command.add_option("--stop", options.stop, "Text that ends the answer; may be repeated")->allow_extra_args(false);
 }
 
-SamplingParams sampling_params(const LoadedModel& model, const GenerationOptions& options) {
+GenerationRequest answer_request(std::vector<int32_t> prompt_tokens, SamplingParams sampling, uint64_t seed, const GenerationOptions& options) {
+  GenerationRequest request;
+  request.prompt_tokens = std::move(prompt_tokens);
+  request.sampling = std::move(sampling);
+  request.seed = seed;
+  request.max_tokens = options.max_tokens;
+  request.min_tokens = options.min_tokens;
+  request.ignore_eos = options.ignore_eos;
+  request.stop = options.stop;
+  return request;
+}
+
+Result<SamplingParams> sampling_params(const LoadedModel& model, const Tokenizer& tokenizer, const GenerationOptions& options) {
   SamplingParams params = options.generation_config == "auto" ? model.default_sampling() : SamplingParams{};
   const auto set = [](float& to, const std::optional<double>& from) {
     if (from) to = static_cast<float>(*from);
@@ -113,7 +141,23 @@ SamplingParams sampling_params(const LoadedModel& model, const GenerationOptions
   set(params.repetition_penalty, options.repetition_penalty);
   set(params.presence_penalty, options.presence_penalty);
   set(params.frequency_penalty, options.frequency_penalty);
-  if (options.top_k) params.top_k = *options.top_k;
+  set(params.typical_p, options.typical_p);
+  set(params.top_n_sigma, options.top_n_sigma);
+  set(params.xtc_probability, options.xtc_probability);
+  set(params.xtc_threshold, options.xtc_threshold);
+  set(params.dry_multiplier, options.dry_multiplier);
+  set(params.dry_base, options.dry_base);
+  set(params.mirostat_tau, options.mirostat_tau);
+  set(params.mirostat_eta, options.mirostat_eta);
+  params.top_k = options.top_k.value_or(params.top_k);
+  params.dry_allowed_length = options.dry_allowed_length.value_or(params.dry_allowed_length);
+  params.dry_penalty_last_n = options.dry_penalty_last_n.value_or(params.dry_penalty_last_n);
+  params.mirostat = options.mirostat.value_or(params.mirostat);
+  if (params.dry_multiplier > 0 || !options.dry_sequence_breakers.empty()) {
+    DryBreakers breakers(tokenizer);
+    MR_ASSIGN_OR_RETURN(params.dry_breakers, breakers.ids_of(options.dry_sequence_breakers.empty() ? DryBreakers::default_texts() : options.dry_sequence_breakers));
+  }
+  MR_ASSIGN_OR_RETURN(params.bad_words, bad_word_tokens(tokenizer, options.bad_words));
   return params;
 }
 

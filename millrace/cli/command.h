@@ -43,10 +43,14 @@ Result<std::unique_ptr<LoadedModel>> load_decoder(const ModelOptions& options);
 // What generate and run take besides.
 struct GenerationOptions {
   std::optional<double> temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-  std::optional<int> top_k;
+  std::optional<double> typical_p, top_n_sigma, xtc_probability, xtc_threshold, dry_multiplier, dry_base, mirostat_tau, mirostat_eta;
+  std::optional<int> top_k, dry_allowed_length, dry_penalty_last_n, mirostat;
+  std::vector<std::string> dry_sequence_breakers;  // empty: the usual ones
   std::optional<int64_t> max_tokens;
+  int64_t min_tokens = 0;
+  bool ignore_eos = false;
   std::optional<uint64_t> seed;
-  std::vector<std::string> stop;
+  std::vector<std::string> stop, bad_words;
   bool exact = false;             // the exact path, with an f32 KV cache
   std::string kv_cache_dtype = "auto";
   int64_t kv_bytes = 0;           // 0: chosen from the context length
@@ -55,9 +59,11 @@ struct GenerationOptions {
   std::string speculative_config = "off";  // off, ngram or JSON
 };
 void add_generation_options(CLI::App& command, GenerationOptions& options);
-// --max-tokens, --seed and --stop: of an answer made here; a served request brings its own.
+// --max-tokens, --seed, --stop and such: of an answer made here; a served request brings its own.
 void add_answer_options(CLI::App& command, GenerationOptions& options);
-SamplingParams sampling_params(const LoadedModel& model, const GenerationOptions& options);
+// The prompt with these and the sampling parameters.
+GenerationRequest answer_request(std::vector<int32_t> prompt_tokens, SamplingParams sampling, uint64_t seed, const GenerationOptions& options);
+Result<SamplingParams> sampling_params(const LoadedModel& model, const Tokenizer& tokenizer, const GenerationOptions& options);
 
 // --speculative-config: "off", "ngram", or an object with vLLM's keys for the method ngram.
 Result<SpeculationOptions> parse_speculation(const std::string& text);

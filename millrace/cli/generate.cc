@@ -80,21 +80,14 @@ struct Run {
   LoadedModel& model;
   const Tokenizer& tokenizer;
   Engine& engine;
+  SamplingParams sampling;
   uint64_t seed;
 };
 
 Result<GenerationRequest> make_request(const Run& run, const Prompt& prompt, std::size_t index) {
-  GenerationRequest request;
-  if (prompt.messages.empty()) {
-    MR_ASSIGN_OR_RETURN(request.prompt_tokens, run.tokenizer.encode(prompt.text));
-  } else {
-    MR_ASSIGN_OR_RETURN(request.prompt_tokens, conversation_tokens(run.model, prompt.messages));
-  }
-  request.sampling = sampling_params(run.model, run.options);
-  request.seed = run.seed + index;
-  request.max_tokens = run.options.max_tokens;
-  request.stop = run.options.stop;
-  return request;
+  MR_ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
+                      prompt.messages.empty() ? run.tokenizer.encode(prompt.text) : conversation_tokens(run.model, prompt.messages));
+  return answer_request(std::move(tokens), run.sampling, run.seed + index, run.options);
 }
 
 void print_json(std::size_t index, const Completion& done) {
@@ -255,8 +248,9 @@ Status run_generate(const GenerateOptions& options) {
   MR_ASSIGN_OR_RETURN(const auto prompts, read_prompts(options));
   MR_ASSIGN_OR_RETURN(auto model, load_decoder(options));
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
+  MR_ASSIGN_OR_RETURN(SamplingParams sampling, sampling_params(*model, *tokenizer, options));
   MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, {}));
-  const Run run{options, *model, *tokenizer, *running.engine, options.seed ? *options.seed : std::random_device{}()};
+  const Run run{options, *model, *tokenizer, *running.engine, std::move(sampling), options.seed ? *options.seed : std::random_device{}()};
   return options.prompt ? answer_prompt(run, prompts[0]) : answer_file(run, prompts);
 }
 

@@ -56,6 +56,8 @@ Status run_chat(const RunOptions& options) {
   MR_ASSIGN_OR_RETURN(auto model, load_decoder(options));
   MR_RETURN_IF_ERROR(model->chat_template().status());
   Interrupts interrupts;  // until here Ctrl-C ends the program
+  MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
+  MR_ASSIGN_OR_RETURN(const SamplingParams sampling, sampling_params(*model, *tokenizer, options));
   MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, {}));
   const bool terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
   const auto style = [&](const char* code) { return isatty(STDOUT_FILENO) && std::getenv("NO_COLOR") == nullptr ? code : ""; };
@@ -87,7 +89,6 @@ Status run_chat(const RunOptions& options) {
       continue;
     }
     messages.push_back(json::object{{"role", "user"}, {"content", line}});
-    GenerationRequest request;
     // Text that is no UTF-8, or a conversation that the template refuses: this message is dropped, the conversation goes on.
     auto prompt_tokens = conversation_tokens(*model, messages);
     if (!prompt_tokens.is_ok()) {
@@ -95,13 +96,8 @@ Status run_chat(const RunOptions& options) {
       messages.pop_back();
       continue;
     }
-    request.prompt_tokens = std::move(prompt_tokens).value();
-    request.sampling = sampling_params(*model, options);
-    request.seed = seed++;
-    request.max_tokens = options.max_tokens;
-    request.stop = options.stop;
     auto answer = complete(
-        *running.engine, std::move(request),
+        *running.engine, answer_request(std::move(prompt_tokens).value(), sampling, seed++, options),
         [&](std::string_view text) {
           if (options.json) return;
           fmt::print("{}", text);

@@ -122,7 +122,7 @@ Status run_serve(const ServeOptions& options) {
   }
   served.bos_token = model->bos_token();
   served.eos_token = model->eos_token();
-  served.default_sampling = sampling_params(*model, options);
+  MR_ASSIGN_OR_RETURN(served.default_sampling, sampling_params(*model, *tokenizer, options));
   served.facts = {{"isa", std::string(isa_name(model->isa()))}, {"threads", std::to_string(model->pool().num_threads())}, {"family", model->network().family},
                   {"version", MILLRACE_VERSION}, {"kv_cache_dtype", std::string(kv_dtype_name((running.executor ? running.executor : encoder.executor)->options().kv_dtype))}};
 
