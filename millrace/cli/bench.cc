@@ -176,6 +176,7 @@ Status run_bench(const BenchOptions& options) {
 
 void add_bench_options(CLI::App& command, BenchOptions& options) {
   add_model_options(command, options);
+  add_quantization_options(command, options);
   StepTimingOptions& steps = options.steps;
   command.add_option("--prompt-tokens", steps.prompt_tokens, "Tokens to prefill in each sequence; 0: none")->check(CLI::Range(0, 1 << 24))->capture_default_str();
   command.add_option("--new-tokens", steps.new_tokens, "Tokens to decode one by one; 0: none")->check(CLI::Range(0, 1 << 24))->capture_default_str();

@@ -29,7 +29,34 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
   command.add_option("--weight-cache-size", options.weight_cache_bytes, "Most bytes of all files of packed weights, e.g. 8GB; default: 32GB")->transform(size_in_bytes(0));
 }
 
+void add_quantization_options(CLI::App& command, ModelOptions& options) {
+  auto* type = command
+                   .add_option("-q,--quantization", options.quantization,
+                               "Quantizes a model of f32, f16 or bf16 weights while it is loaded: int8, int4, nf4 or fp8 (docs/formats.md)\n"
+                               "e.g. --quantization int4 --quantization-group-size 64 --quantization-exclude lm_head")
+                   ->check(CLI::IsMember({"int8", "int4", "nf4", "fp8"}));
+  command
+      .add_option("--quantization-group-size", options.quantization_group_size,
+                  "Weights that share a scale: 32, 64, 128 ..., or -1: all of a row; default: 128 of int4, 64 of nf4, -1 of int8 and fp8")
+      ->needs(type);
+  command
+      .add_option("--quantization-exclude", options.quantization_exclude,
+                  "Leaves these matrices as stored: a name or a part of it between dots, with * for any characters; may be repeated")
+      ->needs(type)
+      ->allow_extra_args(false);
+  command.add_flag("--quantization-symmetric", options.quantization_symmetric, "int4 without zero points")->needs(type);
+}
+
 namespace {
+
+Result<QuantizationOptions> quantization_of(const ModelOptions& options) {
+  QuantizationOptions quantization;
+  MR_ASSIGN_OR_RETURN(quantization.type, parse_quantization(*options.quantization));
+  quantization.group_size = options.quantization_group_size;
+  quantization.symmetric = options.quantization_symmetric;
+  quantization.exclude = options.quantization_exclude;
+  return quantization;
+}
 
 bool print_progress(const HubProgress& progress) {
   if (!isatty(STDERR_FILENO)) return true;
@@ -54,6 +81,9 @@ Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, Loa
   if (!options.family.empty()) load.family_file = options.family;
   load.num_threads = options.threads;
   load.weights = weights;
+  if (options.quantization) {
+    MR_ASSIGN_OR_RETURN(load.quantization, quantization_of(options));
+  }
   if (const std::string folder = cache_folder(); !folder.empty() && !options.no_weight_cache) {
     load.weight_cache.folder = folder + "/weights";
     load.weight_cache.max_bytes = options.weight_cache_bytes;

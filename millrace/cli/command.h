@@ -23,12 +23,18 @@ struct ModelOptions {
   std::string family;      // --family file.json
   int threads = 0;
   bool json = false;
+  std::optional<std::string> quantization;                // --quantization, of commands that compute with the weights
+  std::optional<int64_t> quantization_group_size;
+  std::vector<std::string> quantization_exclude;
+  bool quantization_symmetric = false;
   bool no_weight_cache = false;
   int64_t weight_cache_bytes = WeightCacheOptions{}.max_bytes;
 };
 void add_model_options(CLI::App& command, ModelOptions& options);
 // Of these only MODEL, --gguf-file, --family and --json: for commands that compute nothing.
 void add_source_options(CLI::App& command, ModelOptions& options);
+// --quantization and what belongs to it: for commands that load the weights, or say what they take.
+void add_quantization_options(CLI::App& command, ModelOptions& options);
 
 // Resolves the name (downloading if need be, with a progress bar on a terminal), and loads. Weights may come from the packed cache; a cache
 // file that is not believed is a warning.

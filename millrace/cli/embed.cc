@@ -116,6 +116,7 @@ void register_embed(CLI::App& app, int& exit_status) {
   auto* command = app.add_subcommand("embed", "Embeddings of texts (or, of a classifier, scores)");
   auto options = std::make_shared<EmbedOptions>();
   add_model_options(*command, *options);
+  add_quantization_options(*command, *options);
   command->add_option("--text", options->texts, "A text; may be repeated")->allow_extra_args(false);
   command->add_option("--file", options->file, "A text a line, or of .jsonl a JSON text or an object with \"text\" a line")->check(CLI::ExistingFile);
   command->add_flag("--truncate", options->truncate, "Cut longer texts to what the model reads; without it they are an error");

@@ -222,6 +222,7 @@ Status open_reference(const EvalOptions& options, LoadedModel& model, const std:
     ModelOptions other = options;
     other.model = options.against;
     other.gguf_file = other.family = "";
+    other.quantization.reset();  // the reference is what the other model says, as it is stored
     auto loaded = load_decoder(other);
     if (!loaded.is_ok()) return loaded.status().with_context("--against");
     open.model = std::move(loaded).value();
@@ -291,6 +292,7 @@ void register_eval(CLI::App& app, int& exit_status) {
   auto* command = app.add_subcommand("eval", "Perplexity of a text, and the KL divergence from a reference");
   auto options = std::make_shared<EvalOptions>();
   add_model_options(*command, *options);
+  add_quantization_options(*command, *options);
   command->add_option("--text", options->text, "Text file to predict; special tokens in it are ordinary text")->check(CLI::ExistingFile);
   command->add_option("--context", options->context, "Tokens of a window; default 512")->check(CLI::Range(4, 1 << 24));
   command
@@ -316,7 +318,8 @@ void register_eval(CLI::App& app, int& exit_status) {
       ->check(CLI::IsMember({"f32", "llama.cpp"}));
   command->footer(
       "Examples:\n  millrace eval model.gguf --text book.txt\n  millrace eval model-q4.gguf --text book.txt --against model-bf16.gguf\n"
-      "  millrace eval model.gguf --text book.txt --against-exact --max-tokens 8192");
+      "  millrace eval model.gguf --text book.txt --against-exact --max-tokens 8192\n"
+      "  millrace eval ./model --quantization int4 --text book.txt --against ./model");
   command->callback([options, &exit_status] {
     if (const Status status = run_eval(*options); !status.is_ok()) exit_status = fail(status);
   });

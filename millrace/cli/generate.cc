@@ -260,6 +260,7 @@ void register_generate(CLI::App& app, int& exit_status) {
   auto* command = app.add_subcommand("generate", "Continue prompts");
   auto options = std::make_shared<GenerateOptions>();
   add_model_options(*command, *options);
+  add_quantization_options(*command, *options);
   auto* prompt = command->add_option("--prompt", options->prompt, "Text to continue");
   auto* file = command->add_option("--file", options->file, "JSON lines, each {\"prompt\": \"...\"} or {\"messages\": [...]}; answered together, printed in order")->check(CLI::ExistingFile);
   prompt->excludes(file);

@@ -100,6 +100,7 @@ Result<json::object> describe(const InspectOptions& options) {
                    {"isa", isa_name(model->isa())},
                    {"shapes", describe_network(network)},
                    {"quantization", std::move(classes)},
+                   {"load_time_quantization", model->quantization().empty() ? json::value(nullptr) : json::value(model->quantization())},
                    {"kv_groups", std::move(groups)},
                    {"memory", json::object{{"weights_bytes", model->weights().bytes()},
                                            {"activations_bytes", memory.activation_bytes},
@@ -152,6 +153,7 @@ void print_text(const json::object& d) {
     line("weights", fmt::format("{:<5} {:>4} matrices, {:>12} weights, {:>9}, {:.2f} bits a weight", text(c.at("class")), text(c.at("matrices")), text(c.at("weights")),
                                 format_bytes(c.at("bytes").as_int64()), c.at("bits_per_weight").as_double()));
   }
+  if (const json::value& made = d.at("load_time_quantization"); made.is_string()) line("", fmt::format("quantized while loading: {}", text(made)));
   const json::object& memory = d.at("memory").as_object();
   line("memory", fmt::format("weights {}, activations {}, KV cache ({}) {} a token: {} for {} tokens", format_bytes(memory.at("weights_bytes").as_int64()),
                              format_bytes(memory.at("activations_bytes").as_int64()), text(memory.at("kv_cache_dtype")), format_bytes(memory.at("kv_bytes_per_token").as_int64()),
@@ -191,10 +193,11 @@ void register_inspect(CLI::App& app, int& exit_status) {
   auto* command = app.add_subcommand("inspect", "What a model is: family, shapes, quantization, memory, tokenizer, template");
   auto options = std::make_shared<InspectOptions>();
   add_model_options(*command, *options);
+  add_quantization_options(*command, *options);
   command->add_flag("--explain", options->explain, "How each tensor was bound, and operations left unfused");
   command->add_option("--max-model-len", options->context, "Context length for the KV cache's size")->check(whole_number(1));
   command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
-  command->footer("Example:\n  millrace inspect model.gguf --explain");
+  command->footer("Example:\n  millrace inspect model.gguf --explain\n  millrace inspect ./model --quantization int4");
   command->callback([options, &exit_status] {
     const auto described = describe(*options);
     if (!described.is_ok()) {

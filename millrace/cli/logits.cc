@@ -87,6 +87,7 @@ void register_logits(CLI::App& app, int& exit_status) {
   auto* command = app.add_subcommand("logits", "Logits after given token ids: top 20, L2 norm, first 16 values");
   auto options = std::make_shared<LogitsOptions>();
   add_model_options(*command, *options);
+  add_quantization_options(*command, *options);
   command->add_option("--ids", options->ids, "Token ids, separated by spaces or commas; taken as they are, no BOS is added")->required();
   command->add_flag("--all-positions", options->all_positions, "After every token, not only the last");
   command->add_flag("--exact", options->exact, "The exact path: weights and KV in f32");

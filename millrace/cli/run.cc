@@ -132,6 +132,7 @@ void register_run(CLI::App& app, int& exit_status) {
   auto* command = app.add_subcommand("run", "Chat in the terminal");
   auto options = std::make_shared<RunOptions>();
   add_model_options(*command, *options);
+  add_quantization_options(*command, *options);
   command->add_option("--system", options->system, "System message");
   add_answer_options(*command, *options);
   add_generation_options(*command, *options);

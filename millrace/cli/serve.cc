@@ -59,6 +59,7 @@ void print_decoder(const LoadedModel& model, const RunningEngine& running, int64
   fmt::print("  model            {} family, weights {}{}, KV cache up to {} ({}), context {} tokens\n", model.network().family, format_bytes(model.weights().bytes()),
              model.weights_from_cache() ? " from the packed cache" : "", format_bytes(running.executor->kv_bytes()), kv_dtype_name(running.executor->options().kv_dtype),
              running.engine->max_request_tokens());
+  if (!model.quantization().empty()) fmt::print("  quantization     {}\n", model.quantization());
   const MemoryPlan memory = model.memory_plan(*running.executor, running.executor->kv_bytes(), num_sequences);
   fmt::print("  memory           resident now {}, {} when the KV cache is full\n", format_bytes(process_memory().resident_bytes), format_bytes(memory.total_bytes()));
 }
@@ -66,6 +67,7 @@ void print_decoder(const LoadedModel& model, const RunningEngine& running, int64
 void print_encoder(const LoadedModel& model, const RunningEncoder& running, const std::string& address, const std::string& name, const std::string& key) {
   fmt::print("  model            {}, weights {}, texts of up to {} tokens, resident now {}\n", model.kind(), format_bytes(model.weights().bytes()), running.engine->max_text_tokens(),
              format_bytes(process_memory().resident_bytes));
+  if (!model.quantization().empty()) fmt::print("  quantization     {}\n", model.quantization());
   const bool classes = model.network().pooled->classes;
   const bool pairs = classes && running.engine->output_size() == 1;
   const std::string body = pairs ? R"("query": "What is a mill race?", "documents": ["A channel of fast water.", "A kind of bread."])" : R"("input": "A mill race is a channel of fast water.")";
@@ -155,6 +157,7 @@ void register_serve(CLI::App& app, int& exit_status) {
   auto* command = app.add_subcommand("serve", "OpenAI-compatible server with a chat page");
   auto options = std::make_shared<ServeOptions>();
   add_model_options(*command, *options);
+  add_quantization_options(*command, *options);
   command->add_option("--host", options->host, "Address to listen on")->capture_default_str();
   command->add_option("--port", options->port, "Port to listen on; 0: any free one")->check(CLI::Range(0, 65535))->capture_default_str();
   command->add_option("--served-model-name", options->names, "Name in the API; may be repeated; default: the file's or directory's name")->allow_extra_args(false);
@@ -172,7 +175,8 @@ void register_serve(CLI::App& app, int& exit_status) {
   add_generation_options(*command, *options);
   command->footer(
       "The sampling options are the defaults of requests that leave them out.\n"
-      "Examples:\n  millrace serve model.gguf\n  MILLRACE_API_KEY=secret millrace serve ./Qwen3-0.6B --host 0.0.0.0 --port 9000");
+      "Examples:\n  millrace serve model.gguf\n  MILLRACE_API_KEY=secret millrace serve ./Qwen3-0.6B --host 0.0.0.0 --port 9000\n"
+      "  millrace serve ./Qwen3-0.6B --quantization int8");
   command->callback([options, &exit_status] {
     if (const Status status = run_serve(*options); !status.is_ok()) exit_status = fail(status);
   });

@@ -112,6 +112,7 @@ void register_verify(CLI::App& app, int& exit_status) {
   auto* command = app.add_subcommand("verify", "Compare with a reference file: exact and fast path, logits and greedy text");
   auto options = std::make_shared<VerifyOptions>();
   add_model_options(*command, *options);
+  add_quantization_options(*command, *options);
   command->add_option("--reference", options->reference, "Reference file, as tools/make_reference.py writes it")->required()->check(CLI::ExistingFile);
   command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "Of the fast path: auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
   command->add_option("--exact-tolerance", options->exact_tolerance, "Largest difference of a logit or log-probability on the exact path; default 1e-3");

@@ -113,11 +113,16 @@ void LoadedModel::load_texts() {
 Status LoadedModel::load_weights(const LoadOptions& options) {
   MR_ASSIGN_OR_RETURN(Family family, choose_family(checkpoint_, options.family_file));
   MR_ASSIGN_OR_RETURN(network_, bind_network(family, checkpoint_));
+  if (options.quantization) {
+    MR_ASSIGN_OR_RETURN(quantization_, quantize_network(checkpoint_, *options.quantization, network_));
+  }
   pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : usable_cpus());
   if (options.weights == LoadWeights::kNone) return Status::ok();
   MR_ASSIGN_OR_RETURN(Weights weights, Weights::plan(network_, *pool_));
   if (options.weights == LoadWeights::kPack) {
-    weight_cache_.emplace(network_, checkpoint_, weights, options.weight_cache);
+    WeightCacheOptions cache = options.weight_cache;
+    cache.variant = quantization_;
+    weight_cache_.emplace(network_, checkpoint_, weights, std::move(cache));
     if (weight_cache_->is_wanted()) {
       const Status mapped = weight_cache_->map(weights, *pool_);
       weights_from_cache_ = mapped.is_ok();

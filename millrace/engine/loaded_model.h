@@ -12,6 +12,7 @@
 #include "millrace/formats/checkpoint.h"
 #include "millrace/model/cpu_executor.h"
 #include "millrace/model/family.h"
+#include "millrace/model/quantize.h"
 #include "millrace/model/weight_cache.h"
 #include "millrace/sampling/sampling.h"
 #include "millrace/tokenizer/chat_template.h"
@@ -26,6 +27,7 @@ struct LoadOptions {
   std::optional<std::string> family_file;  // --family
   int num_threads = 0;                     // 0: every usable CPU
   LoadWeights weights = LoadWeights::kPack;
+  std::optional<QuantizationOptions> quantization;  // of a model whose weights are stored plainly, while they are packed
   WeightCacheOptions weight_cache{};       // without a folder: the weights are packed
 };
 
@@ -55,6 +57,8 @@ class LoadedModel {
   // Whether the weights are those of an earlier start, mapped from the packed cache. Else cache_error() may say why they are not.
   bool weights_from_cache() const { return weights_from_cache_; }
   const Status& cache_error() const { return cache_error_; }
+  // What load-time quantization made of the weights, in words; empty: they are as they were stored.
+  const std::string& quantization() const { return quantization_; }
   // Writes the packed weights to the cache where they are wanted there and not from there, in the background; given up when the model goes.
   // `on_failure` is called on the writing thread, unless another process writes the same or it was given up.
   void keep_weights(std::function<void(const Status&)> on_failure = {});
@@ -87,6 +91,7 @@ class LoadedModel {
   std::unique_ptr<WeightCacheWriter> cache_writer_;
   bool weights_from_cache_ = false;
   Status cache_error_;
+  std::string quantization_;
   int64_t tables_bytes_ = 0;
   std::optional<Tokenizer> tokenizer_;
   Status tokenizer_error_;

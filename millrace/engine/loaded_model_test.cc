@@ -68,6 +68,40 @@ TEST(LoadedModel, TheSecondStartMapsWhatTheFirstPacked) {
   EXPECT_FALSE(load(path, options)->weights_from_cache());
 }
 
+TEST(LoadedModel, EveryQuantizationHasACacheFileOfItsOwn) {
+  const Folder folder;
+  LoadOptions options;
+  options.weight_cache.folder = (folder.path / "weights").string();
+  options.weight_cache.min_bytes = 0;
+  const fs::path path = source_dir() / "tests/golden/models/qwen3";
+  const std::vector<std::optional<QuantizationOptions>> quantizations = {std::nullopt,
+                                                                         QuantizationOptions{.type = QuantizationType::kInt8},
+                                                                         QuantizationOptions{.type = QuantizationType::kInt4},
+                                                                         QuantizationOptions{.type = QuantizationType::kInt4, .group_size = 32},
+                                                                         QuantizationOptions{.type = QuantizationType::kInt4, .symmetric = true},
+                                                                         QuantizationOptions{.type = QuantizationType::kNf4},
+                                                                         QuantizationOptions{.type = QuantizationType::kFp8, .exclude = {"down_proj"}},
+                                                                         QuantizationOptions{.type = QuantizationType::kFp8, .exclude = {"up_proj"}}};
+  for (const auto& quantization : quantizations) {
+    options.quantization = quantization;
+    const auto packed = load(path, options);
+    ASSERT_TRUE(packed);
+    EXPECT_FALSE(packed->weights_from_cache());
+    EXPECT_EQ(packed->quantization().empty(), !quantization);
+    packed->keep_weights([](const Status& status) { ADD_FAILURE() << status.message(); });
+    packed->wait_for_cache();
+  }
+  for (const auto& quantization : quantizations) {
+    options.quantization = quantization;
+    const auto mapped = load(path, options);
+    ASSERT_TRUE(mapped);
+    EXPECT_TRUE(mapped->weights_from_cache()) << mapped->quantization() << ": " << mapped->cache_error().message();
+    LoadOptions without = options;
+    without.weight_cache.folder.clear();
+    EXPECT_TRUE(same_weights(*mapped, *load(path, without))) << mapped->quantization();
+  }
+}
+
 TEST(LoadedModel, AFailureToKeepWeightsIsReportedAndNoMore) {
   const Folder folder;
   fs::create_directories(folder.path);
@@ -124,6 +158,18 @@ constexpr bool kSanitized = true;
 constexpr bool kSanitized = false;
 #endif
 
+// The largest that the process was resident since reset_peak().
+bool reset_peak() { return static_cast<bool>(std::ofstream("/proc/self/clear_refs") << "5" << std::flush); }
+
+int64_t peak_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;) {
+    int64_t kilobytes = 0;
+    if (word == "VmHWM:" && status >> kilobytes) return kilobytes * 1024;
+  }
+  return 0;
+}
+
 TEST(LoadedModel, HoldsTheMemoryThatWasPredicted) {
   if (kSanitized) GTEST_SKIP() << "sanitizers keep memory of their own";
   for (const auto& entry : fs::directory_iterator(source_dir() / "tests/golden/models")) {
@@ -134,6 +180,77 @@ TEST(LoadedModel, HoldsTheMemoryThatWasPredicted) {
     EXPECT_LE(held.resident, held.predicted);
     EXPECT_GE(held.resident, held.predicted - MemoryPlan::kProgramBytes);
   }
+}
+
+TEST(LoadedModel, HoldsTheMemoryThatWasPredictedOfAQuantizedModel) {
+  if (kSanitized) GTEST_SKIP() << "sanitizers keep memory of their own";
+  for (const char* name : {"qwen3", "gpt2", "qwen3_moe"}) {
+    for (const QuantizationType type : {QuantizationType::kInt8, QuantizationType::kInt4, QuantizationType::kNf4, QuantizationType::kFp8}) {
+      SCOPED_TRACE(fmt::format("{} {}", name, quantization_name(type)));
+      LoadOptions options{.num_threads = 2};
+      options.quantization = QuantizationOptions{.type = type};
+      const auto path = source_dir() / "tests/golden/models" / name;
+      const auto model = load(path, options);
+      ASSERT_TRUE(model);
+      options.weights = LoadWeights::kPlan;
+      EXPECT_EQ(load(path, options)->weights().bytes(), model->weights().bytes());
+      const Held held = held_by(*model, 64);
+      EXPECT_LE(held.resident, held.predicted);
+      EXPECT_GE(held.resident, held.predicted - MemoryPlan::kProgramBytes);
+    }
+  }
+}
+
+// Of a plain checkpoint seven times the packed weights, whose tensors are dropped once they are packed.
+TEST(LoadedModel, QuantizingTakesThePackedWeightsAndOneTensor) {
+  if (kSanitized) GTEST_SKIP() << "sanitizers keep memory of their own";
+  const Folder folder;
+  const fs::path path = folder.path / "model";
+  fs::create_directories(path);
+  constexpr int64_t kHidden = 1024, kLayers = 12, kVocabulary = 512;
+  json::object header;
+  int64_t bytes = 0;
+  const auto add = [&](const std::string& name, const std::vector<int64_t>& shape) {
+    const int64_t size = 4 * shape[0] * (shape.size() > 1 ? shape[1] : 1);
+    header[name] = json::object{{"dtype", "F32"}, {"shape", json::array(shape.begin(), shape.end())}, {"data_offsets", json::array{bytes, bytes + size}}};
+    bytes += size;
+  };
+  add("model.embed_tokens.weight", {kVocabulary, kHidden});
+  add("model.norm.weight", {kHidden});
+  for (int64_t layer = 0; layer < kLayers; ++layer) {
+    const std::string scope = fmt::format("model.layers.{}.", layer);
+    for (const char* norm : {"input_layernorm", "post_attention_layernorm"}) add(scope + norm + ".weight", {kHidden});
+    for (const char* linear : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
+      add(scope + linear + ".weight", {kHidden, kHidden});
+    }
+  }
+  std::ofstream(path / "config.json") << json::serialize(json::object{
+      {"architectures", json::array{"LlamaForCausalLM"}}, {"model_type", "llama"}, {"hidden_size", kHidden}, {"intermediate_size", kHidden}, {"num_hidden_layers", kLayers},
+      {"num_attention_heads", 8}, {"num_key_value_heads", 8}, {"head_dim", kHidden / 8}, {"vocab_size", kVocabulary}, {"max_position_embeddings", 128}, {"rms_norm_eps", 1e-5},
+      {"rope_theta", 10000.0}, {"tie_word_embeddings", true}, {"hidden_act", "silu"}});
+  {
+    std::string text = json::serialize(header);
+    text.resize((text.size() + 7) / 8 * 8, ' ');
+    const uint64_t size = text.size();
+    std::ofstream file(path / "model.safetensors", std::ios::binary);
+    file.write(reinterpret_cast<const char*>(&size), sizeof size) << text;
+    std::vector<float> numbers(static_cast<std::size_t>(kHidden * kHidden));
+    for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<float>(i * 2654435761u % 1000) * 1e-4f - 0.05f;
+    for (int64_t at = 0; at < bytes; at += static_cast<int64_t>(numbers.size() * 4)) {
+      file.write(reinterpret_cast<const char*>(numbers.data()), std::min(bytes - at, static_cast<int64_t>(numbers.size() * 4)));
+    }
+  }
+  LoadOptions options{.num_threads = 2};
+  options.quantization = QuantizationOptions{.type = QuantizationType::kInt4};
+  const int64_t before = process_memory().resident_bytes;
+  if (!reset_peak()) GTEST_SKIP() << "/proc/self/clear_refs cannot be written: the peak is not known";
+  const auto model = load(path, options);
+  ASSERT_TRUE(model);
+  const int64_t taken = peak_bytes() - before, tensor_bytes = 4 * kHidden * kHidden;
+  EXPECT_LT(model->weights().bytes(), bytes / 7);
+  // The one that is read and those before it that are not yet dropped, or after it that are read ahead.
+  EXPECT_LE(taken, model->weights().bytes() + 4 * tensor_bytes + MemoryPlan::kProgramBytes) << "packed " << model->weights().bytes() << ", a tensor " << tensor_bytes;
+  EXPECT_LT(taken, bytes / 2);
 }
 
 // A real model, where the constant is small: packed, and mapped from the cache.

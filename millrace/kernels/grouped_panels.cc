@@ -7,6 +7,7 @@
 
 #include "millrace/tensor/dequantize.h"
 #include "millrace/tensor/half.h"
+#include "millrace/tensor/rounded_weights.h"
 
 namespace millrace {
 namespace {
@@ -127,10 +128,12 @@ GroupedRow::GroupedRow(const GroupedWeights& weights)
       zero_points(static_cast<std::size_t>(weights.num_groups())),
       scales(static_cast<std::size_t>(weights.num_groups())) {}
 
-void GroupedRow::read(const GroupedWeights& weights, int64_t row) {
+Status GroupedRow::read(const GroupedWeights& weights, int64_t row) {
+  if (const auto* rounded = dynamic_cast<const RoundedWeights*>(&weights)) return rounded->read_row(row, codes.data(), scales.data(), zero_points.data());
   weights.read_codes(row, codes.data());
   weights.read_scales(row, scales.data());
   if (is_integer_code(weights.kind)) weights.read_zero_points(row, zero_points.data());
+  return Status::ok();
 }
 
 WeightClass grouped_class(const GroupedWeights& weights, std::span<const int32_t> rows, GroupedRow& buffer) {
@@ -145,6 +148,10 @@ WeightClass grouped_class(const GroupedWeights& weights, std::span<const int32_t
   }
   const bool wide = weights.kind == CodeKind::kInt8;
   const uint8_t middle = wide ? 128 : 8;
+  if (const auto* rounded = dynamic_cast<const RoundedWeights*>(&weights)) {
+    if (rounded->symmetric) return wide ? WeightClass::kInt8 : WeightClass::kInt4;
+    return wide ? WeightClass::kInt8Zero : WeightClass::kInt4Zero;
+  }
   for (const int32_t row : rows) {
     weights.read_zero_points(row, buffer.zero_points.data());
     for (const uint8_t zero : buffer.zero_points) {

@@ -13,7 +13,7 @@ struct GroupedRow {
   std::vector<float> scales;
 
   explicit GroupedRow(const GroupedWeights& weights);
-  void read(const GroupedWeights& weights, int64_t row);
+  Status read(const GroupedWeights& weights, int64_t row);  // fails only of RoundedWeights
 };
 
 // The class that holds `rows` of `weights`: without zero points where all of them are the middle.

@@ -280,7 +280,7 @@ void PackedMatrix::pack_panel(DType dtype, std::span<const std::byte* const> row
 
 Status PackedMatrix::pack_panel(const GroupedWeights& weights, std::span<const int32_t> rows, GroupedRow& buffer, std::byte* panel) const {
   for (std::size_t row = 0; row < rows.size(); ++row) {
-    buffer.read(weights, rows[row]);
+    MR_RETURN_IF_ERROR(buffer.read(weights, rows[row]));
     if (class_ == WeightClass::kF8E4M3) {
       const auto nan = std::find_if(buffer.codes.begin(), buffer.codes.end(), [](uint8_t code) { return (code & 0x7f) == 0x7f; });
       if (nan != buffer.codes.end()) {

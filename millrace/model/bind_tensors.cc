@@ -4,32 +4,12 @@
 #include <fmt/ranges.h>
 
 #include "millrace/formats/weight_encoding.h"
+#include "millrace/model/name_pattern.h"
 #include "millrace/tensor/dequantize.h"
 
 namespace millrace {
 
 namespace {
-
-// Whether `text` matches `pattern`, in which each "*" stands for any characters. Linear in their product, no recursion.
-bool matches(std::string_view pattern, std::string_view text) {
-  std::size_t p = 0, t = 0, star = std::string_view::npos, resume = 0;
-  while (t < text.size()) {
-    if (p < pattern.size() && pattern[p] == '*') {
-      star = p++;
-      resume = t;
-    } else if (p < pattern.size() && pattern[p] == text[t]) {
-      ++p;
-      ++t;
-    } else if (star != std::string_view::npos) {
-      p = star + 1;
-      t = ++resume;
-    } else {
-      return false;
-    }
-  }
-  while (p < pattern.size() && pattern[p] == '*') ++p;
-  return p == pattern.size();
-}
 
 std::string with_layer(std::string text, std::optional<int64_t> layer) {
   static constexpr std::string_view kPlace = "{layer}";
@@ -155,7 +135,7 @@ Status BindTensors::check_all_used(bool quantized) {
     if (used_.contains(&tensor)) continue;
     bool ignored = false;
     if (ignore != nullptr) {
-      for (const json::value& pattern : ignore->get_array()) ignored = ignored || matches(pattern.get_string(), tensor.name);
+      for (const json::value& pattern : ignore->get_array()) ignored = ignored || matches_pattern(pattern.get_string(), tensor.name);
     }
     const std::string_view reason = quantized ? WeightEncoding::reason_unused(tensor.name) : std::string_view();
     if (ignored) {

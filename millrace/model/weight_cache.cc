@@ -87,7 +87,7 @@ void add_source(Sha256& hash, const MatrixSource& source) {
 }
 
 // All that packed bytes follow from, but for the bytes of the model's files: of those their identity.
-std::array<uint8_t, 32> key_of(const Checkpoint& checkpoint, const Weights& planned) {
+std::array<uint8_t, 32> key_of(const Checkpoint& checkpoint, const Weights& planned, const std::string& variant) {
   Sha256 hash;
   hash.add(kFormat);
   hash.add(std::string_view(MILLRACE_VERSION));
@@ -97,6 +97,7 @@ std::array<uint8_t, 32> key_of(const Checkpoint& checkpoint, const Weights& plan
     for (const int64_t number : {file.size, file.modified_ns, file.changed_ns}) hash.add(number);
   }
   hash.add(std::string_view(json::serialize(checkpoint.config())));
+  hash.add(std::string_view(variant));
   for (const SourceTensor& tensor : checkpoint.tensors()) {
     hash.add(std::string_view(tensor.name));
     hash.add(static_cast<int>(tensor.dtype));
@@ -112,14 +113,16 @@ std::array<uint8_t, 32> key_of(const Checkpoint& checkpoint, const Weights& plan
   return hash.finish();
 }
 
-// "SmolLM2-135M-Instruct.Q4_1-0123456789abcdef.packed": for people; the number tells models of the same name in different folders.
-std::string file_name(const std::string& model_path, const std::string& family) {
+// "SmolLM2-135M-Instruct.Q4_1-0123456789abcdef.packed": for people; the number tells models of the same name in different folders,
+// and the variants of one.
+std::string file_name(const std::string& model_path, const std::string& family, const std::string& variant) {
   std::error_code error;
   fs::path path = fs::weakly_canonical(model_path, error);
   if (error) path = model_path;
   Sha256 hash;
   hash.add(std::string_view(path.native()));
   hash.add(std::string_view(family));
+  if (!variant.empty()) hash.add(std::string_view(variant));
   const auto digest = hash.finish();
   std::string name = path.extension() == ".gguf" ? path.stem().string() : path.filename().string();
   name = name.substr(0, 80);
@@ -202,8 +205,8 @@ WeightCache::Header WeightCache::header() const {
 WeightCache::WeightCache(const Network& network, const Checkpoint& checkpoint, const Weights& planned, WeightCacheOptions options)
     : options_(std::move(options)), panels_bytes_(planned.bytes()) {
   if (!is_wanted()) return;
-  key_ = key_of(checkpoint, planned);
-  path_ = options_.folder + "/" + file_name(checkpoint.path(), network.family);
+  key_ = key_of(checkpoint, planned, options_.variant);
+  path_ = options_.folder + "/" + file_name(checkpoint.path(), network.family, options_.variant);
 }
 
 // The head of a file, all before the panels: the header and the chunks' checksums, padded with zeros to 64 bytes each.

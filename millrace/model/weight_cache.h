@@ -22,6 +22,7 @@ struct WeightCacheOptions {
   std::string folder;                      // where the files of all models lie; empty: nothing is kept
   int64_t max_bytes = int64_t{32} << 30;   // of all files together: those longest unused make room
   int64_t min_bytes = int64_t{64} << 20;   // smaller weights are packed about as fast as mapped
+  std::string variant;                     // of the model: each has a file of its own. Empty: the weights as they are stored
   // Where panels from the file lie. A step reads them slower from small pages, so kBest maps them only where the system can in huge ones.
   enum class Place { kBest, kMapped, kCopied };
   Place place = Place::kBest;
