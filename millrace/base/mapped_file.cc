@@ -79,12 +79,14 @@ void on_bus_error(int, siginfo_t* info, void*) {
   for (const MappedRange& range : g_mapped) {
     const std::uintptr_t begin = range.begin.load();
     if (begin == 0 || address < begin || address >= range.end.load()) continue;
+    static std::atomic_flag is_said = ATOMIC_FLAG_INIT;  // by the first of the threads that came upon it; the others wait for the end
+    while (is_said.test_and_set()) ::pause();
     say("\nerror: ");
     say(range.path);
     say(": cannot be read any more: it was cut short or overwritten while in use, or its disk failed. Replace a model's files by renaming others over them.\n");
     ::_exit(2);
   }
-  // Not one of ours: SA_RESETHAND has taken this handler away, and the instruction that failed is tried once more.
+  ::signal(SIGBUS, SIG_DFL);  // not one of ours: the instruction that failed is tried once more, without this handler
 }
 
 }  // namespace
@@ -92,7 +94,7 @@ void on_bus_error(int, siginfo_t* info, void*) {
 void explain_lost_pages() {
   struct sigaction action {};
   action.sa_sigaction = on_bus_error;
-  action.sa_flags = SA_SIGINFO | static_cast<int>(SA_RESETHAND);
+  action.sa_flags = SA_SIGINFO;
   ::sigaction(SIGBUS, &action, nullptr);
 }
 
