@@ -27,7 +27,7 @@ class HashExecutor final : public Executor {
  public:
   HashExecutor(int64_t vocab_size, int64_t context, int step_ms, std::optional<int32_t> eos_token_id, std::vector<bool> special)
       : step_ms_(step_ms), eos_token_id_(eos_token_id), special_(std::move(special)) {
-    info_.vocab_size = vocab_size;
+    info_.vocab_size = info_.sampled_vocab_size = vocab_size;
     info_.max_positions = context;
     KvGroupSpec group;
     group.num_layers = group.num_kv_heads = group.head_dim = 1;
