@@ -10,53 +10,38 @@
 namespace millrace {
 namespace {
 
-// The classes from Q2_K on, which every set of variants has all of.
-#define MR_SMALL_BLOCK_GEMM(of)                                                                     \
-  of##_q2_k, of##_q3_k, of##_tq2_0, of##_iq4_nl, of##_iq4_xs, of##_mxfp4, of##_nvfp4, of##_iq1_s, \
-      of##_iq1_m, of##_iq2_xxs, of##_iq2_xs, of##_iq2_s, of##_iq3_xxs, of##_iq3_s
+// The only place that knows which variants exist. Tables are in the order of WeightClass: the floats, these, the 8-bit floats, and those of
+// small blocks.
+#define MR_BLOCK_VARIANTS(of)                                                                                                        \
+  of##_q4_0, of##_q4_1, of##_q5_0, of##_q5_1, of##_q8_0, of##_q4_k, of##_q5_k, of##_q6_k, of##_int2_zero, of##_int3_zero, of##_int4, \
+      of##_int4_zero, of##_int8, of##_int8_zero, of##_code4
+#define MR_SMALL_BLOCK_VARIANTS(of)                                                                                                      \
+  of##_q2_k, of##_q3_k, of##_tq2_0, of##_iq4_nl, of##_iq4_xs, of##_mxfp4, of##_nvfp4, of##_iq1_s, of##_iq1_m, of##_iq2_xxs, of##_iq2_xs, \
+      of##_iq2_s, of##_iq3_xxs, of##_iq3_s
+#define MR_GEMM_VARIANTS(floats, bf16, blocks)        \
+  {floats::gemm_f32, floats::gemm_f16,                \
+   bf16::gemm_bf16,  MR_BLOCK_VARIANTS(blocks::gemm), \
+   floats::gemm_f8,  MR_SMALL_BLOCK_VARIANTS(blocks::gemm)}
 
-// The only place that knows which variants exist. In the order of WeightClass.
-const GemmTable kScalar = {{ref::gemm_plain, ref::gemm_plain, ref::gemm_plain, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
-                            ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
-                            ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
-                            ref::gemm_plain, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
-                            ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized,
-                            ref::gemm_quantized, ref::gemm_quantized, ref::gemm_quantized},
-                           ref::gemm_exact};
-const GemmTable kAvx2 = {{avx2::gemm_f32, avx2::gemm_f16, avx2::gemm_bf16, avx2::gemm_q4_0, avx2::gemm_q4_1, avx2::gemm_q5_0, avx2::gemm_q5_1,
-                          avx2::gemm_q8_0, avx2::gemm_q4_k, avx2::gemm_q5_k, avx2::gemm_q6_k, avx2::gemm_int2_zero, avx2::gemm_int3_zero,
-                          avx2::gemm_int4, avx2::gemm_int4_zero, avx2::gemm_int8, avx2::gemm_int8_zero, avx2::gemm_code4, avx2::gemm_f8,
-                            MR_SMALL_BLOCK_GEMM(avx2::gemm)},
-                         avx2::gemm_exact};
-const GemmTable kAvx2Vnni = {{avx2::gemm_f32, avx2::gemm_f16, avx2::gemm_bf16, avx2vnni::gemm_q4_0, avx2vnni::gemm_q4_1, avx2vnni::gemm_q5_0,
-                              avx2vnni::gemm_q5_1, avx2vnni::gemm_q8_0, avx2vnni::gemm_q4_k, avx2vnni::gemm_q5_k, avx2vnni::gemm_q6_k,
-                              avx2vnni::gemm_int2_zero, avx2vnni::gemm_int3_zero, avx2vnni::gemm_int4, avx2vnni::gemm_int4_zero,
-                              avx2vnni::gemm_int8, avx2vnni::gemm_int8_zero, avx2vnni::gemm_code4, avx2::gemm_f8,
-                            MR_SMALL_BLOCK_GEMM(avx2vnni::gemm)},
-                             avx2::gemm_exact};
-const GemmTable kAvx512Vnni = {{avx512::gemm_f32, avx512::gemm_f16, avx512::gemm_bf16, avx512::gemm_q4_0, avx512::gemm_q4_1, avx512::gemm_q5_0,
-                                avx512::gemm_q5_1, avx512::gemm_q8_0, avx512::gemm_q4_k, avx512::gemm_q5_k, avx512::gemm_q6_k,
-                                avx512::gemm_int2_zero, avx512::gemm_int3_zero, avx512::gemm_int4, avx512::gemm_int4_zero, avx512::gemm_int8,
-                                avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8,
-                            MR_SMALL_BLOCK_GEMM(avx512::gemm)},
-                               avx512::gemm_exact};
-const GemmTable kAvx512VnniBf16 = {{avx512::gemm_f32, avx512::gemm_f16, avx512bf16::gemm_bf16, avx512::gemm_q4_0, avx512::gemm_q4_1, avx512::gemm_q5_0,
-                                    avx512::gemm_q5_1, avx512::gemm_q8_0, avx512::gemm_q4_k, avx512::gemm_q5_k, avx512::gemm_q6_k,
-                                    avx512::gemm_int2_zero, avx512::gemm_int3_zero, avx512::gemm_int4, avx512::gemm_int4_zero, avx512::gemm_int8,
-                                    avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8,
-                            MR_SMALL_BLOCK_GEMM(avx512::gemm)},
-                                   avx512::gemm_exact};
-const GemmTable kAmx = {{avx512::gemm_f32, avx512::gemm_f16, amx::gemm_bf16, avx512::gemm_q4_0, avx512::gemm_q4_1, avx512::gemm_q5_0, avx512::gemm_q5_1,
-                         avx512::gemm_q8_0, avx512::gemm_q4_k, avx512::gemm_q5_k, avx512::gemm_q6_k, avx512::gemm_int2_zero, avx512::gemm_int3_zero,
-                         avx512::gemm_int4, avx512::gemm_int4_zero, avx512::gemm_int8, avx512::gemm_int8_zero, avx512::gemm_code4, avx512::gemm_f8,
-                            MR_SMALL_BLOCK_GEMM(avx512::gemm)},
+constexpr GemmTable scalar_table() {
+  GemmTable table{{}, ref::gemm_exact};
+  for (int c = 0; c < kNumWeightClasses; ++c)
+    table.fast[c] = is_quantized(static_cast<WeightClass>(c)) ? ref::gemm_quantized : ref::gemm_plain;
+  return table;
+}
+
+constexpr GemmTable kScalar = scalar_table();
+const GemmTable kAvx2 = {MR_GEMM_VARIANTS(avx2, avx2, avx2), avx2::gemm_exact};
+const GemmTable kAvx2Vnni = {MR_GEMM_VARIANTS(avx2, avx2, avx2vnni), avx2::gemm_exact};
+const GemmTable kAvx512Vnni = {MR_GEMM_VARIANTS(avx512, avx512, avx512), avx512::gemm_exact};
+const GemmTable kAvx512VnniBf16 = {MR_GEMM_VARIANTS(avx512, avx512bf16, avx512), avx512::gemm_exact};
+const GemmTable kAmx = {MR_GEMM_VARIANTS(avx512, amx, avx512),
                         avx512::gemm_exact,
-                        {nullptr, nullptr, nullptr, amx::prompt_q4_0, amx::prompt_q4_1, amx::prompt_q5_0, amx::prompt_q5_1, amx::prompt_q8_0,
-                         amx::prompt_q4_k, amx::prompt_q5_k, amx::prompt_q6_k, amx::prompt_int2_zero, amx::prompt_int3_zero, amx::prompt_int4,
-                         amx::prompt_int4_zero, amx::prompt_int8, amx::prompt_int8_zero, amx::prompt_code4, nullptr,
-                         MR_SMALL_BLOCK_GEMM(amx::prompt)}};
+                        {nullptr, nullptr, nullptr, MR_BLOCK_VARIANTS(amx::prompt), nullptr, MR_SMALL_BLOCK_VARIANTS(amx::prompt)}};
 
-#undef MR_SMALL_BLOCK_GEMM
+#undef MR_GEMM_VARIANTS
+#undef MR_SMALL_BLOCK_VARIANTS
+#undef MR_BLOCK_VARIANTS
 
 const GemmTable& table_of(Isa isa) {
   switch (isa) {
