@@ -31,8 +31,8 @@ class ThreadPool {
   int num_threads() const { return num_threads_; }
 
   // Runs stages 0 .. num_stages - 1, one after the other, and returns when all are done; what they wrote is then visible to the caller.
-  //   int64_t num_chunks(int64_t stage)                    how many parts the stage has, at most kChunksMax; called once, when all earlier stages
-  //                                                        are done, on any worker
+  //   int64_t num_chunks(int64_t stage)                    how many parts the stage has, at most kChunksMax; called once,
+  //                                                        when all earlier stages are done, on any worker
   //   void chunk(int64_t stage, int64_t index, int worker) one part; each runs once. A worker takes the parts of its own share of the
   //                                                        range in order, then from the ends of others' shares
   // What a stage's chunks wrote is visible to the next stage. One caller at a time, never from inside a region. Neither may throw. No allocation.

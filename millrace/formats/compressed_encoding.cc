@@ -7,8 +7,10 @@
 
 // compressed-tensors (vLLM's llm-compressor), and FP8 checkpoints with `weight_scale` or `weight_scale_inv`. Matrices are [rows, k].
 //
-//   pack-quantized    weight_packed I32 [rows, k * bits / 32]   code = stored integer + 2^(bits - 1), consecutive k in a stream, low bits first
-//                     weight_zero_point                         I32 [rows * bits / 32, groups], the same stream along the rows; or I8 [rows, groups]
+//   pack-quantized    weight_packed I32 [rows, k * bits / 32]   code = stored integer + 2^(bits - 1), consecutive k in a stream, low bits
+//                                                             first
+//                     weight_zero_point                         I32 [rows * bits / 32, groups], the same stream along the rows; or
+//                                                             I8 [rows, groups]
 //                     weight_shape [2], weight_g_idx I32 [k]    the group of each column, for act-order
 //   int-quantized     weight I8 [rows, k]; weight_zero_point I8 as weight_scale
 //   float-quantized   weight F8_E4M3 [rows, k]

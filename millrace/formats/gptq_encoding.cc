@@ -8,8 +8,8 @@
 // as [k, rows], and value = scale (code - zero point).
 //
 //   GPTQ  qweight I32 [k * bits / 32, rows]    codes of consecutive k in a stream of bits, low bits first; 3 bits run across words
-//         qzeros  I32 [groups, rows * bits / 32] the same stream along the rows. Format "gptq" stores zero point - 1 (of `bits` bits, so that 0
-//                                              becomes all ones), "gptq_v2" the zero point
+//         qzeros  I32 [groups, rows * bits / 32] the same stream along the rows. Format "gptq" stores zero point - 1 (of `bits` bits, so
+//                                              that 0 becomes all ones), "gptq_v2" the zero point
 //         scales      [groups, rows]
 //         g_idx   I32 [k]                      the group of each column: i / group_size but for act-order. May be absent
 //   AWQ   qweight I32 [k, rows / 8]            codes of 8 consecutive rows, in the order 0 2 4 6 1 3 5 7 from the low bits on

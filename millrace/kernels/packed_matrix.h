@@ -18,9 +18,12 @@ inline constexpr int64_t kPanelRows = 16;
 // Layouts: panel_layout.h.
 enum class WeightClass : uint8_t {
   kF32, kF16, kBf16, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ4_K, kQ5_K, kQ6_K,
-  kInt2Zero, kInt3Zero, kInt4, kInt4Zero, kInt8, kInt8Zero, kCode4, kF8E4M3,  // grouped: GroupFormat says the rest
-  kQ2_K, kQ3_K, kTQ2_0, kIQ4_NL, kIQ4_XS, kMXFP4, kNVFP4,                     // GGUF's small blocks: codes of 2 to 4 bits
-  kIQ1_S, kIQ1_M, kIQ2_XXS, kIQ2_XS, kIQ2_S, kIQ3_XXS, kIQ3_S,                // and those with a code book (tensor/grid_tables.h)
+  // grouped: GroupFormat says the rest
+  kInt2Zero, kInt3Zero, kInt4, kInt4Zero, kInt8, kInt8Zero, kCode4, kF8E4M3,
+  // GGUF's small blocks: codes of 2 to 4 bits
+  kQ2_K, kQ3_K, kTQ2_0, kIQ4_NL, kIQ4_XS, kMXFP4, kNVFP4,
+  // and those with a code book (tensor/grid_tables.h)
+  kIQ1_S, kIQ1_M, kIQ2_XXS, kIQ2_XS, kIQ2_S, kIQ3_XXS, kIQ3_S,
 };
 
 // What a grouped class leaves to the matrix: how many k share a scale, and how scales are stored.

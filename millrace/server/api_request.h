@@ -64,7 +64,8 @@ struct ApiRequest {
   // Of encoders. Inputs of embeddings and classify are `prompts`.
   bool base64 = false;                      // embeddings: encoding_format
   std::optional<int64_t> dimensions;        // embeddings
-  std::vector<std::string> texts_1, texts_2;  // score: pairs, one text on the left with each on the right or as many; rerank: the query, the documents
+  // score: pairs, one text on the left with each on the right or as many; rerank: the query, the documents
+  std::vector<std::string> texts_1, texts_2;
   std::optional<int64_t> top_n;             // rerank
   bool return_documents = true;             // rerank
   std::optional<bool> use_activation;       // classify, score, rerank: false gives logits

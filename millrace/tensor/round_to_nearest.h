@@ -10,10 +10,10 @@
 // points. The formulas are those of the libraries that publish such checkpoints, so that quantizing here and there gives the same numbers:
 //
 //   kInt8, kInt4, symmetric   scale = max |w| / (2^bits - 1) * 2     code = round(w / scale) + 2^(bits - 1), within the codes
-//   kInt8, kInt4 otherwise    scale = (max - min) / (2^bits - 1)     zero point = round(-min / scale), code = round(w / scale + zero point), both within the
-//                             codes; min <= 0 <= max                                       compressed-tensors' min-max observer
-//   kF8E4M3                   scale = max |w| / 448                  code = the nearest number of w / scale        the same
-//   kCodebook4                scale = max |w|                        code = the nearest of kNormalFloat4           bitsandbytes, QLoRA, arXiv:2305.14314
+//   kInt8, kInt4 otherwise    scale = (max - min) / (2^bits - 1)     zero point = round(-min / scale), code = round(w / scale + zero point),
+//                             min <= 0 <= max                      both within the codes: compressed-tensors' min-max observer
+//   kF8E4M3                   scale = max |w| / 448                  code = the nearest number of w / scale: the same
+//   kCodebook4                scale = max |w|                        code = the nearest of kNormalFloat4: bitsandbytes, QLoRA, arXiv:2305.14314
 //
 // Ties go to the even code, in kCodebook4 to the lower one. A scale is rounded to `scale_dtype` before codes are made with it, so that only the codes
 // round the weights. A group of zeros, or of numbers so small that their scale is none, has scale 0 and codes that mean 0.
