@@ -15,7 +15,7 @@ class AlignedBuffer {
   static constexpr std::size_t kAlignment = 64;
 
   AlignedBuffer() = default;
-  explicit AlignedBuffer(std::size_t num_bytes);  // no memory: the process ends
+  explicit AlignedBuffer(std::size_t num_bytes);                 // no memory: the process ends
   static Result<AlignedBuffer> allocate(std::size_t num_bytes);  // no memory: kResourceExhausted. For what a user's choice sizes
   AlignedBuffer(AlignedBuffer&&) = default;
   AlignedBuffer& operator=(AlignedBuffer&&) = default;
@@ -27,9 +27,13 @@ class AlignedBuffer {
   std::span<const std::byte> bytes() const { return {data_.get(), size_}; }
 
   template <class T>
-  T* as() { return reinterpret_cast<T*>(data_.get()); }
+  T* as() {
+    return reinterpret_cast<T*>(data_.get());
+  }
   template <class T>
-  const T* as() const { return reinterpret_cast<const T*>(data_.get()); }
+  const T* as() const {
+    return reinterpret_cast<const T*>(data_.get());
+  }
 
  private:
   struct Unmap {

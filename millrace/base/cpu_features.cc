@@ -55,10 +55,12 @@ int cgroup_cpus() {
   std::ifstream v2("/sys/fs/cgroup/cpu.max");
   std::string quota;
   double period = 0;
-  if (v2 >> quota >> period && quota != "max" && period > 0) return std::max(1, static_cast<int>(std::ceil(std::atof(quota.c_str()) / period)));
+  if (v2 >> quota >> period && quota != "max" && period > 0)
+    return std::max(1, static_cast<int>(std::ceil(std::atof(quota.c_str()) / period)));
   std::ifstream v1_quota("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), v1_period("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
   double quota_us = 0;
-  if (v1_quota >> quota_us && v1_period >> period && quota_us > 0 && period > 0) return std::max(1, static_cast<int>(std::ceil(quota_us / period)));
+  if (v1_quota >> quota_us && v1_period >> period && quota_us > 0 && period > 0)
+    return std::max(1, static_cast<int>(std::ceil(quota_us / period)));
   return 1 << 20;
 }
 
@@ -80,7 +82,8 @@ Result<Isa> parse_isa(std::string_view name) {
   for (Isa isa : kAllIsas) {
     if (name == isa_name(isa)) return isa;
   }
-  return Status::invalid_argument(fmt::format("unknown instruction set \"{}\"; expected scalar, avx2, avx2-vnni, avx512-vnni, avx512-vnni-bf16 or amx", name));
+  return Status::invalid_argument(
+      fmt::format("unknown instruction set \"{}\"; expected scalar, avx2, avx2-vnni, avx512-vnni, avx512-vnni-bf16 or amx", name));
 }
 
 bool isa_runnable(Isa isa) {

@@ -26,7 +26,8 @@ TEST(JsonText, ReadsBackToTheSameValue) {
     ASSERT_TRUE(read->is_double()) << json_text(number);
     EXPECT_EQ(read->get_double(), number) << json_text(number);
   }
-  const json::value nested = json::object{{"a \"b\"\n", json::array{1, 2.5, nullptr, true, "\xc3\xbc"}}, {"empty", json::object{}}, {"none", json::array{}}};
+  const json::value nested =
+      json::object{{"a \"b\"\n", json::array{1, 2.5, nullptr, true, "\xc3\xbc"}}, {"empty", json::object{}}, {"none", json::array{}}};
   EXPECT_EQ(json_text(nested), "{\"a \\\"b\\\"\\n\":[1,2.5,null,true,\"\xc3\xbc\"],\"empty\":{},\"none\":[]}");
   EXPECT_EQ(*parse_json(json_text(nested)), nested);
 }

@@ -26,7 +26,8 @@ struct FileDescriptor {
 
 Status errno_status(const std::string& path, const char* doing) {
   const int error = errno;
-  return {error == ENOENT ? StatusCode::kNotFound : StatusCode::kUnavailable, fmt::format("{}: cannot {}: {}", path, doing, std::strerror(error))};
+  return {error == ENOENT ? StatusCode::kNotFound : StatusCode::kUnavailable,
+          fmt::format("{}: cannot {}: {}", path, doing, std::strerror(error))};
 }
 
 Status open_regular(const std::string& path, int flags, FileDescriptor& file, struct stat& info) {
@@ -44,7 +45,8 @@ FileIdentity identity_of(const struct stat& info) {
   return {info.st_dev, info.st_ino, info.st_size, nanoseconds(info.st_mtim), nanoseconds(info.st_ctim)};
 }
 
-// What is mapped, for a signal handler to read: it may take no lock and no memory. Beyond the table's end files are mapped without being named.
+// What is mapped, for a signal handler to read: it may take no lock and no memory. Beyond the table's end files are mapped without being
+// named.
 struct MappedRange {
   std::atomic<std::uintptr_t> begin{0}, end{0};  // 0: a free place
   char path[1024];
@@ -83,7 +85,8 @@ void on_bus_error(int, siginfo_t* info, void*) {
     while (is_said.test_and_set()) ::pause();
     say("\nerror: ");
     say(range.path);
-    say(": cannot be read any more: it was cut short or overwritten while in use, or its disk failed. Replace a model's files by renaming others over them.\n");
+    say(": cannot be read any more: it was cut short or overwritten while in use, or its disk failed. Replace a model's files by renaming "
+        "others over them.\n");
     ::_exit(2);
   }
   ::signal(SIGBUS, SIG_DFL);  // not one of ours: the instruction that failed is tried once more, without this handler
@@ -92,7 +95,7 @@ void on_bus_error(int, siginfo_t* info, void*) {
 }  // namespace
 
 void explain_lost_pages() {
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_sigaction = on_bus_error;
   action.sa_flags = SA_SIGINFO;
   ::sigaction(SIGBUS, &action, nullptr);
@@ -100,7 +103,7 @@ void explain_lost_pages() {
 
 Result<MappedFile> MappedFile::open(const std::string& path) {
   FileDescriptor descriptor;
-  struct stat info {};
+  struct stat info{};
   MR_RETURN_IF_ERROR(open_regular(path, 0, descriptor, info));
   MappedFile file;
   file.path_ = path;
@@ -116,10 +119,11 @@ Result<MappedFile> MappedFile::open(const std::string& path) {
 
 Result<MappedFile> MappedFile::open_own(const std::string& path) {
   FileDescriptor descriptor;
-  struct stat info {};
+  struct stat info{};
   MR_RETURN_IF_ERROR(open_regular(path, O_NOFOLLOW, descriptor, info));
   if (info.st_uid != ::geteuid() || (info.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
-    return Status::invalid_argument(fmt::format("{}: is owned by user {} with mode {:o}, expected user {} and no one else to write", path, info.st_uid, info.st_mode & 07777, ::geteuid()));
+    return Status::invalid_argument(fmt::format("{}: is owned by user {} with mode {:o}, expected user {} and no one else to write", path,
+                                                info.st_uid, info.st_mode & 07777, ::geteuid()));
   }
   MappedFile file;
   file.path_ = path;
@@ -127,7 +131,8 @@ Result<MappedFile> MappedFile::open_own(const std::string& path) {
   if (info.st_size == 0) return file;
   // Room for the file and what aligning it may skip; what is left on both sides goes back.
   constexpr std::size_t kAlignment = std::size_t{2} << 20;
-  const auto size = static_cast<std::size_t>(info.st_size), page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE)), pages = (size + page - 1) / page * page;
+  const auto size = static_cast<std::size_t>(info.st_size), page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE)),
+             pages = (size + page - 1) / page * page;
   void* room = ::mmap(nullptr, pages + kAlignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (room == MAP_FAILED) return errno_status(path, "map");
   auto* begin = static_cast<std::byte*>(room);
@@ -173,13 +178,14 @@ void MappedFile::drop(std::span<const std::byte> range) const {
 
 void MappedFile::will_need(std::span<const std::byte> range) const {
   const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<std::uintptr_t>(range.data()) / page * page, end = reinterpret_cast<std::uintptr_t>(range.data() + range.size());
+  const auto begin = reinterpret_cast<std::uintptr_t>(range.data()) / page * page,
+             end = reinterpret_cast<std::uintptr_t>(range.data() + range.size());
   if (end > begin) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_WILLNEED);
 }
 
 Result<std::string> read_text_file(const std::string& path, std::size_t max_bytes) {
   FileDescriptor descriptor;
-  struct stat info {};
+  struct stat info{};
   MR_RETURN_IF_ERROR(open_regular(path, 0, descriptor, info));
   const auto size = static_cast<std::size_t>(info.st_size);
   if (size > max_bytes) return Status::resource_exhausted(fmt::format("{}: has {} bytes, at most {} are accepted", path, size, max_bytes));

@@ -20,8 +20,8 @@ class MappedFile {
  public:
   static Result<MappedFile> open(const std::string& path);
 
-  // A file that this program wrote earlier: it must be the user's own, no link, and writable for nobody else. It lies at a multiple of 2 MB,
-  // so that the system can map it in huge pages where its pages are.
+  // A file that this program wrote earlier: it must be the user's own, no link, and writable for nobody else. It lies at a multiple of 2
+  // MB, so that the system can map it in huge pages where its pages are.
   static Result<MappedFile> open_own(const std::string& path);
 
   MappedFile(MappedFile&& other) noexcept;
@@ -47,8 +47,8 @@ class MappedFile {
   FileIdentity identity_;
 };
 
-// From now on the program ends with a message that names the file when one of the mapped files was cut short under it: reading pages that are
-// gone raises SIGBUS. For main().
+// From now on the program ends with a message that names the file when one of the mapped files was cut short under it: reading pages that
+// are gone raises SIGBUS. For main().
 void explain_lost_pages();
 
 // A small text file as a string; larger than `max_bytes` is an error that says so.

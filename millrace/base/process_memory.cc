@@ -15,10 +15,10 @@ void add_line(std::string_view line, MemoryUse& use) {
   const std::size_t colon = line.find(':');
   if (colon == std::string_view::npos) return;
   const std::string_view key = line.substr(0, colon);
-  int64_t* to = key == "Rss"                                                                            ? &use.resident_bytes
-                : key == "Anonymous"                                                                    ? &use.anonymous_bytes
+  int64_t* to = key == "Rss"                                                                  ? &use.resident_bytes
+                : key == "Anonymous"                                                          ? &use.anonymous_bytes
                 : key == "AnonHugePages" || key == "FilePmdMapped" || key == "ShmemPmdMapped" ? &use.huge_bytes
-                                                                                                        : nullptr;
+                                                                                              : nullptr;
   if (to == nullptr) return;
   const std::size_t digits = line.find_first_not_of(" \t", colon + 1);
   int64_t kib = 0;

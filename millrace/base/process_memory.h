@@ -8,9 +8,9 @@ namespace millrace {
 
 // What of memory is in use, as the kernel's smaps counts it. Zero where it cannot be read.
 struct MemoryUse {
-  int64_t resident_bytes = 0;    // pages that are mapped and in memory
-  int64_t anonymous_bytes = 0;   // of those: what was allocated or written; the rest are pages of files
-  int64_t huge_bytes = 0;        // of those: mapped in huge pages
+  int64_t resident_bytes = 0;   // pages that are mapped and in memory
+  int64_t anonymous_bytes = 0;  // of those: what was allocated or written; the rest are pages of files
+  int64_t huge_bytes = 0;       // of those: mapped in huge pages
 };
 
 MemoryUse process_memory();

@@ -55,14 +55,23 @@ class [[nodiscard]] Status {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                                        // NOLINT: implicit by design
+  Result(T value) : value_(std::move(value)) {}  // NOLINT: implicit by design
   Result(Status status) : status_(std::move(status)) { MR_CHECK(!status_.is_ok(), "a Result without value needs an error"); }  // NOLINT
 
   bool is_ok() const { return value_.has_value(); }
   const Status& status() const { return status_; }
-  T& value() & { MR_CHECK(is_ok(), status_.message()); return *value_; }
-  const T& value() const& { MR_CHECK(is_ok(), status_.message()); return *value_; }
-  T&& value() && { MR_CHECK(is_ok(), status_.message()); return std::move(*value_); }
+  T& value() & {
+    MR_CHECK(is_ok(), status_.message());
+    return *value_;
+  }
+  const T& value() const& {
+    MR_CHECK(is_ok(), status_.message());
+    return *value_;
+  }
+  T&& value() && {
+    MR_CHECK(is_ok(), status_.message());
+    return std::move(*value_);
+  }
   T* operator->() { return &value(); }
   const T* operator->() const { return &value(); }
   T& operator*() & { return value(); }
@@ -80,8 +89,8 @@ class [[nodiscard]] Result {
 #define MR_CONCAT(a, b) MR_CONCAT_INNER(a, b)
 
 // Returns from the enclosing function when `expression` (a Status) is an error.
-#define MR_RETURN_IF_ERROR(expression)                        \
-  do {                                                        \
+#define MR_RETURN_IF_ERROR(expression)                                                     \
+  do {                                                                                     \
     if (::millrace::Status mr_status = (expression); !mr_status.is_ok()) return mr_status; \
   } while (false)
 

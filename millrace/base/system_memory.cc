@@ -46,9 +46,11 @@ int64_t cgroup_available_bytes(const std::string& root) {
     const char *limit, *usage, *stat;
     std::array<std::string_view, 2> file_keys;
   };
-  static constexpr Version kVersions[] = {
-      {"/memory.max", "/memory.current", "/memory.stat", {"active_file", "inactive_file"}},
-      {"/memory/memory.limit_in_bytes", "/memory/memory.usage_in_bytes", "/memory/memory.stat", {"total_active_file", "total_inactive_file"}}};
+  static constexpr Version kVersions[] = {{"/memory.max", "/memory.current", "/memory.stat", {"active_file", "inactive_file"}},
+                                          {"/memory/memory.limit_in_bytes",
+                                           "/memory/memory.usage_in_bytes",
+                                           "/memory/memory.stat",
+                                           {"total_active_file", "total_inactive_file"}}};
   for (const Version& version : kVersions) {
     const int64_t limit = read_number(root + version.limit), usage = read_number(root + version.usage);
     if (limit == kUnknown || usage == kUnknown) continue;

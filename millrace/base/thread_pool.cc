@@ -27,9 +27,9 @@ constexpr int kPausesPerClockRead = 16;
 // The low half of the offer. A worker that finds nothing to claim has subtracted one all the same; each kind has room below it for more of
 // those than there can be threads.
 constexpr uint32_t kRoom = 1u << 20;
-constexpr uint32_t kEnded = 1 * kRoom;   // the region is over
-constexpr uint32_t kStage = 2 * kRoom;   // + chunks left to claim
-constexpr uint32_t kEach = 8 * kRoom;    // run()
+constexpr uint32_t kEnded = 1 * kRoom;  // the region is over
+constexpr uint32_t kStage = 2 * kRoom;  // + chunks left to claim
+constexpr uint32_t kEach = 8 * kRoom;   // run()
 constexpr uint32_t kStop = 10 * kRoom;
 static_assert(ThreadPool::kChunksMax <= 0xffff && ThreadPool::kChunksMax < kRoom, "what a share can count, and below kEach");
 
@@ -90,7 +90,9 @@ ThreadPool::~ThreadPool() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ThreadPool::wake(uint32_t who, int count) { ::syscall(SYS_futex, epoch_word(offer_), FUTEX_WAKE_BITSET_PRIVATE, count, nullptr, nullptr, who); }
+void ThreadPool::wake(uint32_t who, int count) {
+  ::syscall(SYS_futex, epoch_word(offer_), FUTEX_WAKE_BITSET_PRIVATE, count, nullptr, nullptr, who);
+}
 
 // The release makes all that was written before visible to those who take the offer. It is sequentially consistent with the counts of
 // sleepers: either the sleeper sees the new epoch, or we see the sleeper.
@@ -157,8 +159,8 @@ void ThreadPool::wait_for_change(uint32_t epoch, int worker) {
   }
 }
 
-// Which chunk a claim is for. There are as many claims as chunks, so that one is left for each. Neighbours on the same worker let what is read
-// in order, as weights are, be fetched ahead.
+// Which chunk a claim is for. There are as many claims as chunks, so that one is left for each. Neighbours on the same worker let what is
+// read in order, as weights are, be fetched ahead.
 int64_t ThreadPool::take_chunk(int worker, uint32_t epoch, int64_t num_chunks) {
   for (int owner = worker;; owner = owner + 1 == num_threads_ ? 0 : owner + 1) {
     const int64_t begin = num_chunks * owner / num_threads_, end = num_chunks * (owner + 1) / num_threads_;
@@ -170,7 +172,8 @@ int64_t ThreadPool::take_chunk(int worker, uint32_t epoch, int64_t num_chunks) {
       const int64_t from_begin = counts & 0xffff, from_end = counts >> 16;
       if (from_begin + from_end == end - begin) break;
       const uint64_t after = uint64_t{epoch} << 32 | (counts + (owner == worker ? 1u : 1u << 16));
-      if (taken.compare_exchange_weak(before, after, std::memory_order_relaxed)) return owner == worker ? begin + from_begin : end - 1 - from_end;
+      if (taken.compare_exchange_weak(before, after, std::memory_order_relaxed))
+        return owner == worker ? begin + from_begin : end - 1 - from_end;
     }
   }
 }

@@ -35,31 +35,36 @@ class ThreadPool {
   //                                                        when all earlier stages are done, on any worker
   //   void chunk(int64_t stage, int64_t index, int worker) one part; each runs once. A worker takes the parts of its own share of the
   //                                                        range in order, then from the ends of others' shares
-  // What a stage's chunks wrote is visible to the next stage. One caller at a time, never from inside a region. Neither may throw. No allocation.
+  // What a stage's chunks wrote is visible to the next stage. One caller at a time, never from inside a region. Neither may throw. No
+  // allocation.
   template <class NumChunks, class Chunk>
   void run_stages(int64_t num_stages, NumChunks&& num_chunks, Chunk&& chunk) {
-    run_stages_erased({num_stages, erase(num_chunks), erase(chunk),
-                       [](void* context, int64_t stage) -> int64_t { return (*static_cast<std::remove_reference_t<NumChunks>*>(context))(stage); },
-                       [](void* context, int64_t stage, int64_t index, int worker) {
-                         (*static_cast<std::remove_reference_t<Chunk>*>(context))(stage, index, worker);
-                       }});
+    run_stages_erased(
+        {num_stages, erase(num_chunks), erase(chunk),
+         [](void* context, int64_t stage) -> int64_t { return (*static_cast<std::remove_reference_t<NumChunks>*>(context))(stage); },
+         [](void* context, int64_t stage, int64_t index, int worker) {
+           (*static_cast<std::remove_reference_t<Chunk>*>(context))(stage, index, worker);
+         }});
   }
 
   // Two runs of bytes that a worker will read.
   using Upcoming = std::array<std::span<const std::byte>, 2>;
 
-  // Inside a chunk: what the worker will probably read in the next stage. Once it has nothing left to do but wait for the others, it fetches
-  // that into its cache, both runs in turn, and goes on where it was if it is told the same again. A hint: the memory need not exist by then.
+  // Inside a chunk: what the worker will probably read in the next stage. Once it has nothing left to do but wait for the others, it
+  // fetches that into its cache, both runs in turn, and goes on where it was if it is told the same again. A hint: the memory need not
+  // exist by then.
   void fetch_when_idle(int worker, const Upcoming& upcoming);
 
   // One stage: body(index, worker) for every index in [0, count), however many; beyond the parts that a stage may have, some at a time.
   template <class F>
   void run_chunks(int64_t count, F&& body) {
     const int64_t each = count <= kChunksMax ? 1 : (count + kChunksMax - 1) / kChunksMax;
-    run_stages(1, [&](int64_t) { return (count + each - 1) / each; }, [&](int64_t, int64_t chunk, int worker) {
-      const int64_t end = count - chunk * each < each ? count : (chunk + 1) * each;
-      for (int64_t index = chunk * each; index < end; ++index) body(index, worker);
-    });
+    run_stages(
+        1, [&](int64_t) { return (count + each - 1) / each; },
+        [&](int64_t, int64_t chunk, int worker) {
+          const int64_t end = count - chunk * each < each ? count : (chunk + 1) * each;
+          for (int64_t index = chunk * each; index < end; ++index) body(index, worker);
+        });
   }
 
   // Runs body(worker) once on every worker, 0 .. num_threads - 1: for measuring the threads themselves. Returns when all are done.
@@ -87,7 +92,9 @@ class ThreadPool {
   };
 
   template <class F>
-  static void* erase(F& callable) { return const_cast<void*>(static_cast<const void*>(std::addressof(callable))); }
+  static void* erase(F& callable) {
+    return const_cast<void*>(static_cast<const void*>(std::addressof(callable)));
+  }
 
   void run_stages_erased(const Stages& stages);
   void run_erased(Body body, void* context);

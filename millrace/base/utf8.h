@@ -13,7 +13,7 @@ inline constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD, for
 struct Scan {
   std::size_t size;  // bytes of the character; where none is, of the longest beginning of one, at least 1
   bool valid;
-  bool incomplete;   // the text ends inside a character that may still become valid
+  bool incomplete;  // the text ends inside a character that may still become valid
 };
 // What is at byte `at`, which is inside `text`.
 Scan scan(std::string_view text, std::size_t at);

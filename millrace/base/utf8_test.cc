@@ -98,8 +98,13 @@ TEST(Utf8, FindsTheFirstInvalidByte) {
 
 TEST(Utf8, LossyDecodingReplacesMaximalParts) {
   std::string out;
-  utf8::append_lossy(out, "a\xF0\x9F\x98" "b\xFF\xE4\xB8", true);
-  EXPECT_EQ(out, "a\uFFFD" "b\uFFFD\uFFFD");
+  utf8::append_lossy(out,
+                     "a\xF0\x9F\x98"
+                     "b\xFF\xE4\xB8",
+                     true);
+  EXPECT_EQ(out,
+            "a\uFFFD"
+            "b\uFFFD\uFFFD");
   out.clear();
   EXPECT_EQ(utf8::append_lossy(out, "a\xF0\x9F\x98", false), 1U) << "more may come";
   EXPECT_EQ(out, "a");

@@ -22,10 +22,14 @@ struct Task {
 };
 
 constexpr std::string_view kPassage =
-    "The mill at Alder Bridge was built in 1743 by Thomas Hale, who had learned his trade in the north. A weir across the river raised the water by two metres, and a channel of four hundred metres, the mill race, led it "
-    "to the wheel. The first wheel was made of oak and turned one pair of stones. In 1802 his grandson, William Hale, replaced it by a wheel of cast iron, which turned three pairs and could grind nine tonnes of wheat in a "
-    "day. A flood carried the weir away in the spring of 1851; the mill stood still for seven months while Anna Hale, who had inherited it, had a new one built of stone. In 1898 the wheel gave way to a turbine, and from "
-    "1911 on the turbine drove a generator as well, which lit the eleven houses of the village. The stones stopped in 1962. Since 1987 the mill has been a museum, and on the first Sunday of every month the old race is "
+    "The mill at Alder Bridge was built in 1743 by Thomas Hale, who had learned his trade in the north. A weir across the river raised the "
+    "water by two metres, and a channel of four hundred metres, the mill race, led it "
+    "to the wheel. The first wheel was made of oak and turned one pair of stones. In 1802 his grandson, William Hale, replaced it by a "
+    "wheel of cast iron, which turned three pairs and could grind nine tonnes of wheat in a "
+    "day. A flood carried the weir away in the spring of 1851; the mill stood still for seven months while Anna Hale, who had inherited "
+    "it, had a new one built of stone. In 1898 the wheel gave way to a turbine, and from "
+    "1911 on the turbine drove a generator as well, which lit the eleven houses of the village. The stones stopped in 1962. Since 1987 the "
+    "mill has been a museum, and on the first Sunday of every month the old race is "
     "opened and the turbine turns again.";
 
 constexpr Task kTasks[] = {
@@ -80,7 +84,8 @@ struct TaskResult {
   double ratio() const { return plain_seconds / speculative_seconds; }
 };
 
-// The two engines take turns, so that what else the machine does falls on both. Each answers once before, which also teaches it what steps take.
+// The two engines take turns, so that what else the machine does falls on both. Each answers once before, which also teaches it what steps
+// take.
 Result<TaskResult> measure(const Task& task, const GenerationRequest& request, Engine& plain, Engine& speculative, int repeat) {
   TaskResult result;
   result.task = &task;
@@ -90,7 +95,8 @@ Result<TaskResult> measure(const Task& task, const GenerationRequest& request, E
     const EngineMetrics before = speculative.metrics();
     MR_ASSIGN_OR_RETURN(const Run got, run_once(speculative, request));
     const EngineMetrics after = speculative.metrics();
-    if (got.tokens != expected.tokens) return Status::internal(fmt::format("{}: speculation changed the answer, which it never may", task.name));
+    if (got.tokens != expected.tokens)
+      return Status::internal(fmt::format("{}: speculation changed the answer, which it never may", task.name));
     result.num_tokens = static_cast<int64_t>(got.tokens.size());
     if (i == 0) continue;
     result.num_draft_tokens += after.num_draft_tokens - before.num_draft_tokens;
@@ -146,15 +152,20 @@ Status run_bench_speculation(const SpeculationBenchOptions& options) {
                                    {"draft_tokens", result.num_draft_tokens},
                                    {"accepted_tokens", result.num_accepted_tokens}});
     }
-    fmt::print("{}\n", json::serialize(json::object{{"model", options.model}, {"isa", isa_name(model->isa())}, {"threads", model->pool().num_threads()}, {"repeat", options.repeat},
-                                                    {"tasks", std::move(tasks)}, {"ratio", ratio}}));
+    fmt::print("{}\n", json::serialize(json::object{{"model", options.model},
+                                                    {"isa", isa_name(model->isa())},
+                                                    {"threads", model->pool().num_threads()},
+                                                    {"repeat", options.repeat},
+                                                    {"tasks", std::move(tasks)},
+                                                    {"ratio", ratio}}));
     return Status::ok();
   }
-  fmt::print("{}, {} threads, {} repeats: decode tokens/s (medians), equal answers with and without drafts\n", isa_name(model->isa()), model->pool().num_threads(), options.repeat);
+  fmt::print("{}, {} threads, {} repeats: decode tokens/s (medians), equal answers with and without drafts\n", isa_name(model->isa()),
+             model->pool().num_threads(), options.repeat);
   fmt::print("  {:<10}{:>7}{:>10}{:>13}{:>8}{:>9}{:>10}\n", "task", "tokens", "plain", "speculative", "ratio", "drafted", "accepted");
   for (const TaskResult& result : results) {
-    fmt::print("  {:<10}{:>7}{:>10.1f}{:>13.1f}{:>8.2f}{:>9}{:>10}\n", result.task->name, result.num_tokens, result.plain_rate(), result.speculative_rate(), result.ratio(), result.num_draft_tokens,
-               result.num_accepted_tokens);
+    fmt::print("  {:<10}{:>7}{:>10.1f}{:>13.1f}{:>8.2f}{:>9}{:>10}\n", result.task->name, result.num_tokens, result.plain_rate(),
+               result.speculative_rate(), result.ratio(), result.num_draft_tokens, result.num_accepted_tokens);
   }
   fmt::print("  all but the open task: {:.2f} times as fast\n", ratio);
   return Status::ok();
@@ -169,7 +180,9 @@ void add_bench_speculation(CLI::App& bench, int& exit_status) {
   options->temperature = 0;
   add_model_options(*command, *options);
   add_generation_options(*command, *options);
-  command->add_option("--new-tokens", options->new_tokens, "Most tokens of an answer")->check(CLI::Range(2, 1 << 20))->capture_default_str();
+  command->add_option("--new-tokens", options->new_tokens, "Most tokens of an answer")
+      ->check(CLI::Range(2, 1 << 20))
+      ->capture_default_str();
   command->add_option("--repeat", options->repeat)->check(CLI::Range(1, 10000))->capture_default_str();
   command->footer("Example:\n  millrace bench speculation model.gguf --repeat 10");
   command->callback([options, &exit_status] {

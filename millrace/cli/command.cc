@@ -18,7 +18,8 @@ namespace millrace::cli {
 void add_source_options(CLI::App& command, ModelOptions& options) {
   command.add_option("MODEL", options.model, "Hugging Face directory, GGUF file, or org/name on the hub")->required();
   command.add_option("--gguf-file", options.gguf_file, "Which GGUF file of a hub repository");
-  command.add_option("--family", options.family, "JSON file that describes the model's family (docs/add-a-model.md)")->check(CLI::ExistingFile);
+  command.add_option("--family", options.family, "JSON file that describes the model's family (docs/add-a-model.md)")
+      ->check(CLI::ExistingFile);
   command.add_flag("--json", options.json, "Answer in JSON");
 }
 
@@ -26,15 +27,18 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
   add_source_options(command, options);
   command.add_option("--threads", options.threads, "Threads that compute; default: every usable CPU")->check(CLI::Range(1, 1024));
   command.add_flag("--no-weight-cache", options.no_weight_cache, "Pack the weights anew and keep no file of them (docs/memory.md)");
-  command.add_option("--weight-cache-size", options.weight_cache_bytes, "Most bytes of all files of packed weights, e.g. 8GB; default: 32GB")->transform(size_in_bytes(0));
+  command
+      .add_option("--weight-cache-size", options.weight_cache_bytes, "Most bytes of all files of packed weights, e.g. 8GB; default: 32GB")
+      ->transform(size_in_bytes(0));
 }
 
 void add_quantization_options(CLI::App& command, ModelOptions& options) {
-  auto* type = command
-                   .add_option("-q,--quantization", options.quantization,
-                               "Quantizes a model of f32, f16 or bf16 weights while it is loaded: int8, int4, nf4 or fp8 (docs/formats.md)\n"
-                               "e.g. --quantization int4 --quantization-group-size 64 --quantization-exclude lm_head")
-                   ->check(CLI::IsMember({"int8", "int4", "nf4", "fp8"}));
+  auto* type =
+      command
+          .add_option("-q,--quantization", options.quantization,
+                      "Quantizes a model of f32, f16 or bf16 weights while it is loaded: int8, int4, nf4 or fp8 (docs/formats.md)\n"
+                      "e.g. --quantization int4 --quantization-group-size 64 --quantization-exclude lm_head")
+          ->check(CLI::IsMember({"int8", "int4", "nf4", "fp8"}));
   command
       .add_option("--quantization-group-size", options.quantization_group_size,
                   "Weights that share a scale: 32, 64, 128 ..., or -1: all of a row; default: 128 of int4, 64 of nf4, -1 of int8 and fp8")
@@ -63,8 +67,9 @@ bool print_progress(const HubProgress& progress) {
   const double share = progress.total_bytes > 0 ? static_cast<double>(progress.done_bytes) / static_cast<double>(progress.total_bytes) : 0;
   constexpr int kWidth = 30;
   const int filled = static_cast<int>(share * kWidth);
-  fmt::print(stderr, "\r{} [{}{}] {} of {} ", progress.file, std::string(static_cast<std::size_t>(filled), '='), std::string(static_cast<std::size_t>(kWidth - filled), ' '),
-             format_bytes(progress.done_bytes), format_bytes(progress.total_bytes));
+  fmt::print(stderr, "\r{} [{}{}] {} of {} ", progress.file, std::string(static_cast<std::size_t>(filled), '='),
+             std::string(static_cast<std::size_t>(kWidth - filled), ' '), format_bytes(progress.done_bytes),
+             format_bytes(progress.total_bytes));
   if (progress.done_bytes >= progress.total_bytes) fmt::print(stderr, "\n");
   std::fflush(stderr);
   return true;
@@ -96,7 +101,9 @@ Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, Loa
 }
 
 void keep_weights(LoadedModel& model) {
-  model.keep_weights([](const Status& status) { fmt::print(stderr, "millrace: warning: packed cache: {}; the next start packs the weights again\n", status.message()); });
+  model.keep_weights([](const Status& status) {
+    fmt::print(stderr, "millrace: warning: packed cache: {}; the next start packs the weights again\n", status.message());
+  });
 }
 
 Result<std::unique_ptr<LoadedModel>> load_decoder(const ModelOptions& options) {
@@ -111,32 +118,43 @@ void add_generation_options(CLI::App& command, GenerationOptions& options) {
   command.add_option("--top-k", options.top_k, "0: all")->check(CLI::Range(0, 1 << 24));
   command.add_option("--min-p", options.min_p)->check(number_within(0, 1));
   command.add_option("--typical-p", options.typical_p, "Tokens as informative as can be expected; 1: off")->check(number_within(1e-06, 1));
-  command.add_option("--top-n-sigma", options.top_n_sigma, "Logits within so many standard deviations of the largest; 0: off")->check(number_within(-1, 100));
-  command.add_option("--xtc-probability", options.xtc_probability, "How often top choices are excluded but for one; 0: never")->check(number_within(0, 1));
+  command.add_option("--top-n-sigma", options.top_n_sigma, "Logits within so many standard deviations of the largest; 0: off")
+      ->check(number_within(-1, 100));
+  command.add_option("--xtc-probability", options.xtc_probability, "How often top choices are excluded but for one; 0: never")
+      ->check(number_within(0, 1));
   command.add_option("--xtc-threshold", options.xtc_threshold, "Probability of a top choice (0.1)")->check(number_within(0, 1));
   command.add_option("--dry-multiplier", options.dry_multiplier, "Penalty of repeated sequences; 0: off")->check(number_within(0, 100));
   command.add_option("--dry-base", options.dry_base, "Its growth with a repetition's length (1.75)")->check(number_within(1, 100));
   command.add_option("--dry-allowed-length", options.dry_allowed_length, "Tokens that may repeat (2)")->check(whole_number(1));
   command.add_option("--dry-penalty-last-n", options.dry_penalty_last_n, "Tokens looked back at; -1: all")->check(CLI::Range(-1, 1 << 30));
-  command.add_option("--dry-sequence-breaker", options.dry_sequence_breakers, "Text across which nothing repeats; may be repeated (newline, colon, quote, asterisk)")->allow_extra_args(false);
-  command.add_option("--mirostat", options.mirostat, "2: Mirostat 2.0 in the place of the other limits; 0: off")->check(CLI::IsMember({0, 2}));
+  command
+      .add_option("--dry-sequence-breaker", options.dry_sequence_breakers,
+                  "Text across which nothing repeats; may be repeated (newline, colon, quote, asterisk)")
+      ->allow_extra_args(false);
+  command.add_option("--mirostat", options.mirostat, "2: Mirostat 2.0 in the place of the other limits; 0: off")
+      ->check(CLI::IsMember({0, 2}));
   command.add_option("--mirostat-tau", options.mirostat_tau, "Surprise aimed at, in bits (5)")->check(number_within(0, 100));
   command.add_option("--mirostat-eta", options.mirostat_eta, "How fast it gets there (0.1)")->check(number_within(0, 1));
   command.add_option("--repetition-penalty", options.repetition_penalty)->check(number_within(0.001, 100));
   command.add_option("--presence-penalty", options.presence_penalty)->check(number_within(-2, 2));
   command.add_option("--frequency-penalty", options.frequency_penalty)->check(number_within(-2, 2));
   command.add_flag("--exact", options.exact, "The exact path: weights decoded to f32, f32 KV cache; slow");
-  command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
-  command.add_option("--kv-bytes", options.kv_bytes, "Memory for the KV cache, e.g. 512MB; default: chosen from the context length")->transform(size_in_bytes(1));
+  command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto (bf16), f32, bf16 or int8")
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  command.add_option("--kv-bytes", options.kv_bytes, "Memory for the KV cache, e.g. 512MB; default: chosen from the context length")
+      ->transform(size_in_bytes(1));
   command.add_option("--max-model-len", options.max_model_len, "Longest prompt + answer in tokens")->check(whole_number(2));
-  command.add_option("--speculative-config", options.speculative_config,
-                     "Draft tokens where the answer repeats the prompt; the text stays the same: off, ngram, or JSON such as {\"method\": \"ngram\", \"num_speculative_tokens\": 8}")
+  command
+      .add_option("--speculative-config", options.speculative_config,
+                  "Draft tokens where the answer repeats the prompt; the text stays the same: off, ngram, or JSON such as {\"method\": "
+                  "\"ngram\", \"num_speculative_tokens\": 8}")
       ->capture_default_str()
       ->check([](const std::string& text) {
         const auto parsed = parse_speculation(text);
         return parsed.is_ok() ? std::string() : std::string(parsed.status().message());
       });
-  command.add_option("--generation-config", options.generation_config, "auto: the model's own sampling defaults; vllm: neutral ones")->check(CLI::IsMember({"auto", "vllm"}));
+  command.add_option("--generation-config", options.generation_config, "auto: the model's own sampling defaults; vllm: neutral ones")
+      ->check(CLI::IsMember({"auto", "vllm"}));
 }
 
 void add_answer_options(CLI::App& command, GenerationOptions& options) {
@@ -148,7 +166,8 @@ void add_answer_options(CLI::App& command, GenerationOptions& options) {
   command.add_option("--stop", options.stop, "Text that ends the answer; may be repeated")->allow_extra_args(false);
 }
 
-GenerationRequest answer_request(std::vector<int32_t> prompt_tokens, SamplingParams sampling, uint64_t seed, const GenerationOptions& options) {
+GenerationRequest answer_request(std::vector<int32_t> prompt_tokens, SamplingParams sampling, uint64_t seed,
+                                 const GenerationOptions& options) {
   GenerationRequest request;
   request.prompt_tokens = std::move(prompt_tokens);
   request.sampling = std::move(sampling);
@@ -185,7 +204,8 @@ Result<SamplingParams> sampling_params(const LoadedModel& model, const Tokenizer
   params.mirostat = options.mirostat.value_or(params.mirostat);
   if (params.dry_multiplier > 0 || !options.dry_sequence_breakers.empty()) {
     DryBreakers breakers(tokenizer);
-    MR_ASSIGN_OR_RETURN(params.dry_breakers, breakers.ids_of(options.dry_sequence_breakers.empty() ? DryBreakers::default_texts() : options.dry_sequence_breakers));
+    MR_ASSIGN_OR_RETURN(params.dry_breakers, breakers.ids_of(options.dry_sequence_breakers.empty() ? DryBreakers::default_texts()
+                                                                                                   : options.dry_sequence_breakers));
   }
   MR_ASSIGN_OR_RETURN(params.bad_words, bad_word_tokens(tokenizer, options.bad_words));
   return params;
@@ -223,12 +243,13 @@ Result<SpeculationOptions> parse_speculation(const std::string& text) {
       continue;
     }
     if (name != "num_speculative_tokens" && name != "prompt_lookup_min") {
-      return Status::invalid_argument(
-          fmt::format("{}: unrecognized \"{}\", expected method, num_speculative_tokens or prompt_lookup_min", kOption, name.substr(0, 50)));
+      return Status::invalid_argument(fmt::format("{}: unrecognized \"{}\", expected method, num_speculative_tokens or prompt_lookup_min",
+                                                  kOption, name.substr(0, 50)));
     }
     boost::system::error_code not_whole;
     const auto number = field.value().to_number<int64_t>(not_whole);
-    if (not_whole) return Status::invalid_argument(fmt::format("{}: {} is {}, expected a whole number", kOption, name, json::serialize(field.value())));
+    if (not_whole)
+      return Status::invalid_argument(fmt::format("{}: {} is {}, expected a whole number", kOption, name, json::serialize(field.value())));
     (name == "prompt_lookup_min" ? options.prompt_lookup_min : options.num_speculative_tokens) = number;
   }
   if (!has_method) return Status::invalid_argument(fmt::format("{}: has no method, expected \"method\": \"ngram\"", kOption));
@@ -248,12 +269,14 @@ Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& 
   MR_RETURN_IF_ERROR(model.require_decoder());
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype, options.exact));
   RunningEngine running;
-  MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype, static_cast<int32_t>(engine_options.step_tokens_max)));
+  MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype,
+                                                            static_cast<int32_t>(engine_options.step_tokens_max)));
   MR_ASSIGN_OR_RETURN(engine_options.speculation, parse_speculation(options.speculative_config));
   engine_options.eos_token_ids = model.eos_token_ids();
   const ExecutorInfo& info = running.executor->info();
   if (options.max_model_len > info.max_positions) {
-    return Status::invalid_argument(fmt::format("--max-model-len: {}, the model was made for {}", options.max_model_len, info.max_positions));
+    return Status::invalid_argument(
+        fmt::format("--max-model-len: {}, the model was made for {}", options.max_model_len, info.max_positions));
   }
   engine_options.max_context = options.max_model_len;
   const int64_t context = options.max_model_len > 0 ? options.max_model_len : info.max_positions;
@@ -261,9 +284,11 @@ Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& 
   if (options.kv_bytes > 0) {
     engine_options.kv_bytes = options.kv_bytes;
     if (options.kv_bytes > available) {
-      return Status::resource_exhausted(fmt::format("--kv-bytes: {} are asked for, {} are available", format_bytes(options.kv_bytes), format_bytes(available)));
+      return Status::resource_exhausted(
+          fmt::format("--kv-bytes: {} are asked for, {} are available", format_bytes(options.kv_bytes), format_bytes(available)));
     }
-    const auto sizing = size_kv(info.kv_groups, options.kv_bytes, context, engine_options.max_running_sequences, engine_options.step_tokens_max);
+    const auto sizing =
+        size_kv(info.kv_groups, options.kv_bytes, context, engine_options.max_running_sequences, engine_options.step_tokens_max);
     if (!sizing.is_ok()) return sizing.status().with_context("--kv-bytes");
   } else {
     // Room for two sequences as long as the context, at least 256 MB and at most 4 GB or half of what is available; pages are taken from
@@ -288,14 +313,16 @@ Result<RunningEncoder> start_encoder(LoadedModel& model, const EncoderOptions& o
   engine.max_text_tokens = model.max_text_tokens();
   if (options.max_text_tokens > 0) {
     if (options.max_text_tokens > model.network().max_positions) {
-      return Status::invalid_argument(fmt::format("--max-model-len: {}, the model was made for {}", options.max_text_tokens, model.network().max_positions));
+      return Status::invalid_argument(
+          fmt::format("--max-model-len: {}, the model was made for {}", options.max_text_tokens, model.network().max_positions));
     }
     engine.max_text_tokens = options.max_text_tokens;
   }
   engine.max_queued_requests = options.max_queued_requests;
   RunningEncoder running;
   const int64_t rows = EncoderEngine::rows_needed(engine, model.network().max_positions);
-  MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype, static_cast<int32_t>(rows)));
+  MR_ASSIGN_OR_RETURN(running.executor,
+                      model.make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype, static_cast<int32_t>(rows)));
   MR_ASSIGN_OR_RETURN(running.engine, EncoderEngine::create(*running.executor, engine));
   running.engine->start();
   return running;

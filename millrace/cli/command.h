@@ -18,12 +18,12 @@ inline constexpr int kDone = 0, kCheckFailed = 1, kError = 2;
 
 // What every command that opens a model takes.
 struct ModelOptions {
-  std::string model;       // directory, GGUF file or org/name
-  std::string gguf_file;   // which file of a hub repository
-  std::string family;      // --family file.json
+  std::string model;      // directory, GGUF file or org/name
+  std::string gguf_file;  // which file of a hub repository
+  std::string family;     // --family file.json
   int threads = 0;
   bool json = false;
-  std::optional<std::string> quantization;                // --quantization, of commands that compute with the weights
+  std::optional<std::string> quantization;  // --quantization, of commands that compute with the weights
   std::optional<int64_t> quantization_group_size;
   std::vector<std::string> quantization_exclude;
   bool quantization_symmetric = false;
@@ -57,10 +57,10 @@ struct GenerationOptions {
   bool ignore_eos = false;
   std::optional<uint64_t> seed;
   std::vector<std::string> stop, bad_words;
-  bool exact = false;             // the exact path, with an f32 KV cache
+  bool exact = false;  // the exact path, with an f32 KV cache
   std::string kv_cache_dtype = "auto";
-  int64_t kv_bytes = 0;           // 0: chosen from the context length
-  int64_t max_model_len = 0;      // 0: what the network was made for
+  int64_t kv_bytes = 0;                    // 0: chosen from the context length
+  int64_t max_model_len = 0;               // 0: what the network was made for
   std::string generation_config = "auto";  // "auto": the model's sampling defaults; "vllm": neutral ones
   std::string speculative_config = "off";  // off, ngram or JSON
 };
@@ -68,7 +68,8 @@ void add_generation_options(CLI::App& command, GenerationOptions& options);
 // --max-tokens, --seed, --stop and such: of an answer made here; a served request brings its own.
 void add_answer_options(CLI::App& command, GenerationOptions& options);
 // The prompt with these and the sampling parameters.
-GenerationRequest answer_request(std::vector<int32_t> prompt_tokens, SamplingParams sampling, uint64_t seed, const GenerationOptions& options);
+GenerationRequest answer_request(std::vector<int32_t> prompt_tokens, SamplingParams sampling, uint64_t seed,
+                                 const GenerationOptions& options);
 Result<SamplingParams> sampling_params(const LoadedModel& model, const Tokenizer& tokenizer, const GenerationOptions& options);
 
 // --speculative-config: "off", "ngram", or an object with vLLM's keys for the method ngram.
@@ -83,10 +84,10 @@ Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& 
 
 // The same for an encoder.
 struct EncoderOptions {
-  int64_t step_tokens = 1024;            // most tokens of one step
-  int64_t max_text_tokens = 0;           // 0: what the model says
+  int64_t step_tokens = 1024;   // most tokens of one step
+  int64_t max_text_tokens = 0;  // 0: what the model says
   int64_t max_queued_requests = 1024;
-  std::string kv_cache_dtype = "auto";   // of keys and values within a step
+  std::string kv_cache_dtype = "auto";  // of keys and values within a step
   bool exact = false;
 };
 struct RunningEncoder {

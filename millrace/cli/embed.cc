@@ -37,7 +37,8 @@ Result<std::vector<std::string>> read_texts(const std::string& path) {
       const auto value = parse_json(text);
       if (!value.is_ok()) return value.status().with_context(fmt::format("{}: line {}", path, line));
       const json::value* found = value->is_object() ? value->get_object().if_contains("text") : &*value;
-      if (found == nullptr || !found->is_string()) return Status::invalid_argument(fmt::format("{}: line {} is neither a text nor an object with \"text\"", path, line));
+      if (found == nullptr || !found->is_string())
+        return Status::invalid_argument(fmt::format("{}: line {} is neither a text nor an object with \"text\"", path, line));
       text = std::string(std::string_view(found->get_string()));
     }
     texts.push_back(std::move(text));
@@ -68,11 +69,15 @@ Status run_embed(const EmbedOptions& options) {
   MR_ASSIGN_OR_RETURN(auto model, load_model(options, LoadWeights::kPack));
   MR_RETURN_IF_ERROR(model->require_encoder());
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
-  MR_ASSIGN_OR_RETURN(RunningEncoder running, start_encoder(*model, {.step_tokens = options.step_tokens, .kv_cache_dtype = options.kv_cache_dtype, .exact = options.exact}));
+  MR_ASSIGN_OR_RETURN(
+      RunningEncoder running,
+      start_encoder(*model, {.step_tokens = options.step_tokens, .kv_cache_dtype = options.kv_cache_dtype, .exact = options.exact}));
   if (options.dimensions > running.engine->output_size()) {
-    return Status::invalid_argument(fmt::format("--dimensions: {} of the {} numbers that an embedding has", options.dimensions, running.engine->output_size()));
+    return Status::invalid_argument(
+        fmt::format("--dimensions: {} of the {} numbers that an embedding has", options.dimensions, running.engine->output_size()));
   }
-  if (options.dimensions > 0 && model->network().pooled->classes) return Status::invalid_argument(fmt::format("--dimensions: the model is {}", model->kind()));
+  if (options.dimensions > 0 && model->network().pooled->classes)
+    return Status::invalid_argument(fmt::format("--dimensions: the model is {}", model->kind()));
   std::optional<ClassScores> classes;
   if (model->network().pooled->classes) classes = ClassScores::of(model->checkpoint().config(), running.engine->output_size());
 
@@ -88,21 +93,25 @@ Status run_embed(const EmbedOptions& options) {
       auto encoded = tokenizer->encode_input(texts[i], {}, limit);
       if (!encoded.is_ok()) return encoded.status().with_context(fmt::format("text {}", i));
       if (static_cast<int64_t>(encoded->ids.size()) > running.engine->max_text_tokens()) {
-        return Status::invalid_argument(fmt::format("text {} has {} tokens, the model reads at most {} (--truncate cuts longer texts)", i, encoded->ids.size(), running.engine->max_text_tokens()));
+        return Status::invalid_argument(fmt::format("text {} has {} tokens, the model reads at most {} (--truncate cuts longer texts)", i,
+                                                    encoded->ids.size(), running.engine->max_text_tokens()));
       }
       num_tokens.push_back(static_cast<int64_t>(encoded->ids.size()));
       inputs.push_back({std::move(encoded->ids), {}});
     }
     std::promise<EncodeResult> promise;
     auto future = promise.get_future();
-    MR_RETURN_IF_ERROR(running.engine->add(std::move(inputs), [&promise](EncodeResult& result) { promise.set_value(std::move(result)); }).status());
+    MR_RETURN_IF_ERROR(
+        running.engine->add(std::move(inputs), [&promise](EncodeResult& result) { promise.set_value(std::move(result)); }).status());
     EncodeResult result = future.get();
     MR_RETURN_IF_ERROR(result.error);
     for (std::size_t i = begin; i < end; ++i) {
       std::vector<float>& numbers = result.outputs[i - begin];
       if (options.dimensions > 0) shorten_embedding(numbers, static_cast<std::size_t>(options.dimensions));
       if (classes) classes->apply(numbers);
-      const std::string* label = classes ? &classes->labels[static_cast<std::size_t>(std::max_element(numbers.begin(), numbers.end()) - numbers.begin())] : nullptr;
+      const std::string* label =
+          classes ? &classes->labels[static_cast<std::size_t>(std::max_element(numbers.begin(), numbers.end()) - numbers.begin())]
+                  : nullptr;
       print_result(i, num_tokens[i - begin], numbers, options.json, label);
     }
     progress.update(static_cast<double>(end) / static_cast<double>(texts.size()));
@@ -118,14 +127,21 @@ void register_embed(CLI::App& app, int& exit_status) {
   add_model_options(*command, *options);
   add_quantization_options(*command, *options);
   command->add_option("--text", options->texts, "A text; may be repeated")->allow_extra_args(false);
-  command->add_option("--file", options->file, "A text a line, or of .jsonl a JSON text or an object with \"text\" a line")->check(CLI::ExistingFile);
+  command->add_option("--file", options->file, "A text a line, or of .jsonl a JSON text or an object with \"text\" a line")
+      ->check(CLI::ExistingFile);
   command->add_flag("--truncate", options->truncate, "Cut longer texts to what the model reads; without it they are an error");
-  command->add_option("--dimensions", options->dimensions, "Only the first numbers, made as long as 1: for embeddings trained for it")->check(whole_number(1));
-  command->add_option("--max-num-batched-tokens", options->step_tokens, "Most tokens of one step")->check(CLI::Range(1, 65536))->capture_default_str();
+  command->add_option("--dimensions", options->dimensions, "Only the first numbers, made as long as 1: for embeddings trained for it")
+      ->check(whole_number(1));
+  command->add_option("--max-num-batched-tokens", options->step_tokens, "Most tokens of one step")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
   command->add_flag("--exact", options->exact, "The exact path: weights decoded to f32, f32 keys and values; slow");
-  command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "Of keys and values within a step: auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
-  command->footer("One line a text, in order: the numbers, or with --json {\"index\", \"tokens\", \"embedding\"}.\nExamples:\n  millrace embed ./all-MiniLM-L6-v2 --text 'a mill race' --json\n"
-                  "  millrace embed ./all-MiniLM-L6-v2 --file texts.txt > vectors.txt");
+  command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "Of keys and values within a step: auto (bf16), f32, bf16 or int8")
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  command->footer(
+      "One line a text, in order: the numbers, or with --json {\"index\", \"tokens\", \"embedding\"}.\nExamples:\n  millrace embed "
+      "./all-MiniLM-L6-v2 --text 'a mill race' --json\n"
+      "  millrace embed ./all-MiniLM-L6-v2 --file texts.txt > vectors.txt");
   command->callback([options, &exit_status] {
     if (const Status status = run_embed(*options); !status.is_ok()) exit_status = fail(status);
   });

@@ -20,9 +20,9 @@ struct GenerateOptions : ModelOptions, GenerationOptions {
 };
 
 struct Prompt {
-  std::string text;          // of a completion
-  json::array messages;      // of a chat
-  std::string place;         // "prompts.jsonl, line 3"; empty: from the command line
+  std::string text;      // of a completion
+  json::array messages;  // of a chat
+  std::string place;     // "prompts.jsonl, line 3"; empty: from the command line
 };
 
 // Fields of an HTTP request would otherwise be taken for heard.
@@ -31,7 +31,8 @@ Status check_fields(const json::object& line, std::string_view place) {
     const std::string_view name(field.key().data(), field.key().size());
     if (name == "prompt" || name == "messages") continue;
     return Status::invalid_argument(
-        fmt::format("{}: unrecognized field \"{}\", expected \"prompt\" or \"messages\"; options such as --max-tokens are for all lines", place, name.substr(0, 50)));
+        fmt::format("{}: unrecognized field \"{}\", expected \"prompt\" or \"messages\"; options such as --max-tokens are for all lines",
+                    place, name.substr(0, 50)));
   }
   return Status::ok();
 }
@@ -94,7 +95,8 @@ void print_json(std::size_t index, const Completion& done) {
   fmt::print("{}\n", json_text(json::object{{"index", index},
                                             {"text", done.text},
                                             {"finish_reason", finish_reason_name(done.finish_reason)},
-                                            {"usage", json::object{{"prompt_tokens", done.usage.prompt_tokens}, {"completion_tokens", done.usage.completion_tokens}}},
+                                            {"usage", json::object{{"prompt_tokens", done.usage.prompt_tokens},
+                                                                   {"completion_tokens", done.usage.completion_tokens}}},
                                             {"ttft_ms", done.ttft_seconds * 1e3},
                                             {"seconds", done.seconds}}));
 }
@@ -117,8 +119,10 @@ Status answer_prompt(const Run& run, const Prompt& prompt) {
   }
   print_text("\n");
   const double decode_seconds = done.seconds - done.ttft_seconds;
-  fmt::print(stderr, "[{} prompt tokens, {} new; first after {:.0f} ms, then {:.1f} tokens/s; ended by {}]\n", done.usage.prompt_tokens, done.usage.completion_tokens,
-             done.ttft_seconds * 1e3, decode_seconds > 0 ? static_cast<double>(done.usage.completion_tokens - 1) / decode_seconds : 0.0, finish_reason_name(done.finish_reason));
+  fmt::print(stderr, "[{} prompt tokens, {} new; first after {:.0f} ms, then {:.1f} tokens/s; ended by {}]\n", done.usage.prompt_tokens,
+             done.usage.completion_tokens, done.ttft_seconds * 1e3,
+             decode_seconds > 0 ? static_cast<double>(done.usage.completion_tokens - 1) / decode_seconds : 0.0,
+             finish_reason_name(done.finish_reason));
   return Status::ok();
 }
 
@@ -145,7 +149,9 @@ struct Answers {
   std::size_t num_finished = 0;
 };
 
-double seconds_since(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
 
 void take_delta(Answers& answers, std::size_t index, const OutputDelta& delta) {
   const std::lock_guard lock(answers.mutex);
@@ -262,7 +268,10 @@ void register_generate(CLI::App& app, int& exit_status) {
   add_model_options(*command, *options);
   add_quantization_options(*command, *options);
   auto* prompt = command->add_option("--prompt", options->prompt, "Text to continue");
-  auto* file = command->add_option("--file", options->file, "JSON lines, each {\"prompt\": \"...\"} or {\"messages\": [...]}; answered together, printed in order")->check(CLI::ExistingFile);
+  auto* file = command
+                   ->add_option("--file", options->file,
+                                "JSON lines, each {\"prompt\": \"...\"} or {\"messages\": [...]}; answered together, printed in order")
+                   ->check(CLI::ExistingFile);
   prompt->excludes(file);
   command->add_flag("--chat", options->chat, "--prompt is a user's message: apply the chat template");
   add_answer_options(*command, *options);

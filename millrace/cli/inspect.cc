@@ -20,7 +20,10 @@ struct ClassTotal {
 };
 
 json::object describe_network(const Network& network) {
-  json::object shapes{{"vocab_size", network.vocab_size}, {"hidden_size", network.hidden_size}, {"num_layers", network.layers.size()}, {"max_positions", network.max_positions}};
+  json::object shapes{{"vocab_size", network.vocab_size},
+                      {"hidden_size", network.hidden_size},
+                      {"num_layers", network.layers.size()},
+                      {"max_positions", network.max_positions}};
   if (!network.layers.empty()) {
     const AttentionLayer& attention = network.layers[0].attention;
     shapes["num_heads"] = attention.num_heads;
@@ -85,7 +88,10 @@ Result<json::object> describe(const InspectOptions& options) {
   json::array groups;
   for (const KvGroupSpec& group : executor->info().kv_groups) {
     kv_token_bytes += group.block_bytes / kKvBlockTokens;
-    json::object described{{"layers", group.num_layers}, {"num_kv_heads", group.num_kv_heads}, {"head_dim", group.head_dim}, {"bytes_per_token", group.block_bytes / kKvBlockTokens}};
+    json::object described{{"layers", group.num_layers},
+                           {"num_kv_heads", group.num_kv_heads},
+                           {"head_dim", group.head_dim},
+                           {"bytes_per_token", group.block_bytes / kKvBlockTokens}};
     if (group.window) described["window"] = *group.window;
     groups.push_back(std::move(described));
   }
@@ -93,45 +99,54 @@ Result<json::object> describe(const InspectOptions& options) {
   const auto tokenizer = model->tokenizer();
   const auto chat_template = model->chat_template();
   const MemoryPlan memory = model->memory_plan(*executor, kv_token_bytes * context, kSequences);
-  json::object out{{"model", options.model},
-                   {"source", model->checkpoint().kind() == Checkpoint::Kind::kGguf ? "gguf" : "huggingface"},
-                   {"file_bytes", model->checkpoint().file_bytes()},
-                   {"family", network.family},
-                   {"isa", isa_name(model->isa())},
-                   {"shapes", describe_network(network)},
-                   {"quantization", std::move(classes)},
-                   {"load_time_quantization", model->quantization().empty() ? json::value(nullptr) : json::value(model->quantization())},
-                   {"kv_groups", std::move(groups)},
-                   {"memory", json::object{{"weights_bytes", model->weights().bytes()},
-                                           {"activations_bytes", memory.activation_bytes},
-                                           {"kv_cache_dtype", kv_dtype_name(kv_dtype)},
-                                           {"kv_bytes_per_token", kv_token_bytes},
-                                           {"kv_context", context},
-                                           {"kv_bytes", memory.kv_bytes},
-                                           {"tables_bytes", memory.tables_bytes},
-                                           {"program_bytes", MemoryPlan::kProgramBytes},
-                                           {"total_bytes", memory.total_bytes()}}},
-                   {"tokenizer", tokenizer.is_ok() ? (*tokenizer)->description() : "none: " + tokenizer.status().message()},
-                   {"chat_template", chat_template.is_ok() ? fmt::format("{} characters", (*chat_template)->source().size()) : "none: " + chat_template.status().message()},
-                   {"operations", json::object{{"total", executor->program().ops.size()}, {"unfused", executor->program().unfused.size()}}}};
+  json::object out{
+      {"model", options.model},
+      {"source", model->checkpoint().kind() == Checkpoint::Kind::kGguf ? "gguf" : "huggingface"},
+      {"file_bytes", model->checkpoint().file_bytes()},
+      {"family", network.family},
+      {"isa", isa_name(model->isa())},
+      {"shapes", describe_network(network)},
+      {"quantization", std::move(classes)},
+      {"load_time_quantization", model->quantization().empty() ? json::value(nullptr) : json::value(model->quantization())},
+      {"kv_groups", std::move(groups)},
+      {"memory", json::object{{"weights_bytes", model->weights().bytes()},
+                              {"activations_bytes", memory.activation_bytes},
+                              {"kv_cache_dtype", kv_dtype_name(kv_dtype)},
+                              {"kv_bytes_per_token", kv_token_bytes},
+                              {"kv_context", context},
+                              {"kv_bytes", memory.kv_bytes},
+                              {"tables_bytes", memory.tables_bytes},
+                              {"program_bytes", MemoryPlan::kProgramBytes},
+                              {"total_bytes", memory.total_bytes()}}},
+      {"tokenizer", tokenizer.is_ok() ? (*tokenizer)->description() : "none: " + tokenizer.status().message()},
+      {"chat_template", chat_template.is_ok() ? fmt::format("{} characters", (*chat_template)->source().size())
+                                              : "none: " + chat_template.status().message()},
+      {"operations", json::object{{"total", executor->program().ops.size()}, {"unfused", executor->program().unfused.size()}}}};
   if (options.explain) {
     json::array bindings, unfused;
     for (const Network::Binding& binding : network.bindings) {
-      bindings.push_back(json::object{{"tensor", binding.tensor}, {"dtype", binding.dtype}, {"shape", binding.shape}, {"role", binding.role}, {"transforms", binding.transforms}});
+      bindings.push_back(json::object{{"tensor", binding.tensor},
+                                      {"dtype", binding.dtype},
+                                      {"shape", binding.shape},
+                                      {"role", binding.role},
+                                      {"transforms", binding.transforms}});
     }
     const double step_bytes = static_cast<double>(decode_step_bytes(*executor));
     for (const Program::Unfused& op : executor->program().unfused) {
-      unfused.push_back(json::object{{"operation", op.description}, {"bytes_per_token", op.bytes_per_token}, {"share_of_step_bytes", static_cast<double>(op.bytes_per_token) / step_bytes}});
+      unfused.push_back(json::object{{"operation", op.description},
+                                     {"bytes_per_token", op.bytes_per_token},
+                                     {"share_of_step_bytes", static_cast<double>(op.bytes_per_token) / step_bytes}});
     }
     json::array matrices;
     for (std::size_t i = 0; i < model->weights().size(); ++i) {
       const auto id = static_cast<WeightId>(i);
       const PackedMatrix& matrix = model->weights()[id];
-      matrices.push_back(json::object{{"tensor", model->weights().linear(id).weight.tensor->name},
-                                      {"rows", matrix.rows()},
-                                      {"k", matrix.k()},
-                                      {"class", weight_class_name(matrix.weight_class())},
-                                      {"bits_per_weight", 8.0 * static_cast<double>(matrix.bytes()) / static_cast<double>(matrix.rows() * matrix.k())}});
+      matrices.push_back(
+          json::object{{"tensor", model->weights().linear(id).weight.tensor->name},
+                       {"rows", matrix.rows()},
+                       {"k", matrix.k()},
+                       {"class", weight_class_name(matrix.weight_class())},
+                       {"bits_per_weight", 8.0 * static_cast<double>(matrix.bytes()) / static_cast<double>(matrix.rows() * matrix.k())}});
     }
     out["bindings"] = std::move(bindings);
     out["matrices"] = std::move(matrices);
@@ -146,20 +161,25 @@ void print_text(const json::object& d) {
   line("model", fmt::format("{} ({}, {})", text(d.at("model")), text(d.at("source")), format_bytes(d.at("file_bytes").as_int64())));
   line("family", text(d.at("family")));
   std::string shapes;
-  for (const auto& [key, value] : d.at("shapes").as_object()) shapes += fmt::format("{}{} {}", shapes.empty() ? "" : ", ", std::string_view(key), text(value));
+  for (const auto& [key, value] : d.at("shapes").as_object())
+    shapes += fmt::format("{}{} {}", shapes.empty() ? "" : ", ", std::string_view(key), text(value));
   line("shapes", shapes);
   for (const json::value& value : d.at("quantization").as_array()) {
     const json::object& c = value.as_object();
-    line("weights", fmt::format("{:<5} {:>4} matrices, {:>12} weights, {:>9}, {:.2f} bits a weight", text(c.at("class")), text(c.at("matrices")), text(c.at("weights")),
-                                format_bytes(c.at("bytes").as_int64()), c.at("bits_per_weight").as_double()));
+    line("weights",
+         fmt::format("{:<5} {:>4} matrices, {:>12} weights, {:>9}, {:.2f} bits a weight", text(c.at("class")), text(c.at("matrices")),
+                     text(c.at("weights")), format_bytes(c.at("bytes").as_int64()), c.at("bits_per_weight").as_double()));
   }
-  if (const json::value& made = d.at("load_time_quantization"); made.is_string()) line("", fmt::format("quantized while loading: {}", text(made)));
+  if (const json::value& made = d.at("load_time_quantization"); made.is_string())
+    line("", fmt::format("quantized while loading: {}", text(made)));
   const json::object& memory = d.at("memory").as_object();
-  line("memory", fmt::format("weights {}, activations {}, KV cache ({}) {} a token: {} for {} tokens", format_bytes(memory.at("weights_bytes").as_int64()),
-                             format_bytes(memory.at("activations_bytes").as_int64()), text(memory.at("kv_cache_dtype")), format_bytes(memory.at("kv_bytes_per_token").as_int64()),
+  line("memory", fmt::format("weights {}, activations {}, KV cache ({}) {} a token: {} for {} tokens",
+                             format_bytes(memory.at("weights_bytes").as_int64()), format_bytes(memory.at("activations_bytes").as_int64()),
+                             text(memory.at("kv_cache_dtype")), format_bytes(memory.at("kv_bytes_per_token").as_int64()),
                              format_bytes(memory.at("kv_bytes").as_int64()), text(memory.at("kv_context"))));
-  line("", fmt::format("with tokenizer and tables {}, and {} for the program: {} resident", format_bytes(memory.at("tables_bytes").as_int64()),
-                       format_bytes(memory.at("program_bytes").as_int64()), format_bytes(memory.at("total_bytes").as_int64())));
+  line("",
+       fmt::format("with tokenizer and tables {}, and {} for the program: {} resident", format_bytes(memory.at("tables_bytes").as_int64()),
+                   format_bytes(memory.at("program_bytes").as_int64()), format_bytes(memory.at("total_bytes").as_int64())));
   line("tokenizer", text(d.at("tokenizer")));
   line("chat template", text(d.at("chat_template")));
   line("instruction set", text(d.at("isa")));
@@ -175,13 +195,14 @@ void print_text(const json::object& d) {
     fmt::print("\npacked matrices\n");
     for (const json::value& value : d.at("matrices").as_array()) {
       const json::object& m = value.as_object();
-      fmt::print("  {:<48} {:<8} {:>6} x {:<6} {:.2f} bits a weight\n", text(m.at("tensor")), text(m.at("class")), text(m.at("rows")), text(m.at("k")), m.at("bits_per_weight").as_double());
+      fmt::print("  {:<48} {:<8} {:>6} x {:<6} {:.2f} bits a weight\n", text(m.at("tensor")), text(m.at("class")), text(m.at("rows")),
+                 text(m.at("k")), m.at("bits_per_weight").as_double());
     }
     fmt::print("\nunfused operations\n");
     for (const json::value& value : d.at("unfused").as_array()) {
       const json::object& u = value.as_object();
-      fmt::print("  {}; {} bytes of activations a token more, {:.3f} % of what a decode step reads, and a stage of its own\n", text(u.at("operation")), text(u.at("bytes_per_token")),
-                 100 * u.at("share_of_step_bytes").as_double());
+      fmt::print("  {}; {} bytes of activations a token more, {:.3f} % of what a decode step reads, and a stage of its own\n",
+                 text(u.at("operation")), text(u.at("bytes_per_token")), 100 * u.at("share_of_step_bytes").as_double());
     }
     if (d.at("unfused").as_array().empty()) fmt::print("  none\n");
   }
@@ -196,7 +217,8 @@ void register_inspect(CLI::App& app, int& exit_status) {
   add_quantization_options(*command, *options);
   command->add_flag("--explain", options->explain, "How each tensor was bound, and operations left unfused");
   command->add_option("--max-model-len", options->context, "Context length for the KV cache's size")->check(whole_number(1));
-  command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "auto (bf16), f32, bf16 or int8")
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
   command->footer("Example:\n  millrace inspect model.gguf --explain\n  millrace inspect ./model --quantization int4");
   command->callback([options, &exit_status] {
     const auto described = describe(*options);

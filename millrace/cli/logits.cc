@@ -54,7 +54,8 @@ json::object describe(int64_t position, std::span<const float> logits) {
 
 void print_text(const json::object& position) {
   fmt::print("position {}   L2 norm {:.6f}\n  top 20 (id: logit):", position.at("position").as_int64(), position.at("l2").as_double());
-  for (const json::value& pair : position.at("top20").as_array()) fmt::print(" {}:{:.4f}", pair.as_array()[0].as_int64(), pair.as_array()[1].as_double());
+  for (const json::value& pair : position.at("top20").as_array())
+    fmt::print(" {}:{:.4f}", pair.as_array()[0].as_int64(), pair.as_array()[1].as_double());
   fmt::print("\n  first 16:");
   for (const json::value& logit : position.at("first16").as_array()) fmt::print(" {:.4f}", logit.as_double());
   fmt::print("\n");
@@ -91,7 +92,8 @@ void register_logits(CLI::App& app, int& exit_status) {
   command->add_option("--ids", options->ids, "Token ids, separated by spaces or commas; taken as they are, no BOS is added")->required();
   command->add_flag("--all-positions", options->all_positions, "After every token, not only the last");
   command->add_flag("--exact", options->exact, "The exact path: weights and KV in f32");
-  command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "auto (bf16), f32, bf16 or int8")->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "auto (bf16), f32, bf16 or int8")
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
   command->footer("Example:\n  millrace logits model.gguf --ids \"1 2 3\" --json");
   command->callback([options, &exit_status] {
     if (const Status status = run_logits(*options); !status.is_ok()) exit_status = fail(status);

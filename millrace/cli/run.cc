@@ -23,7 +23,7 @@ class Interrupts {
  public:
   // Before the engine's thread is made: it inherits the mask. The pool's threads block every signal.
   Interrupts() {
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_handler = [](int) {};  // only so that a wait returns
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, nullptr);
@@ -61,7 +61,9 @@ Status run_chat(const RunOptions& options) {
   MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, {}));
   const bool terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
   const auto style = [&](const char* code) { return isatty(STDOUT_FILENO) && std::getenv("NO_COLOR") == nullptr ? code : ""; };
-  if (terminal && !options.json) fmt::print("{} ({}). Ctrl-C stops an answer, /clear forgets, /exit or Ctrl-D leaves.\n", model->network().family, isa_name(model->isa()));
+  if (terminal && !options.json)
+    fmt::print("{} ({}). Ctrl-C stops an answer, /clear forgets, /exit or Ctrl-D leaves.\n", model->network().family,
+               isa_name(model->isa()));
 
   json::array messages;
   const auto clear = [&] {
@@ -85,7 +87,8 @@ Status run_chat(const RunOptions& options) {
       continue;
     }
     if (line == "/help" || (line.front() == '/' && line.find_first_of(" /", 1) == std::string::npos)) {
-      fmt::print(stderr, "{}/clear forgets the conversation, /exit leaves; Ctrl-C stops an answer\n", line == "/help" ? "" : "unknown command " + line + ": ");
+      fmt::print(stderr, "{}/clear forgets the conversation, /exit leaves; Ctrl-C stops an answer\n",
+                 line == "/help" ? "" : "unknown command " + line + ": ");
       continue;
     }
     messages.push_back(json::object{{"role", "user"}, {"content", line}});
@@ -116,9 +119,13 @@ Status run_chat(const RunOptions& options) {
       std::fflush(stdout);
     } else {
       const double decode_seconds = answer->seconds - answer->ttft_seconds;
-      fmt::print("\n{}[{} tokens; first after {:.0f} ms, then {:.1f} tokens/s{}]{}\n", style("\x1b[2m"), answer->usage.completion_tokens, answer->ttft_seconds * 1e3,
+      fmt::print("\n{}[{} tokens; first after {:.0f} ms, then {:.1f} tokens/s{}]{}\n", style("\x1b[2m"), answer->usage.completion_tokens,
+                 answer->ttft_seconds * 1e3,
                  decode_seconds > 0 ? static_cast<double>(answer->usage.completion_tokens - 1) / decode_seconds : 0.0,
-                 answer->finish_reason == FinishReason::kAbort ? "; stopped" : answer->finish_reason == FinishReason::kLength ? "; cut: max-tokens or the context is full, /clear makes room" : "", style("\x1b[0m"));
+                 answer->finish_reason == FinishReason::kAbort    ? "; stopped"
+                 : answer->finish_reason == FinishReason::kLength ? "; cut: max-tokens or the context is full, /clear makes room"
+                                                                  : "",
+                 style("\x1b[0m"));
     }
     messages.push_back(json::object{{"role", "assistant"}, {"content", answer->text}});
   }

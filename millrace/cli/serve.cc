@@ -56,23 +56,30 @@ Result<RunningEngine> start_decoder(LoadedModel& model, const ServeOptions& opti
 }
 
 void print_decoder(const LoadedModel& model, const RunningEngine& running, int64_t num_sequences) {
-  fmt::print("  model            {} family, weights {}{}, KV cache up to {} ({}), context {} tokens\n", model.network().family, format_bytes(model.weights().bytes()),
-             model.weights_from_cache() ? " from the packed cache" : "", format_bytes(running.executor->kv_bytes()), kv_dtype_name(running.executor->options().kv_dtype),
+  fmt::print("  model            {} family, weights {}{}, KV cache up to {} ({}), context {} tokens\n", model.network().family,
+             format_bytes(model.weights().bytes()), model.weights_from_cache() ? " from the packed cache" : "",
+             format_bytes(running.executor->kv_bytes()), kv_dtype_name(running.executor->options().kv_dtype),
              running.engine->max_request_tokens());
   if (!model.quantization().empty()) fmt::print("  quantization     {}\n", model.quantization());
   const MemoryPlan memory = model.memory_plan(*running.executor, running.executor->kv_bytes(), num_sequences);
-  fmt::print("  memory           resident now {}, {} when the KV cache is full\n", format_bytes(process_memory().resident_bytes), format_bytes(memory.total_bytes()));
+  fmt::print("  memory           resident now {}, {} when the KV cache is full\n", format_bytes(process_memory().resident_bytes),
+             format_bytes(memory.total_bytes()));
 }
 
-void print_encoder(const LoadedModel& model, const RunningEncoder& running, const std::string& address, const std::string& name, const std::string& key) {
-  fmt::print("  model            {}, weights {}, texts of up to {} tokens, resident now {}\n", model.kind(), format_bytes(model.weights().bytes()), running.engine->max_text_tokens(),
-             format_bytes(process_memory().resident_bytes));
+void print_encoder(const LoadedModel& model, const RunningEncoder& running, const std::string& address, const std::string& name,
+                   const std::string& key) {
+  fmt::print("  model            {}, weights {}, texts of up to {} tokens, resident now {}\n", model.kind(),
+             format_bytes(model.weights().bytes()), running.engine->max_text_tokens(), format_bytes(process_memory().resident_bytes));
   if (!model.quantization().empty()) fmt::print("  quantization     {}\n", model.quantization());
   const bool classes = model.network().pooled->classes;
   const bool pairs = classes && running.engine->output_size() == 1;
-  const std::string body = pairs ? R"("query": "What is a mill race?", "documents": ["A channel of fast water.", "A kind of bread."])" : R"("input": "A mill race is a channel of fast water.")";
-  fmt::print("  try              curl {}{} -H 'Content-Type: application/json' {}-d '{{\"model\": \"{}\", {}}}'\n", address, pairs ? "/v1/rerank" : classes ? "/classify" : "/v1/embeddings", key, name,
-             body);
+  const std::string body = pairs ? R"("query": "What is a mill race?", "documents": ["A channel of fast water.", "A kind of bread."])"
+                                 : R"("input": "A mill race is a channel of fast water.")";
+  fmt::print("  try              curl {}{} -H 'Content-Type: application/json' {}-d '{{\"model\": \"{}\", {}}}'\n", address,
+             pairs     ? "/v1/rerank"
+             : classes ? "/classify"
+                       : "/v1/embeddings",
+             key, name, body);
 }
 
 Status run_serve(const ServeOptions& options) {
@@ -99,8 +106,11 @@ Status run_serve(const ServeOptions& options) {
   RunningEngine running;
   RunningEncoder encoder;
   if (model->network().is_encoder()) {
-    MR_ASSIGN_OR_RETURN(encoder, start_encoder(*model, {.step_tokens = std::max<int64_t>(options.max_num_batched_tokens, 1), .max_text_tokens = options.max_model_len,
-                                                        .max_queued_requests = options.max_queued, .kv_cache_dtype = options.kv_cache_dtype, .exact = options.exact}));
+    MR_ASSIGN_OR_RETURN(encoder, start_encoder(*model, {.step_tokens = std::max<int64_t>(options.max_num_batched_tokens, 1),
+                                                        .max_text_tokens = options.max_model_len,
+                                                        .max_queued_requests = options.max_queued,
+                                                        .kv_cache_dtype = options.kv_cache_dtype,
+                                                        .exact = options.exact}));
   } else {
     MR_ASSIGN_OR_RETURN(running, start_decoder(*model, options));
   }
@@ -112,7 +122,8 @@ Status run_serve(const ServeOptions& options) {
   served.engine = running.engine.get();
   served.encoder = encoder.engine.get();
   served.kind = model->kind();
-  if (model->network().is_encoder() && model->network().pooled->classes) served.classes = ClassScores::of(model->checkpoint().config(), encoder.engine->output_size());
+  if (model->network().is_encoder() && model->network().pooled->classes)
+    served.classes = ClassScores::of(model->checkpoint().config(), encoder.engine->output_size());
   served.tokenizer = tokenizer;
   const auto own_template = model->chat_template();
   if (given_template) {
@@ -125,11 +136,16 @@ Status run_serve(const ServeOptions& options) {
   served.bos_token = model->bos_token();
   served.eos_token = model->eos_token();
   MR_ASSIGN_OR_RETURN(served.default_sampling, sampling_params(*model, *tokenizer, options));
-  served.facts = {{"isa", std::string(isa_name(model->isa()))}, {"threads", std::to_string(model->pool().num_threads())}, {"family", model->network().family},
-                  {"version", MILLRACE_VERSION}, {"kv_cache_dtype", std::string(kv_dtype_name((running.executor ? running.executor : encoder.executor)->options().kv_dtype))}};
+  served.facts = {
+      {"isa", std::string(isa_name(model->isa()))},
+      {"threads", std::to_string(model->pool().num_threads())},
+      {"family", model->network().family},
+      {"version", MILLRACE_VERSION},
+      {"kv_cache_dtype", std::string(kv_dtype_name((running.executor ? running.executor : encoder.executor)->options().kv_dtype))}};
 
   const Status status = serve(std::move(served), server_options, [&](uint16_t port) {
-    const std::string address = fmt::format("http://{}:{}", options.host.find(':') == std::string::npos ? options.host : "[" + options.host + "]", port);
+    const std::string address =
+        fmt::format("http://{}:{}", options.host.find(':') == std::string::npos ? options.host : "[" + options.host + "]", port);
     fmt::print("millrace {} serves {} on {}\n", MILLRACE_VERSION, name, address);
     fmt::print("  instruction set  {}, {} threads\n", isa_name(model->isa()), model->pool().num_threads());
     const std::string key = server_options.api_key.empty() ? "" : "-H \"Authorization: Bearer $MILLRACE_API_KEY\" ";
@@ -142,8 +158,10 @@ Status run_serve(const ServeOptions& options) {
     // Every row whose token is wanted needs room for its logits: of each sequence one, and those of drafts.
     print_decoder(*model, running, options.max_num_seqs + (options.speculative_config == "off" ? 0 : DraftPlanner::kDraftTokensMax));
     if (!own_template.is_ok() && !given_template) fmt::print("  chat             refused: {}\n", own_template.status().message());
-    fmt::print("  chat page        {}/\n  try              curl {}/v1/chat/completions -H 'Content-Type: application/json' {}-d '{{\"model\": \"{}\", \"temperature\": 0, \"messages\": [{{\"role\": \"user\", \"content\": \"Explain gravity in one sentence.\"}}]}}'\n",
-               address, address, key, name);
+    fmt::print(
+        "  chat page        {}/\n  try              curl {}/v1/chat/completions -H 'Content-Type: application/json' {}-d '{{\"model\": "
+        "\"{}\", \"temperature\": 0, \"messages\": [{{\"role\": \"user\", \"content\": \"Explain gravity in one sentence.\"}}]}}'\n",
+        address, address, key, name);
     std::fflush(stdout);
   });
   if (running.engine != nullptr) running.engine->stop();
@@ -160,18 +178,36 @@ void register_serve(CLI::App& app, int& exit_status) {
   add_quantization_options(*command, *options);
   command->add_option("--host", options->host, "Address to listen on")->capture_default_str();
   command->add_option("--port", options->port, "Port to listen on; 0: any free one")->check(CLI::Range(0, 65535))->capture_default_str();
-  command->add_option("--served-model-name", options->names, "Name in the API; may be repeated; default: the file's or directory's name")->allow_extra_args(false);
-  command->add_option("--api-key-file", options->api_key_file, "File with the key that clients must send (or the variable MILLRACE_API_KEY)")->check(CLI::ExistingFile);
+  command->add_option("--served-model-name", options->names, "Name in the API; may be repeated; default: the file's or directory's name")
+      ->allow_extra_args(false);
+  command
+      ->add_option("--api-key-file", options->api_key_file, "File with the key that clients must send (or the variable MILLRACE_API_KEY)")
+      ->check(CLI::ExistingFile);
   command->add_flag("--allow-open-without-key", options->allow_open_without_key, "Listen beyond this machine though no key is asked for");
   command->add_option("--chat-template", options->chat_template, "Jinja file to use instead of the model's own")->check(CLI::ExistingFile);
-  command->add_option("--max-num-seqs", options->max_num_seqs, "Most sequences computed together")->check(CLI::Range(1, 4096))->capture_default_str();
-  command->add_option("--max-num-batched-tokens", options->max_num_batched_tokens, "Most tokens of one step")->check(CLI::Range(1, 65536))->capture_default_str();
-  command->add_option("--max-num-queued-reqs", options->max_queued, "Most requests waiting; further ones get 429")->check(CLI::Range(1, 1 << 20))->capture_default_str();
-  command->add_option("--scheduling-policy", options->scheduling_policy, "fcfs: in order of arrival; priority: requests may name a priority")->check(CLI::IsMember({"fcfs", "priority"}))->capture_default_str();
+  command->add_option("--max-num-seqs", options->max_num_seqs, "Most sequences computed together")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command->add_option("--max-num-batched-tokens", options->max_num_batched_tokens, "Most tokens of one step")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  command->add_option("--max-num-queued-reqs", options->max_queued, "Most requests waiting; further ones get 429")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command
+      ->add_option("--scheduling-policy", options->scheduling_policy, "fcfs: in order of arrival; priority: requests may name a priority")
+      ->check(CLI::IsMember({"fcfs", "priority"}))
+      ->capture_default_str();
   command->add_flag("--no-enable-prefix-caching", options->no_prefix_caching, "Compute equal prompt beginnings anew");
-  command->add_option("--shutdown-timeout", options->drain_timeout_s, "Seconds that running requests get after SIGTERM")->check(CLI::Range(0, 86400))->capture_default_str();
-  command->add_option("--stall-timeout", options->stall_timeout_s, "Seconds that a step may take before /health says 503")->check(CLI::Range(1, 86400))->capture_default_str();
-  command->add_option("--max-connections", options->max_connections, "Most client connections")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  command->add_option("--shutdown-timeout", options->drain_timeout_s, "Seconds that running requests get after SIGTERM")
+      ->check(CLI::Range(0, 86400))
+      ->capture_default_str();
+  command->add_option("--stall-timeout", options->stall_timeout_s, "Seconds that a step may take before /health says 503")
+      ->check(CLI::Range(1, 86400))
+      ->capture_default_str();
+  command->add_option("--max-connections", options->max_connections, "Most client connections")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   add_generation_options(*command, *options);
   command->footer(
       "The sampling options are the defaults of requests that leave them out.\n"

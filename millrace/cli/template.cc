@@ -24,7 +24,8 @@ Result<ChatTemplateInput> read_input(const TemplateOptions& options) {
     messages = object.if_contains("messages");
     if (messages == nullptr) return Status::invalid_argument(fmt::format("{}: \"messages\" is missing", options.messages));
     if (const json::value* tools = object.if_contains("tools"); tools != nullptr && tools->is_array()) input.tools = tools->as_array();
-    if (const json::value* variables = object.if_contains("chat_template_kwargs"); variables != nullptr && variables->is_object()) input.variables = variables->as_object();
+    if (const json::value* variables = object.if_contains("chat_template_kwargs"); variables != nullptr && variables->is_object())
+      input.variables = variables->as_object();
   }
   if (!messages->is_array()) return Status::invalid_argument(fmt::format("{}: expected a list of messages", options.messages));
   input.messages = messages->as_array();
@@ -47,7 +48,8 @@ Status run_template(const TemplateOptions& options) {
   if (options.json) {
     json::array ranges;
     for (const TextRange& range : rendered->user_ranges) ranges.push_back(json::array{range.begin, range.end});
-    fmt::print("{}\n", json_text(json::object{{"text", rendered->text}, {"user_ranges", std::move(ranges)}, {"ids", json::value_from(ids)}}));
+    fmt::print("{}\n",
+               json_text(json::object{{"text", rendered->text}, {"user_ranges", std::move(ranges)}, {"ids", json::value_from(ids)}}));
   } else if (options.ids) {
     fmt::print("{}\n", fmt::join(ids, " "));
   } else {
@@ -62,7 +64,9 @@ void register_template(CLI::App& app, int& exit_status) {
   auto* command = app.add_subcommand("template", "Render messages with the model's chat template");
   auto options = std::make_shared<TemplateOptions>();
   add_source_options(*command, *options);
-  command->add_option("--messages", options->messages, "JSON file: a list of messages, or a chat completion request")->required()->check(CLI::ExistingFile);
+  command->add_option("--messages", options->messages, "JSON file: a list of messages, or a chat completion request")
+      ->required()
+      ->check(CLI::ExistingFile);
   command->add_flag("--no-generation-prompt", options->no_generation_prompt, "Do not open the assistant's turn");
   command->add_flag("--ids", options->ids, "Print token ids instead of text");
   command->footer("Example:\n  millrace template model.gguf --messages m.json");

@@ -28,7 +28,8 @@ Status run_tokenize(const TokenizeOptions& options) {
   if (options.decode) {
     std::istringstream words(text);
     for (int64_t id = 0; words >> id;) {
-      if (id < 0 || id >= tokenizer->vocab_size()) return Status::invalid_argument(fmt::format("token id {} is outside the vocabulary [0, {})", id, tokenizer->vocab_size()));
+      if (id < 0 || id >= tokenizer->vocab_size())
+        return Status::invalid_argument(fmt::format("token id {} is outside the vocabulary [0, {})", id, tokenizer->vocab_size()));
       ids.push_back(static_cast<int32_t>(id));
     }
     if (!words.eof()) return Status::invalid_argument("expected token ids separated by spaces");
@@ -42,7 +43,8 @@ Status run_tokenize(const TokenizeOptions& options) {
   if (options.json) {
     json::array pieces;
     for (int32_t id : ids) pieces.push_back(json::string(tokenizer->id_to_token(id)));
-    fmt::print("{}\n", json_text(json::object{{"ids", json::value_from(ids)}, {"count", ids.size()}, {"pieces", std::move(pieces)}, {"decoded", decoded}}));
+    fmt::print("{}\n", json_text(json::object{
+                           {"ids", json::value_from(ids)}, {"count", ids.size()}, {"pieces", std::move(pieces)}, {"decoded", decoded}}));
   } else if (options.decode) {
     fmt::print("{}\n", decoded);
   } else {

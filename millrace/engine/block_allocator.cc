@@ -104,7 +104,8 @@ std::string BlockAllocator::check_integrity() const {
     std::vector<int> listed(group.blocks.size(), 0);
     for (const int32_t id : group.free) {
       ++listed[id];
-      if (group.blocks[id].num_references != 0 || group.blocks[id].keyed) return fmt::format("group {}: free block {} is used or keyed", g, id);
+      if (group.blocks[id].num_references != 0 || group.blocks[id].keyed)
+        return fmt::format("group {}: free block {} is used or keyed", g, id);
     }
     int64_t num_cached = 0;
     for (int32_t id = group.oldest, older = kNone; id != kNone; older = id, id = group.blocks[id].newer) {
@@ -114,7 +115,8 @@ std::string BlockAllocator::check_integrity() const {
       if (block.older != older) return fmt::format("group {}: block {} has a wrong neighbour", g, id);
       if (block.num_references != 0 || !block.keyed) return fmt::format("group {}: cached block {} is used or has no key", g, id);
     }
-    if (num_cached != group.num_cached) return fmt::format("group {}: {} cached blocks listed, {} counted", g, num_cached, group.num_cached);
+    if (num_cached != group.num_cached)
+      return fmt::format("group {}: {} cached blocks listed, {} counted", g, num_cached, group.num_cached);
     std::size_t num_keyed = 0;
     for (std::size_t id = 0; id < group.blocks.size(); ++id) {
       const Block& block = group.blocks[id];
@@ -125,9 +127,11 @@ std::string BlockAllocator::check_integrity() const {
       if (!block.keyed) continue;
       ++num_keyed;
       const auto found = group.by_digest.find(block.digest);
-      if (found == group.by_digest.end() || found->second != static_cast<int32_t>(id)) return fmt::format("group {}: block {}'s key is lost", g, id);
+      if (found == group.by_digest.end() || found->second != static_cast<int32_t>(id))
+        return fmt::format("group {}: block {}'s key is lost", g, id);
     }
-    if (num_keyed != group.by_digest.size()) return fmt::format("group {}: {} keys for {} keyed blocks", g, group.by_digest.size(), num_keyed);
+    if (num_keyed != group.by_digest.size())
+      return fmt::format("group {}: {} keys for {} keyed blocks", g, group.by_digest.size(), num_keyed);
   }
   return {};
 }

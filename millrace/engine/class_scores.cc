@@ -19,11 +19,13 @@ ClassScores ClassScores::of(const json::object& config, int64_t num_classes) {
   ClassScores scores;
   const json::value* labels = config.if_contains("id2label");
   for (int64_t i = 0; i < num_classes; ++i) {
-    const std::string id = fmt::format("{}", i), label = labels != nullptr && labels->is_object() ? text_of(labels->get_object(), id) : std::string();
+    const std::string id = fmt::format("{}", i),
+                      label = labels != nullptr && labels->is_object() ? text_of(labels->get_object(), id) : std::string();
     scores.labels.push_back(label.empty() ? "LABEL_" + id : label);
   }
   std::string activation = text_of(config, "sbert_ce_default_activation_function");
-  if (const json::value* own = config.if_contains("sentence_transformers"); own != nullptr && own->is_object() && own->get_object().contains("activation_fn")) {
+  if (const json::value* own = config.if_contains("sentence_transformers");
+      own != nullptr && own->is_object() && own->get_object().contains("activation_fn")) {
     activation = text_of(own->get_object(), "activation_fn");
   }
   activation = activation.substr(activation.rfind('.') + 1);  // a Python class

@@ -15,8 +15,8 @@ struct ClassScores {
   Function function = Function::kSigmoid;
 
   // As sentence-transformers' cross-encoders and transformers' pipelines choose: the activation that config.json names
-  // ("sentence_transformers"."activation_fn", or "sbert_ce_default_activation_function"), else by "problem_type"; else a sigmoid of one class, and
-  // softmax over several.
+  // ("sentence_transformers"."activation_fn", or "sbert_ce_default_activation_function"), else by "problem_type"; else a sigmoid of one
+  // class, and softmax over several.
   static ClassScores of(const json::object& config, int64_t num_classes);
 
   void apply(std::span<float> logits) const;  // in place

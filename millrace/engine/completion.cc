@@ -6,8 +6,12 @@
 
 namespace millrace {
 
-Completion::Completion(const GenerationRequest& request, int64_t max_tokens, std::span<const int32_t> eos_token_ids, const Tokenizer* tokenizer)
-    : request_(request), max_tokens_(max_tokens), eos_token_ids_(eos_token_ids), stop_strings_(request.stop, request.include_stop_str_in_output) {
+Completion::Completion(const GenerationRequest& request, int64_t max_tokens, std::span<const int32_t> eos_token_ids,
+                       const Tokenizer* tokenizer)
+    : request_(request),
+      max_tokens_(max_tokens),
+      eos_token_ids_(eos_token_ids),
+      stop_strings_(request.stop, request.include_stop_str_in_output) {
   if (tokenizer == nullptr) return;
   detokenizer_.emplace(*tokenizer, request.skip_special_tokens);
   continue_from(request.prompt_tokens, *tokenizer);
@@ -57,7 +61,8 @@ void Completion::push(const SampledToken& token, OutputDelta& delta) {
   // The first min_tokens tokens cannot be stop tokens: sampling was told so.
   const bool eos = is_eos(token.id), stop_token = !eos && is_stop_token(token.id);
   // As in vLLM, the token that stops a sequence is among its ids but not in its text, unless asked for.
-  if (detokenizer_ && (!(eos || stop_token) || request_.include_stop_str_in_output)) push_text(without_prompt(detokenizer_->push(token.id)), delta);
+  if (detokenizer_ && (!(eos || stop_token) || request_.include_stop_str_in_output))
+    push_text(without_prompt(detokenizer_->push(token.id)), delta);
   if (delta.finish_reason) return;  // a stop string
   if (eos || stop_token) {
     delta.finish_reason = FinishReason::kStop;

@@ -124,7 +124,8 @@ TEST(Completion, ContinuesThePromptsText) {
   const char* source_dir = std::getenv("MILLRACE_SOURCE_DIR");
   if (source_dir == nullptr) GTEST_SKIP() << "MILLRACE_SOURCE_DIR is not set";
   // In these vocabularies the snowman and the Chinese characters are bytes, several to a character.
-  const std::string text = "Hello world, what is \xE2\x98\x83\xE2\x98\x83\xE4\xB8\xAD\xE6\x96\x87\xE4\xB8\xAD\xE6\x96\x87 the time of day there and here";
+  const std::string text =
+      "Hello world, what is \xE2\x98\x83\xE2\x98\x83\xE4\xB8\xAD\xE6\x96\x87\xE4\xB8\xAD\xE6\x96\x87 the time of day there and here";
   for (const char* name : {"tiny-spm", "tiny-bpe", "tiny-gpt2"}) {
     SCOPED_TRACE(name);
     const std::string path = (std::filesystem::path(source_dir) / "tests/golden/tokenizers" / name / "tokenizer.json").string();

@@ -17,7 +17,9 @@ class Batch {
  public:
   // Each sequence begins with `num_prompt_tokens` tokens of a prompt; those that follow count as generated.
   Batch(CpuExecutor& executor, int32_t num_sequences, int64_t max_tokens, int64_t num_prompt_tokens)
-      : executor_(executor), sequences_(static_cast<std::size_t>(num_sequences)), num_prompt_tokens_(static_cast<int32_t>(num_prompt_tokens)) {
+      : executor_(executor),
+        sequences_(static_cast<std::size_t>(num_sequences)),
+        num_prompt_tokens_(static_cast<int32_t>(num_prompt_tokens)) {
     blocks_each_ = (max_tokens + kKvBlockTokens - 1) / kKvBlockTokens;
     const std::vector<int64_t> num_blocks(executor.info().kv_groups.size(), blocks_each_ * num_sequences);
     EXPECT_TRUE(executor.allocate_kv(num_blocks).is_ok());
@@ -32,8 +34,8 @@ class Batch {
     for (const auto& [sequence, tokens] : work) {
       const auto row = static_cast<int32_t>(plan_.tokens.size());
       plan_.tokens.insert(plan_.tokens.end(), tokens.begin(), tokens.end());
-      plan_.sequences.push_back({row, row + static_cast<int32_t>(tokens.size()), static_cast<int32_t>(sequences_[static_cast<std::size_t>(sequence)]), false,
-                                 num_prompt_tokens_});
+      plan_.sequences.push_back({row, row + static_cast<int32_t>(tokens.size()),
+                                 static_cast<int32_t>(sequences_[static_cast<std::size_t>(sequence)]), false, num_prompt_tokens_});
       const auto row_end = static_cast<int32_t>(plan_.tokens.size());
       for (int32_t wanted = every_row ? row : row_end - 1; wanted < row_end; ++wanted) plan_.outputs.push_back({wanted, nullptr});
     }
@@ -41,7 +43,8 @@ class Batch {
     for (std::size_t g = 0; g < executor_.info().kv_groups.size(); ++g) {
       for (const auto& [sequence, tokens] : work) {
         const int64_t length = sequences_[static_cast<std::size_t>(sequence)] + static_cast<int64_t>(tokens.size());
-        for (int64_t block = 0; block * kKvBlockTokens < length; ++block) plan_.block_ids.push_back(static_cast<int32_t>(block * static_cast<int64_t>(sequences_.size()) + sequence));
+        for (int64_t block = 0; block * kKvBlockTokens < length; ++block)
+          plan_.block_ids.push_back(static_cast<int32_t>(block * static_cast<int64_t>(sequences_.size()) + sequence));
         plan_.table_begin.push_back(static_cast<int32_t>(plan_.block_ids.size()));
       }
     }
@@ -73,7 +76,9 @@ std::vector<int32_t> random_tokens(std::mt19937& random, int64_t count, int64_t 
   return tokens;
 }
 
-std::vector<int32_t> slice(const std::vector<int32_t>& tokens, int64_t begin, int64_t end) { return {tokens.begin() + begin, tokens.begin() + end}; }
+std::vector<int32_t> slice(const std::vector<int32_t>& tokens, int64_t begin, int64_t end) {
+  return {tokens.begin() + begin, tokens.begin() + end};
+}
 
 struct Case {
   std::string model;
@@ -90,9 +95,11 @@ Trace alone(CpuExecutor& executor, const Case& c, const std::vector<int32_t>& to
   Batch batch(executor, 1, static_cast<int64_t>(tokens.size()), c.prompt_tokens);
   Trace trace;
   std::vector<std::vector<float>> logits;
-  for (int64_t begin = 0; begin < c.prompt_tokens; begin += chunk) logits = batch.step({{0, slice(tokens, begin, std::min(c.prompt_tokens, begin + chunk))}});
+  for (int64_t begin = 0; begin < c.prompt_tokens; begin += chunk)
+    logits = batch.step({{0, slice(tokens, begin, std::min(c.prompt_tokens, begin + chunk))}});
   trace.push_back(logits[0]);
-  for (int64_t i = c.prompt_tokens; i < static_cast<int64_t>(tokens.size()); ++i) trace.push_back(batch.step({{0, slice(tokens, i, i + 1)}})[0]);
+  for (int64_t i = c.prompt_tokens; i < static_cast<int64_t>(tokens.size()); ++i)
+    trace.push_back(batch.step({{0, slice(tokens, i, i + 1)}})[0]);
   return trace;
 }
 
@@ -111,7 +118,9 @@ Trace among(CpuExecutor& executor, const Case& c, const std::vector<int32_t>& to
     std::size_t subject_entry = 0;
     for (int32_t s = 0; s <= num_strangers; ++s) {
       if (s == subject) {
-        subject_rows = done < c.prompt_tokens ? std::min(c.prompt_tokens - done, 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(rows_each))) : 1;
+        subject_rows = done < c.prompt_tokens
+                           ? std::min(c.prompt_tokens - done, 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(rows_each)))
+                           : 1;
         subject_entry = work.size();
         work.emplace_back(s, slice(tokens, done, done + subject_rows));
         continue;
@@ -149,7 +158,8 @@ Trace drafting(CpuExecutor& executor, const Case& c, const std::vector<int32_t>&
     trace.assign(1, logits.back());
   }
   for (int64_t i = c.prompt_tokens; i < size;) {
-    const int64_t right = std::min<int64_t>(size - i - 1, static_cast<int64_t>(random() % 4)), wrong = 1 + static_cast<int64_t>(random() % (kDraftsMax - 3));
+    const int64_t right = std::min<int64_t>(size - i - 1, static_cast<int64_t>(random() % 4)),
+                  wrong = 1 + static_cast<int64_t>(random() % (kDraftsMax - 3));
     std::vector<int32_t> rows = slice(tokens, i, i + 1 + right);
     for (const int32_t token : random_tokens(random, wrong, vocab_size)) rows.push_back(token);
     std::vector<std::pair<int32_t, std::vector<int32_t>>> work = {{1, rows}};

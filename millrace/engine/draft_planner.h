@@ -9,8 +9,9 @@
 // How many draft tokens a step should compute. Pure: acceptance and times come in as arguments.
 namespace millrace {
 
-// What a step takes by its number of rows, learned from the steps themselves: the median of the last few of each number, straight lines between
-// numbers, and a little beyond them an optimistic guess, so that what was never tried is tried. Old times are forgotten: contexts and other load change.
+// What a step takes by its number of rows, learned from the steps themselves: the median of the last few of each number, straight lines
+// between numbers, and a little beyond them an optimistic guess, so that what was never tried is tried. Old times are forgotten: contexts
+// and other load change.
 class StepSeconds {
  public:
   static constexpr int64_t kRowsMax = 128;
@@ -38,8 +39,9 @@ struct DraftCandidate {
   int64_t num_draft_tokens = 0;  // what choose() gave it
 };
 
-// A draft token pays where the tokens it is likely to bring are worth the time that its row adds to the step. What is maximized is the product of the
-// sequences' speeds (expected tokens over step time): one sequence's long draft must not slow down its neighbours by more than it gains.
+// A draft token pays where the tokens it is likely to bring are worth the time that its row adds to the step. What is maximized is the
+// product of the sequences' speeds (expected tokens over step time): one sequence's long draft must not slow down its neighbours by more
+// than it gains.
 class DraftPlanner {
  public:
   // At most so many in a step: the rows that want logits take memory (the vocabulary times 4 bytes each).

@@ -9,7 +9,9 @@
 namespace millrace {
 namespace {
 
-DraftCandidate candidate(double probability, int64_t count = 16) { return {std::vector<double>(static_cast<std::size_t>(count), probability)}; }
+DraftCandidate candidate(double probability, int64_t count = 16) {
+  return {std::vector<double>(static_cast<std::size_t>(count), probability)};
+}
 
 TEST(StepSeconds, KnowsWhatItSawAndDrawsLinesBetween) {
   StepSeconds seconds;
@@ -44,8 +46,8 @@ TEST(StepSeconds, ForgetsOldTimes) {
 
 // A machine that takes `cost(rows)` seconds, and one sequence whose drafts are accepted with a probability: what the planner settles on.
 struct Settled {
-  double speed = 0;        // tokens a second, against a run without drafts
-  double drafted = 0;      // draft tokens a step
+  double speed = 0;    // tokens a second, against a run without drafts
+  double drafted = 0;  // draft tokens a step
 };
 
 Settled settle(const std::function<double(int64_t)>& cost, double acceptance, int64_t num_sequences = 1, double noise = 0) {
@@ -81,7 +83,9 @@ TEST(DraftPlanner, GoesAsFarAsRowsAreCheap) {
   EXPECT_GT(settled.speed, 2.5);
 }
 
-TEST(DraftPlanner, GoesFarWhereDraftsAreAlwaysRight) { EXPECT_GT(settle([](int64_t rows) { return 1 + .05 * static_cast<double>(rows); }, 1).drafted, 14); }
+TEST(DraftPlanner, GoesFarWhereDraftsAreAlwaysRight) {
+  EXPECT_GT(settle([](int64_t rows) { return 1 + .05 * static_cast<double>(rows); }, 1).drafted, 14);
+}
 
 TEST(DraftPlanner, SwitchesItselfOffWhereItDoesNotPay) {
   for (const int64_t num_sequences : {1, 4, 20}) {

@@ -17,7 +17,8 @@ namespace {
 double steady_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // vLLM's bounds, as the Engine has them.
-constexpr double kLatencyBounds[] = {.01, .025, .05, .1, .3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+constexpr double kLatencyBounds[] = {.01, .025, .05, .1, .3, .5, .8,  1,   1.5, 2,   2.5,  5,   10,
+                                     15,  20,   30,  40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 
 struct LiveTexts {
   RequestId id = 0;
@@ -91,17 +92,21 @@ Status EncoderEngine::Impl::check(const std::vector<EncoderInput>& texts) const 
     const EncoderInput& text = texts[i];
     if (text.tokens.empty()) return Status::invalid_argument(fmt::format("text {} has no tokens", i));
     if (static_cast<int64_t>(text.tokens.size()) > options_.max_text_tokens) {
-      return Status::invalid_argument(fmt::format("text {} has {} tokens, the model reads at most {}", i, text.tokens.size(), options_.max_text_tokens));
+      return Status::invalid_argument(
+          fmt::format("text {} has {} tokens, the model reads at most {}", i, text.tokens.size(), options_.max_text_tokens));
     }
     for (const int32_t id : text.tokens) {
-      if (id < 0 || id >= info_.vocab_size) return Status::invalid_argument(fmt::format("text {}: token id {} is outside the vocabulary [0, {})", i, id, info_.vocab_size));
+      if (id < 0 || id >= info_.vocab_size)
+        return Status::invalid_argument(fmt::format("text {}: token id {} is outside the vocabulary [0, {})", i, id, info_.vocab_size));
     }
     if (!text.token_types.empty() && text.token_types.size() != text.tokens.size()) {
-      return Status::invalid_argument(fmt::format("text {} has {} token types for {} tokens", i, text.token_types.size(), text.tokens.size()));
+      return Status::invalid_argument(
+          fmt::format("text {} has {} token types for {} tokens", i, text.token_types.size(), text.tokens.size()));
     }
     for (const int32_t type : text.token_types) {
       if (type < 0 || type >= std::max<int64_t>(1, info_.num_token_types)) {
-        return Status::invalid_argument(fmt::format("text {}: token type {}, expected 0 to {}", i, type, std::max<int64_t>(1, info_.num_token_types) - 1));
+        return Status::invalid_argument(
+            fmt::format("text {}: token type {}, expected 0 to {}", i, type, std::max<int64_t>(1, info_.num_token_types) - 1));
       }
     }
   }
@@ -126,8 +131,8 @@ Result<RequestId> EncoderEngine::Impl::add(std::vector<EncoderInput> texts, Enco
   // One request is always let in, however large.
   if (num_live > 0 && live_tokens_ + request->result.num_tokens > options_.max_queued_tokens) {
     ++metrics_.num_rejected;
-    return Status::resource_exhausted(
-        fmt::format("{} tokens are waiting and {} more would pass the limit of {}", live_tokens_, request->result.num_tokens, options_.max_queued_tokens));
+    return Status::resource_exhausted(fmt::format("{} tokens are waiting and {} more would pass the limit of {}", live_tokens_,
+                                                  request->result.num_tokens, options_.max_queued_tokens));
   }
   request->id = next_id_++;
   live_tokens_ += request->result.num_tokens;
@@ -143,7 +148,8 @@ void EncoderEngine::Impl::cancel(RequestId id) {
   changed_.notify_all();
 }
 
-// Whole texts, a text from each request in turn, until the next one does not fit. The request whose text it is has the first turn of the next step.
+// Whole texts, a text from each request in turn, until the next one does not fit. The request whose text it is has the first turn of the
+// next step.
 bool EncoderEngine::Impl::plan_step() {
   plan_.clear();
   planned_.clear();
@@ -314,10 +320,12 @@ Result<std::unique_ptr<EncoderEngine>> EncoderEngine::create(Executor& executor,
   if (!info.is_encoder) return Status::invalid_argument("the executor is a decoder's, expected an encoder's");
   if (options.max_text_tokens <= 0) options.max_text_tokens = info.max_positions;
   if (options.max_text_tokens > info.max_positions) {
-    return Status::invalid_argument(fmt::format("max_text_tokens is {}, expected 1 to {}, what the model was made for", options.max_text_tokens, info.max_positions));
+    return Status::invalid_argument(
+        fmt::format("max_text_tokens is {}, expected 1 to {}, what the model was made for", options.max_text_tokens, info.max_positions));
   }
   if (options.step_tokens_max < 1 || options.max_queued_requests < 1) {
-    return Status::invalid_argument(fmt::format("step_tokens_max is {} and max_queued_requests {}, expected at least 1 each", options.step_tokens_max, options.max_queued_requests));
+    return Status::invalid_argument(fmt::format("step_tokens_max is {} and max_queued_requests {}, expected at least 1 each",
+                                                options.step_tokens_max, options.max_queued_requests));
   }
   if (!options.clock) options.clock = steady_seconds;
   return std::unique_ptr<EncoderEngine>(new EncoderEngine(std::make_unique<Impl>(executor, std::move(options))));
@@ -325,7 +333,9 @@ Result<std::unique_ptr<EncoderEngine>> EncoderEngine::create(Executor& executor,
 
 EncoderEngine::EncoderEngine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 EncoderEngine::~EncoderEngine() { impl_->stop(); }
-Result<RequestId> EncoderEngine::add(std::vector<EncoderInput> texts, EncodeCallback callback) { return impl_->add(std::move(texts), std::move(callback)); }
+Result<RequestId> EncoderEngine::add(std::vector<EncoderInput> texts, EncodeCallback callback) {
+  return impl_->add(std::move(texts), std::move(callback));
+}
 void EncoderEngine::cancel(RequestId id) { impl_->cancel(id); }
 EngineMetrics EncoderEngine::metrics() const { return impl_->metrics(); }
 int64_t EncoderEngine::max_text_tokens() const { return impl_->max_text_tokens(); }

@@ -23,22 +23,23 @@ struct EncoderInput {
 struct EncodeResult {
   std::vector<std::vector<float>> outputs;  // [texts][output_size]: embeddings, or classes' logits
   int64_t num_tokens = 0;
-  Status error;                             // then there are no outputs
+  Status error;  // then there are no outputs
 };
 
 // Called once, on the thread that runs the steps, without a lock held: must not block and must not throw. The result may be moved from.
 using EncodeCallback = std::function<void(EncodeResult&)>;
 
 struct EncoderEngineOptions {
-  int64_t step_tokens_max = 1024;        // tokens of one step, of whole texts; a longer text has a step of its own
-  int64_t max_text_tokens = 0;           // longer texts are refused; 0: what the network was made for
+  int64_t step_tokens_max = 1024;  // tokens of one step, of whole texts; a longer text has a step of its own
+  int64_t max_text_tokens = 0;     // longer texts are refused; 0: what the network was made for
   int64_t max_queued_requests = 1024;
-  int64_t max_queued_tokens = 1 << 22;   // of all requests not answered yet
-  std::function<double()> clock;         // seconds, monotonic; empty: the steady clock
+  int64_t max_queued_tokens = 1 << 22;  // of all requests not answered yet
+  std::function<double()> clock;        // seconds, monotonic; empty: the steady clock
 };
 
-// Texts over time through an encoder: the counterpart of Engine. A text is computed whole in one step, and nothing is kept of it. Requests take turns,
-// a text each, so that one of many texts does not hold up one of few. What a text gives does not depend on the other texts of its step.
+// Texts over time through an encoder: the counterpart of Engine. A text is computed whole in one step, and nothing is kept of it. Requests
+// take turns, a text each, so that one of many texts does not hold up one of few. What a text gives does not depend on the other texts of
+// its step.
 class EncoderEngine {
  public:
   // The executor is an encoder's, made for at least rows_needed() rows, and outlives the engine. Errors: kInvalidArgument (options).
@@ -49,7 +50,8 @@ class EncoderEngine {
   EncoderEngine(const EncoderEngine&) = delete;
   EncoderEngine& operator=(const EncoderEngine&) = delete;
 
-  // Checks and queues. Errors: kInvalidArgument (names the text and what is wrong with it), kResourceExhausted (try later), kUnavailable (stopped).
+  // Checks and queues. Errors: kInvalidArgument (names the text and what is wrong with it), kResourceExhausted (try later), kUnavailable
+  // (stopped).
   Result<RequestId> add(std::vector<EncoderInput> texts, EncodeCallback callback);
   // Forgets the request before the next step: its callback is called no more. Unknown and answered ids are ignored.
   void cancel(RequestId id);
@@ -58,10 +60,10 @@ class EncoderEngine {
   int64_t max_text_tokens() const;
   int64_t output_size() const;
 
-  bool step();   // the caller drives: one step. False: there was nothing to do. Not with start()
-  void start();  // a thread of the engine's own drives
+  bool step();                                    // the caller drives: one step. False: there was nothing to do. Not with start()
+  void start();                                   // a thread of the engine's own drives
   bool drain(std::chrono::milliseconds timeout);  // no new requests; true: all live ones were answered in time. Not without start()
-  void stop();   // live requests are answered with kUnavailable; add is refused afterwards
+  void stop();                                    // live requests are answered with kUnavailable; add is refused afterwards
 
  private:
   class Impl;

@@ -34,7 +34,8 @@ struct Encoder {
   std::unique_ptr<CpuExecutor> executor;
   std::unique_ptr<EncoderEngine> engine;
 
-  explicit Encoder(const std::string& path, EncoderEngineOptions options = {}, int num_threads = 1, GemmPath gemm_path = GemmPath::kFast, KvDType kv_dtype = KvDType::kBf16) {
+  explicit Encoder(const std::string& path, EncoderEngineOptions options = {}, int num_threads = 1, GemmPath gemm_path = GemmPath::kFast,
+                   KvDType kv_dtype = KvDType::kBf16) {
     auto loaded = LoadedModel::load(path, {.num_threads = num_threads});
     MR_CHECK(loaded.is_ok(), loaded.status().message());
     model = std::move(loaded).value();
@@ -46,10 +47,13 @@ struct Encoder {
   // All texts as one request, in steps of the engine's budget.
   std::vector<std::vector<float>> encode(std::vector<EncoderInput> texts) {
     std::vector<std::vector<float>> outputs;
-    EXPECT_TRUE(engine->add(std::move(texts), [&](EncodeResult& result) {
-      EXPECT_TRUE(result.error.is_ok()) << result.error.message();
-      outputs = std::move(result.outputs);
-    }).is_ok());
+    EXPECT_TRUE(engine
+                    ->add(std::move(texts),
+                          [&](EncodeResult& result) {
+                            EXPECT_TRUE(result.error.is_ok()) << result.error.message();
+                            outputs = std::move(result.outputs);
+                          })
+                    .is_ok());
     while (engine->step()) {
     }
     return outputs;
@@ -59,7 +63,8 @@ struct Encoder {
 // docs/design.md D5 for encoders: a text's numbers are the same bits alone, in any batch, for any number of threads.
 TEST(EncoderEngine, ATextGivesTheSameBitsInAnyCompany) {
   for (const auto& entry : std::filesystem::directory_iterator(source_dir() / "tests/golden/encoders")) {
-    for (const auto& [path, kv_dtype] : {std::pair{GemmPath::kFast, KvDType::kBf16}, {GemmPath::kFast, KvDType::kInt8}, {GemmPath::kExact, KvDType::kF32}}) {
+    for (const auto& [path, kv_dtype] :
+         {std::pair{GemmPath::kFast, KvDType::kBf16}, {GemmPath::kFast, KvDType::kInt8}, {GemmPath::kExact, KvDType::kF32}}) {
       SCOPED_TRACE(fmt::format("{} path {} kv {}", entry.path().filename().string(), static_cast<int>(path), static_cast<int>(kv_dtype)));
       Encoder reference(entry.path().string(), {}, 1, path, kv_dtype);
       const std::vector<EncoderInput> texts = random_texts(3, 24, 100, reference.model->network());
@@ -82,11 +87,14 @@ TEST(EncoderEngine, RequestsShareStepsAndTakeTurns) {
   std::vector<std::string> answered;
   const auto add = [&](const std::string& name, std::size_t num_texts) {
     std::vector<EncoderInput> texts(num_texts, EncoderInput{std::vector<int32_t>(10, 5), {}});
-    ASSERT_TRUE(engine.add(std::move(texts), [&answered, name, num_texts](EncodeResult& result) {
-      EXPECT_EQ(result.outputs.size(), num_texts);
-      EXPECT_EQ(result.num_tokens, static_cast<int64_t>(10 * num_texts));
-      answered.push_back(name);
-    }).is_ok());
+    ASSERT_TRUE(engine
+                    .add(std::move(texts),
+                         [&answered, name, num_texts](EncodeResult& result) {
+                           EXPECT_EQ(result.outputs.size(), num_texts);
+                           EXPECT_EQ(result.num_tokens, static_cast<int64_t>(10 * num_texts));
+                           answered.push_back(name);
+                         })
+                    .is_ok());
   };
   add("many", 20);
   add("one", 1);
@@ -151,10 +159,13 @@ TEST(EncoderEngine, AThreadAnswersAndStoppingAnswersTheRest) {
   engine.start();
   std::atomic<int> answers = 0;
   for (int i = 0; i < 50; ++i) {
-    ASSERT_TRUE(engine.add(random_texts(static_cast<uint32_t>(i), 3, 60, encoder_of_bert.model->network()), [&](EncodeResult& result) {
-      EXPECT_TRUE(result.error.is_ok());
-      ++answers;
-    }).is_ok());
+    ASSERT_TRUE(engine
+                    .add(random_texts(static_cast<uint32_t>(i), 3, 60, encoder_of_bert.model->network()),
+                         [&](EncodeResult& result) {
+                           EXPECT_TRUE(result.error.is_ok());
+                           ++answers;
+                         })
+                    .is_ok());
   }
   EXPECT_TRUE(engine.drain(std::chrono::minutes(1)));
   EXPECT_EQ(answers, 50);
@@ -176,11 +187,14 @@ TEST(EncoderEngine, StoppingEndsADrain) {
   std::atomic<int> done = 0, failed = 0;
   std::atomic<bool> has_begun = false, may_go_on = false;
   for (int i = 0; i < 100; ++i) {
-    ASSERT_TRUE(engine.add(random_texts(static_cast<uint32_t>(i), 3, 60, encoder_of_bert.model->network()), [&](EncodeResult& result) {
-      ++(result.error.is_ok() ? done : failed);
-      has_begun = true;
-      while (!may_go_on) std::this_thread::yield();
-    }).is_ok());
+    ASSERT_TRUE(engine
+                    .add(random_texts(static_cast<uint32_t>(i), 3, 60, encoder_of_bert.model->network()),
+                         [&](EncodeResult& result) {
+                           ++(result.error.is_ok() ? done : failed);
+                           has_begun = true;
+                           while (!may_go_on) std::this_thread::yield();
+                         })
+                    .is_ok());
   }
   engine.start();
   std::atomic<bool> drained = true;

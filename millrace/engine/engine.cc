@@ -23,9 +23,12 @@ namespace {
 double steady_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // The bounds that vLLM's histograms have, so that dashboards made for them fit.
-constexpr double kTimeToFirstTokenBounds[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560};
-constexpr double kInterTokenBounds[] = {.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80};
-constexpr double kLatencyBounds[] = {.01, .025, .05, .1, .3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+constexpr double kTimeToFirstTokenBounds[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
+                                              1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
+constexpr double kInterTokenBounds[] = {.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3,
+                                        .4,   .5,    .75,  1,   2.5,  5,   7.5,  10, 20,  40, 80};
+constexpr double kLatencyBounds[] = {.01, .025, .05, .1, .3, .5, .8,  1,   1.5, 2,   2.5,  5,   10,
+                                     15,  20,   30,  40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 
 SchedulerOptions scheduler_options(const EngineOptions& options, const ExecutorInfo& info) {
   SchedulerOptions result{options.max_running_sequences, options.step_tokens_max, options.prefill_chunk_max, {}, info.prompt_differs};
@@ -52,7 +55,8 @@ class Engine::Impl {
     metrics_.request_latency = Histogram(kLatencyBounds);
     metrics_.queue_time = Histogram(kLatencyBounds);
     metrics_.kv_groups.resize(sizing.num_blocks.size());
-    if (speculates()) metrics_.num_accepted_tokens_per_position.resize(static_cast<std::size_t>(options_.speculation.num_speculative_tokens), 0);
+    if (speculates())
+      metrics_.num_accepted_tokens_per_position.resize(static_cast<std::size_t>(options_.speculation.num_speculative_tokens), 0);
     publish_metrics(0, 0);
   }
 
@@ -119,7 +123,7 @@ class Engine::Impl {
   // Sequences that want tokens: one after their last row, and one after each draft token.
   struct Wanted {
     LiveSequence* sequence;
-    std::size_t output_begin;    // of plan_.outputs
+    std::size_t output_begin;  // of plan_.outputs
     int64_t num_draft_tokens, num_accepted_tokens;
   };
   std::vector<Wanted> wanted_;
@@ -128,7 +132,7 @@ class Engine::Impl {
   std::vector<LiveSequence*> decoding_;
   std::vector<DraftCandidate> candidates_;  // of decoding_
   DraftPlanner draft_planner_;
-  DraftAcceptance acceptance_{.995};        // of all sequences
+  DraftAcceptance acceptance_{.995};  // of all sequences
   OutputDelta delta_;
   int64_t num_unscheduled_siblings_ = 0;
   bool busy_ = false;
@@ -149,13 +153,14 @@ Result<RequestId> Engine::Impl::add(GenerationRequest request, OutputCallback ca
   if (!accepting_) return Status::unavailable("the engine is shutting down");
   if (num_queued_requests_ >= options_.max_queued_requests) {
     ++num_rejected_;
-    return Status::resource_exhausted(fmt::format("{} requests are waiting, the limit is {}", num_queued_requests_, options_.max_queued_requests));
+    return Status::resource_exhausted(
+        fmt::format("{} requests are waiting, the limit is {}", num_queued_requests_, options_.max_queued_requests));
   }
   // One request is always let in: an empty queue with a limit below a context must not refuse for ever.
   if (num_queued_requests_ > 0 && num_queued_tokens_ + num_tokens > options_.max_queued_tokens) {
     ++num_rejected_;
-    return Status::resource_exhausted(
-        fmt::format("{} prompt tokens are waiting and {} more would pass the limit of {}", num_queued_tokens_, num_tokens, options_.max_queued_tokens));
+    return Status::resource_exhausted(fmt::format("{} prompt tokens are waiting and {} more would pass the limit of {}", num_queued_tokens_,
+                                                  num_tokens, options_.max_queued_tokens));
   }
   const RequestId id = next_id_++;
   live->id = id;
@@ -378,14 +383,17 @@ bool Engine::Impl::step() {
   scheduler_.commit_step();
   int64_t num_generated = 0;
   for (const Wanted& wanted : wanted_) {
-    num_generated += take_tokens(*wanted.sequence, std::span(output.tokens).subspan(wanted.output_begin, static_cast<std::size_t>(1 + wanted.num_accepted_tokens)), now);
+    num_generated +=
+        take_tokens(*wanted.sequence,
+                    std::span(output.tokens).subspan(wanted.output_begin, static_cast<std::size_t>(1 + wanted.num_accepted_tokens)), now);
   }
   ended_.clear();
   publish_metrics(num_rows - num_decode_rows, num_generated);
   return true;
 }
 
-// Every sequence that decodes is followed, also where no draft of it is computed: whether its drafts would have been right is seen for nothing.
+// Every sequence that decodes is followed, also where no draft of it is computed: whether its drafts would have been right is seen for
+// nothing.
 void Engine::Impl::propose_drafts() {
   if (!speculates()) return;
   decoding_.clear();
@@ -403,8 +411,10 @@ void Engine::Impl::propose_drafts() {
     candidate.probabilities.clear();
     if (sequence.lookup->match_length() == 0) continue;
     // The step's last token is sampled, not drafted.
-    const int64_t most = std::min(options_.speculation.num_speculative_tokens, sequence.request.max_tokens - sequence.completion.num_tokens() - 1);
-    for (int64_t k = 0; k < most; ++k) candidate.probabilities.push_back(sequence.acceptance.probability(sequence.lookup->match_length() + k, &acceptance_));
+    const int64_t most =
+        std::min(options_.speculation.num_speculative_tokens, sequence.request.max_tokens - sequence.completion.num_tokens() - 1);
+    for (int64_t k = 0; k < most; ++k)
+      candidate.probabilities.push_back(sequence.acceptance.probability(sequence.lookup->match_length() + k, &acceptance_));
   }
   if (options_.speculation.adaptive) {
     draft_planner_.choose(candidates_);
@@ -433,7 +443,8 @@ void Engine::Impl::build_plan(std::span<const Scheduler::Planned> planned) {
   plan_.clear();
   wanted_.clear();
   std::size_t num_outputs = 0;
-  for (const Scheduler::Planned& rows : planned) num_outputs += rows.wants_token() ? 1 + static_cast<std::size_t>(rows.sequence->num_draft_tokens) : 0;
+  for (const Scheduler::Planned& rows : planned)
+    num_outputs += rows.wants_token() ? 1 + static_cast<std::size_t>(rows.sequence->num_draft_tokens) : 0;
   sampling_.clear();
   sampling_.reserve(num_outputs);
   for (const Scheduler::Planned& rows : planned) {
@@ -530,9 +541,10 @@ int64_t Engine::Impl::take_tokens(LiveSequence& sequence, std::span<const Sample
     if (num_taken > 0) deliver(sequence);
     const int64_t place = sequence.completion.num_tokens();
     end_request(request, FinishReason::kError,
-                failed->finite ? Status::invalid_argument(fmt::format(
-                                     "no token is allowed at completion token {}: allowed_token_ids, bad_words and min_tokens leave none", place))
-                               : Status::internal(fmt::format("the model's numbers are not finite at completion token {}", place)));
+                failed->finite
+                    ? Status::invalid_argument(fmt::format(
+                          "no token is allowed at completion token {}: allowed_token_ids, bad_words and min_tokens leave none", place))
+                    : Status::internal(fmt::format("the model's numbers are not finite at completion token {}", place)));
     return num_taken;
   }
   if (sequence.index == 0) schedule_siblings(request);
@@ -622,18 +634,20 @@ Result<std::unique_ptr<Engine>> Engine::create(Executor& executor, const Tokeniz
   const ExecutorInfo& info = executor.info();
   if (options.max_context <= 0) options.max_context = info.max_positions;
   if (options.max_context < 2 || options.max_context > info.max_positions) {
-    return Status::invalid_argument(fmt::format("max_context is {}, expected 2 to {}, what the model was made for", options.max_context, info.max_positions));
+    return Status::invalid_argument(
+        fmt::format("max_context is {}, expected 2 to {}, what the model was made for", options.max_context, info.max_positions));
   }
   if (options.step_tokens_max < 1 || options.prefill_chunk_max < 1) {
-    return Status::invalid_argument(fmt::format("step_tokens_max is {} and prefill_chunk_max {}, expected at least 1 each", options.step_tokens_max,
-                                                options.prefill_chunk_max));
+    return Status::invalid_argument(fmt::format("step_tokens_max is {} and prefill_chunk_max {}, expected at least 1 each",
+                                                options.step_tokens_max, options.prefill_chunk_max));
   }
   if (options.max_running_sequences < 1 || options.max_running_sequences > options.step_tokens_max) {
-    return Status::invalid_argument(
-        fmt::format("max_running_sequences is {}, expected 1 to step_tokens_max, {}", options.max_running_sequences, options.step_tokens_max));
+    return Status::invalid_argument(fmt::format("max_running_sequences is {}, expected 1 to step_tokens_max, {}",
+                                                options.max_running_sequences, options.step_tokens_max));
   }
   const SpeculationOptions& speculation = options.speculation;
-  if (speculation.prompt_lookup && (speculation.num_speculative_tokens < 1 || speculation.num_speculative_tokens > DraftPlanner::kDraftTokensMax)) {
+  if (speculation.prompt_lookup &&
+      (speculation.num_speculative_tokens < 1 || speculation.num_speculative_tokens > DraftPlanner::kDraftTokensMax)) {
     return Status::invalid_argument(
         fmt::format("num_speculative_tokens is {}, expected 1 to {}", speculation.num_speculative_tokens, DraftPlanner::kDraftTokensMax));
   }
@@ -650,16 +664,20 @@ Result<std::unique_ptr<Engine>> Engine::create(Executor& executor, const Tokeniz
   if (!options.clock) options.clock = steady_seconds;
   if (options.cache_secret.empty()) {
     options.cache_secret.resize(32);
-    if (RAND_bytes(reinterpret_cast<unsigned char*>(options.cache_secret.data()), 32) != 1) return Status::internal("no random bytes for cache_secret");
+    if (RAND_bytes(reinterpret_cast<unsigned char*>(options.cache_secret.data()), 32) != 1)
+      return Status::internal("no random bytes for cache_secret");
   }
-  MR_ASSIGN_OR_RETURN(KvSizing sizing, size_kv(info.kv_groups, options.kv_bytes, options.max_context, options.max_running_sequences, options.step_tokens_max));
+  MR_ASSIGN_OR_RETURN(KvSizing sizing, size_kv(info.kv_groups, options.kv_bytes, options.max_context, options.max_running_sequences,
+                                               options.step_tokens_max));
   MR_RETURN_IF_ERROR(executor.allocate_kv(sizing.num_blocks));
   return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(executor, tokenizer, std::move(options), std::move(sizing))));
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() { impl_->stop(); }
-Result<RequestId> Engine::add(GenerationRequest request, OutputCallback callback) { return impl_->add(std::move(request), std::move(callback)); }
+Result<RequestId> Engine::add(GenerationRequest request, OutputCallback callback) {
+  return impl_->add(std::move(request), std::move(callback));
+}
 void Engine::cancel(RequestId id) { impl_->cancel(id); }
 EngineMetrics Engine::metrics() const { return impl_->metrics(); }
 int64_t Engine::max_request_tokens() const { return impl_->max_request_tokens(); }

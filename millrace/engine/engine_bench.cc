@@ -41,7 +41,8 @@ void measure(int num_sequences, int64_t num_prompt_tokens) {
     GenerationRequest request;
     request.prompt_tokens.assign(static_cast<std::size_t>(num_prompt_tokens), i);
     request.max_tokens = 100'000;
-    MR_CHECK(engine->add(request, [&](OutputDelta& delta) { num_tokens += static_cast<int64_t>(delta.token_ids.size()); }).is_ok(), "added");
+    MR_CHECK(engine->add(request, [&](OutputDelta& delta) { num_tokens += static_cast<int64_t>(delta.token_ids.size()); }).is_ok(),
+             "added");
   }
   while (engine->metrics().num_running_sequences < num_sequences || num_tokens < 2 * num_sequences) engine->step();
   constexpr int kSteps = 2000;

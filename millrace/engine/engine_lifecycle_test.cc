@@ -159,7 +159,8 @@ TEST(EngineLifecycle, WrongRequestsAreRefusedWithTheFieldsName) {
   EXPECT_EQ(message([](auto& r) { r.sampling.dry_multiplier = -1; }), "dry_multiplier is -1, expected at least 0");
   EXPECT_EQ(message([](auto& r) { r.sampling.dry_base = 0.5f; }), "dry_base is 0.5, expected at least 1");
   EXPECT_EQ(message([](auto& r) { r.sampling.dry_allowed_length = 0; }), "dry_allowed_length is 0, expected at least 1");
-  EXPECT_EQ(message([](auto& r) { r.sampling.dry_penalty_last_n = -2; }), "dry_penalty_last_n is -2, expected at least 0, or -1 for all tokens");
+  EXPECT_EQ(message([](auto& r) { r.sampling.dry_penalty_last_n = -2; }),
+            "dry_penalty_last_n is -2, expected at least 0, or -1 for all tokens");
   EXPECT_EQ(message([](auto& r) { r.sampling.mirostat = 1; }), "mirostat is 1, expected 0 (off) or 2");
   EXPECT_EQ(message([](auto& r) { r.sampling.mirostat_tau = -1; }), "mirostat_tau is -1, expected at least 0");
   EXPECT_EQ(message([](auto& r) { r.sampling.mirostat_eta = 2; }), "mirostat_eta is 2, expected at least 0, at most 1");
@@ -168,7 +169,8 @@ TEST(EngineLifecycle, WrongRequestsAreRefusedWithTheFieldsName) {
   EXPECT_EQ(message([](auto& r) { r.sampling.bad_words = {{1}, {2, -1}}; }), "bad_words has token -1, expected 0 to 60");
   EXPECT_EQ(message([](auto& r) { r.sampling.num_logprobs = 62; }), "logprobs is 62, expected at least 0, at most 61");
   EXPECT_EQ(message([](auto& r) { r.sampling.logit_bias = {{61, 1.0f}}; }), "logit_bias names token 61, expected 0 to 60");
-  EXPECT_EQ(message([&](auto& r) { r.sampling.logit_bias = {{6, nan}}; }), "logit_bias of token 6 is nan, expected at least -100, at most 100");
+  EXPECT_EQ(message([&](auto& r) { r.sampling.logit_bias = {{6, nan}}; }),
+            "logit_bias of token 6 is nan, expected at least -100, at most 100");
 }
 
 TEST(EngineLifecycle, WrongOptionsAreRefused) {
@@ -305,8 +307,8 @@ TEST(EngineLifecycle, MetricsAgreeWithTheDeltas) {
   TestEngine test(FakeNetwork({std::nullopt}), options);
   test.add(simple_request(100, 5));
   EXPECT_EQ(test.engine->metrics().num_live_requests, 1);
-  now += 0.3;                   // in the queue
-  test.engine->step();          // prefill and the first token
+  now += 0.3;           // in the queue
+  test.engine->step();  // prefill and the first token
   EXPECT_EQ(test.engine->metrics().num_running_sequences, 1);
   EXPECT_EQ(test.engine->metrics().kv_groups[0].num_used_blocks, 4);
   EXPECT_GT(test.engine->metrics().kv_usage, 0);

@@ -32,8 +32,8 @@ class Histogram {
 class DecayingRate {
  public:
   static constexpr double kSeconds = 5;
-  void restart(double now);              // when work begins after an idle time
-  void add(double now, int64_t count);   // events since the last call
+  void restart(double now);             // when work begins after an idle time
+  void add(double now, int64_t count);  // events since the last call
   double per_second(double now) const;
 
  private:
@@ -52,34 +52,34 @@ struct EngineMetrics {
     int64_t num_free_blocks = 0;
   };
   std::vector<KvGroup> kv_groups;
-  double kv_usage = 0;              // used / all blocks of the fullest group, [0, 1]
+  double kv_usage = 0;  // used / all blocks of the fullest group, [0, 1]
 
   int64_t num_running_sequences = 0;
   int64_t num_waiting_sequences = 0;  // not admitted yet, or preempted
   int64_t num_live_requests = 0;      // added and not finished, the queue included
 
-  int64_t prompt_tokens = 0;        // of admitted requests
+  int64_t prompt_tokens = 0;  // of admitted requests
   int64_t generation_tokens = 0;
   int64_t prefill_tokens_computed = 0;  // rows of prefill, recomputation after preemption included
   int64_t num_preemptions = 0;
-  int64_t prefix_cache_queries = 0; // prompt tokens looked up
-  int64_t prefix_cache_hits = 0;    // of them found
+  int64_t prefix_cache_queries = 0;  // prompt tokens looked up
+  int64_t prefix_cache_hits = 0;     // of them found
   int64_t num_steps = 0;
-  int64_t num_drafts = 0;           // steps of a sequence that had draft tokens
+  int64_t num_drafts = 0;  // steps of a sequence that had draft tokens
   int64_t num_draft_tokens = 0;
-  int64_t num_accepted_tokens = 0;  // of them
+  int64_t num_accepted_tokens = 0;                        // of them
   std::vector<int64_t> num_accepted_tokens_per_position;  // [num_speculative_tokens]; empty without speculation
-  std::array<int64_t, 4> finished{};  // sequences by FinishReason
-  int64_t num_rejected = 0;         // add() said no because of a limit
+  std::array<int64_t, 4> finished{};                      // sequences by FinishReason
+  int64_t num_rejected = 0;                               // add() said no because of a limit
 
   double generation_tokens_per_second = 0;  // moving average over about five seconds; falls to 0 when idle
   double prompt_tokens_per_second = 0;
-  double seconds_since_step = 0;    // 0 when idle; grows while a step with work is under way: a watchdog's measure
+  double seconds_since_step = 0;  // 0 when idle; grows while a step with work is under way: a watchdog's measure
 
-  Histogram time_to_first_token;    // from add() to the first sampled token, per sequence
-  Histogram inter_token_latency;    // between sampled tokens of a sequence
-  Histogram request_latency;        // from add() to the last delta
-  Histogram queue_time;             // from add() to admission
+  Histogram time_to_first_token;  // from add() to the first sampled token, per sequence
+  Histogram inter_token_latency;  // between sampled tokens of a sequence
+  Histogram request_latency;      // from add() to the last delta
+  Histogram queue_time;           // from add() to admission
 };
 
 }  // namespace millrace

@@ -9,8 +9,7 @@
 namespace millrace {
 namespace {
 
-const std::vector<std::vector<std::optional<int64_t>>> kGroupings = {
-    {std::nullopt}, {std::nullopt, 40}, {17}, {64, std::nullopt, 5}, {}};
+const std::vector<std::vector<std::optional<int64_t>>> kGroupings = {{std::nullopt}, {std::nullopt, 40}, {17}, {64, std::nullopt, 5}, {}};
 
 GenerationRequest random_request(std::mt19937& random, std::size_t max_prompt, int64_t max_tokens) {
   GenerationRequest request;
@@ -332,14 +331,17 @@ TEST(Engine, LogprobsComeWithTheirTokens) {
   request.max_tokens = 4;
   request.sampling.num_logprobs = 2;
   int num_logprobs = 0;
-  ASSERT_TRUE(test.engine->add(request, [&](OutputDelta& delta) {
-    ASSERT_EQ(delta.logprobs.size(), delta.token_ids.size());
-    for (std::size_t i = 0; i < delta.logprobs.size(); ++i, ++num_logprobs) {
-      EXPECT_EQ(delta.logprobs[i].token_id, delta.token_ids[i]);
-      EXPECT_LT(delta.logprobs[i].logprob, 0);
-      EXPECT_EQ(delta.logprobs[i].top_logprobs.size(), 2u);
-    }
-  }).is_ok());
+  ASSERT_TRUE(test.engine
+                  ->add(request,
+                        [&](OutputDelta& delta) {
+                          ASSERT_EQ(delta.logprobs.size(), delta.token_ids.size());
+                          for (std::size_t i = 0; i < delta.logprobs.size(); ++i, ++num_logprobs) {
+                            EXPECT_EQ(delta.logprobs[i].token_id, delta.token_ids[i]);
+                            EXPECT_LT(delta.logprobs[i].logprob, 0);
+                            EXPECT_EQ(delta.logprobs[i].top_logprobs.size(), 2u);
+                          }
+                        })
+                  .is_ok());
   test.run();
   EXPECT_EQ(num_logprobs, 4);
 }

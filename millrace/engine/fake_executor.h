@@ -14,8 +14,8 @@
 #include "millrace/sampling/sampling.h"
 
 // For tests: an executor with a hash in the network's place. What a row writes to KV depends on its token, its position, the rope variant,
-// whether it is a prompt's and on everything it reads through its block tables, in every group; the logits depend on that. So a wrong table, a block
-// handed out twice or a stale block changes tokens, as it would with a network.
+// whether it is a prompt's and on everything it reads through its block tables, in every group; the logits depend on that. So a wrong
+// table, a block handed out twice or a stale block changes tokens, as it would with a network.
 namespace millrace {
 
 class FakeNetwork {
@@ -135,8 +135,9 @@ class FakeExecutor : public Executor {
 };
 
 // The judge: the same network without blocks, batches or an engine.
-inline std::vector<int32_t> reference_completion(const FakeNetwork& network, const std::vector<int32_t>& prompt, const SamplingParams& params,
-                                                 uint64_t seed, int32_t sequence, int64_t num_tokens, bool rope_long = false) {
+inline std::vector<int32_t> reference_completion(const FakeNetwork& network, const std::vector<int32_t>& prompt,
+                                                 const SamplingParams& params, uint64_t seed, int32_t sequence, int64_t num_tokens,
+                                                 bool rope_long = false) {
   std::vector<int32_t> tokens = prompt;
   std::vector<std::vector<uint64_t>> kv(network.windows().size());
   std::vector<float> logits(static_cast<std::size_t>(network.vocab_size()));

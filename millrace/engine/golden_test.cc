@@ -1,5 +1,6 @@
-// Every family of tests/golden/models and tests/golden/encoders against what the reference implementation computed (tools/make_reference.py): both paths, on every
-// instruction set that this machine runs; and the same from renamed families, to prove that no code asks for a family's name.
+// Every family of tests/golden/models and tests/golden/encoders against what the reference implementation computed
+// (tools/make_reference.py): both paths, on every instruction set that this machine runs; and the same from renamed families, to prove that
+// no code asks for a family's name.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -44,12 +45,14 @@ struct ForcedIsa {
 
 bool has_int8_activations(const LoadedModel& model) {
   for (std::size_t i = 0; i < model.weights().size(); ++i) {
-    if (activation_form(model.weights()[static_cast<WeightId>(i)].weight_class(), model.isa(), GemmPath::kFast) == ActivationForm::kInt8) return true;
+    if (activation_form(model.weights()[static_cast<WeightId>(i)].weight_class(), model.isa(), GemmPath::kFast) == ActivationForm::kInt8)
+      return true;
   }
   return false;
 }
 
-void expect_verified(const std::filesystem::path& directory, const std::filesystem::path& golden, KvDType kv_dtype, const std::optional<std::string>& family_file) {
+void expect_verified(const std::filesystem::path& directory, const std::filesystem::path& golden, KvDType kv_dtype,
+                     const std::optional<std::string>& family_file) {
   auto model = LoadedModel::load(directory.string(), {.family_file = family_file, .num_threads = 2});
   ASSERT_TRUE(model.is_ok()) << model.status().message();
   const auto text = read_text_file((golden / "golden.json").string());

@@ -25,7 +25,8 @@ Result<KvSizing> size_kv(std::span<const KvGroupSpec> groups, int64_t kv_bytes, 
     return bytes;
   };
   for (const KvGroupSpec& group : groups) {
-    if (group.block_bytes <= 0) return Status::invalid_argument(fmt::format("a KV group has block_bytes = {}, expected at least 1", group.block_bytes));
+    if (group.block_bytes <= 0)
+      return Status::invalid_argument(fmt::format("a KV group has block_bytes = {}, expected at least 1", group.block_bytes));
   }
   if (bytes_of(1) > static_cast<double>(kv_bytes)) {
     return Status::resource_exhausted(fmt::format("the KV cache needs at least {:.0f} bytes, {} are given", bytes_of(1), kv_bytes));
@@ -43,7 +44,8 @@ Result<KvSizing> size_kv(std::span<const KvGroupSpec> groups, int64_t kv_bytes, 
   sizing.max_sequence_tokens = max_context;
   for (const KvGroupSpec& group : groups) {
     sizing.num_blocks.push_back(blocks_of(group, low));
-    if (!group.window || *group.window >= max_context) sizing.max_sequence_tokens = std::min(sizing.max_sequence_tokens, low * kKvBlockTokens);
+    if (!group.window || *group.window >= max_context)
+      sizing.max_sequence_tokens = std::min(sizing.max_sequence_tokens, low * kKvBlockTokens);
   }
   return sizing;
 }

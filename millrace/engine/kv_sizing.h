@@ -10,8 +10,8 @@
 namespace millrace {
 
 struct KvSizing {
-  std::vector<int64_t> num_blocks;     // [num_groups]
-  int64_t max_sequence_tokens = 0;     // what one sequence can hold at most: the context or less
+  std::vector<int64_t> num_blocks;  // [num_groups]
+  int64_t max_sequence_tokens = 0;  // what one sequence can hold at most: the context or less
 };
 
 // Divides `kv_bytes` over the groups so that each can hold the same number of tokens. A windowed group needs no more than its windows

@@ -26,7 +26,8 @@ TEST(KvSizing, FillsTheBudgetAndNeverMore) {
 }
 
 TEST(KvSizing, NoGroupGetsMoreThanItCouldUse) {
-  const auto sizing = size_kv(std::vector<KvGroupSpec>{{4, 2, 64, std::nullopt, 1000}, {4, 2, 64, 32, 1000}}, int64_t{1} << 40, 1000, 3, 16);
+  const auto sizing =
+      size_kv(std::vector<KvGroupSpec>{{4, 2, 64, std::nullopt, 1000}, {4, 2, 64, 32, 1000}}, int64_t{1} << 40, 1000, 3, 16);
   ASSERT_TRUE(sizing.is_ok());
   EXPECT_EQ(sizing->num_blocks, (std::vector<int64_t>{3 * 32, 3 * Scheduler::window_blocks(32, 16)}));
   EXPECT_EQ(sizing->max_sequence_tokens, 1000);

@@ -29,10 +29,10 @@ struct LiveSequence : Sequence {
 
 struct LiveRequest {
   RequestId id = 0;
-  GenerationRequest request;            // prompt_tokens are moved into the first sequence
+  GenerationRequest request;  // prompt_tokens are moved into the first sequence
   OutputCallback callback;
   int64_t num_prompt_tokens = 0;
-  int64_t max_tokens = 1;               // of each sequence
+  int64_t max_tokens = 1;  // of each sequence
   bool rope_long = false;
   double added_at = 0;                  // seconds
   bool queued = true;                   // counts against the queue's limits

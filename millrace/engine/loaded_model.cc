@@ -49,7 +49,8 @@ GgufVocabulary gguf_vocabulary(const GgufFile& gguf) {
 
 Result<Tokenizer> load_tokenizer(const Checkpoint& checkpoint) {
   if (const GgufFile* gguf = checkpoint.gguf()) {
-    if (gguf->find("tokenizer.ggml.model") == nullptr) return Status::not_found(checkpoint.path() + ": has no tokenizer.ggml.model, so no tokenizer");
+    if (gguf->find("tokenizer.ggml.model") == nullptr)
+      return Status::not_found(checkpoint.path() + ": has no tokenizer.ggml.model, so no tokenizer");
     return Tokenizer::from_gguf(gguf_vocabulary(*gguf));
   }
   if (!checkpoint.tokenizer_json()) return Status::not_found(checkpoint.path() + ": has no tokenizer.json");
@@ -131,7 +132,8 @@ Status LoadedModel::load_weights(const LoadOptions& options) {
     if (!weights_from_cache_) {
       const int64_t available = available_memory_bytes();
       if (weights.bytes() > available) {
-        return Status::resource_exhausted(fmt::format("{}: its weights need {} MB of memory, {} MB are available", checkpoint_.path(), weights.bytes() >> 20, available >> 20));
+        return Status::resource_exhausted(fmt::format("{}: its weights need {} MB of memory, {} MB are available", checkpoint_.path(),
+                                                      weights.bytes() >> 20, available >> 20));
       }
       MR_RETURN_IF_ERROR(weights.pack_planned(checkpoint_, *pool_));
     }
@@ -168,7 +170,9 @@ Result<const ChatTemplate*> LoadedModel::chat_template() const {
 
 std::string LoadedModel::kind() const {
   if (!network_.is_encoder()) return fmt::format("a decoder that writes text ({} family)", network_.family);
-  if (network_.pooled->classes) return fmt::format("an encoder that scores texts for {} class{} ({} family)", network_.pooled->size, network_.pooled->size == 1 ? "" : "es", network_.family);
+  if (network_.pooled->classes)
+    return fmt::format("an encoder that scores texts for {} class{} ({} family)", network_.pooled->size,
+                       network_.pooled->size == 1 ? "" : "es", network_.family);
   return fmt::format("an encoder that makes embeddings of {} numbers ({} family)", network_.pooled->size, network_.family);
 }
 
@@ -192,7 +196,8 @@ Result<std::unique_ptr<CpuExecutor>> LoadedModel::make_executor(GemmPath path, K
   MR_CHECK(weights_ != nullptr, "the model was loaded without its weights");
   Program program = lower_network(network_, *weights_, isa_, path);
   fuse(program);
-  return CpuExecutor::create(network_, weights_, std::move(program), *pool_, {isa_, path, kv_dtype, max_rows, tokenizer_ ? tokenizer_->vocab_size() : 0});
+  return CpuExecutor::create(network_, weights_, std::move(program), *pool_,
+                             {isa_, path, kv_dtype, max_rows, tokenizer_ ? tokenizer_->vocab_size() : 0});
 }
 
 std::vector<int32_t> LoadedModel::eos_token_ids() const {
@@ -203,7 +208,8 @@ std::vector<int32_t> LoadedModel::eos_token_ids() const {
     // A chat tune often ends its turns with the tokenizer's EOS while config.json still names the base model's.
     if (const auto eos = tokenizer_->eos_token_id()) ids.push_back(*eos);
     if (const GgufFile* gguf = checkpoint_.gguf()) {
-      if (const auto eot = gguf->integer("tokenizer.ggml.eot_token_id"); eot && *eot >= 0 && *eot < network_.vocab_size) ids.push_back(static_cast<int32_t>(*eot));
+      if (const auto eot = gguf->integer("tokenizer.ggml.eot_token_id"); eot && *eot >= 0 && *eot < network_.vocab_size)
+        ids.push_back(static_cast<int32_t>(*eot));
       // Published files often lack that key though the chat template ends turns with one of these.
       for (const char* turn_end : {"<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endofturn|>"}) {
         if (const auto id = tokenizer_->token_to_id(turn_end); id && tokenizer_->is_special(*id)) ids.push_back(*id);

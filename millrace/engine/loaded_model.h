@@ -28,7 +28,7 @@ struct LoadOptions {
   int num_threads = 0;                     // 0: every usable CPU
   LoadWeights weights = LoadWeights::kPack;
   std::optional<QuantizationOptions> quantization;  // of a model whose weights are stored plainly, while they are packed
-  WeightCacheOptions weight_cache{};       // without a folder: the weights are packed
+  WeightCacheOptions weight_cache{};                // without a folder: the weights are packed
 };
 
 // A published model, opened and ready to compute: what serve, run, generate, inspect, verify and logits all begin with.
@@ -64,13 +64,15 @@ class LoadedModel {
   void keep_weights(std::function<void(const Status&)> on_failure = {});
   void wait_for_cache();  // until keep_weights() is done
 
-  // What the process holds when the KV cache is full and `num_outputs` sequences have had their next token computed together (docs/memory.md).
+  // What the process holds when the KV cache is full and `num_outputs` sequences have had their next token computed together
+  // (docs/memory.md).
   MemoryPlan memory_plan(const CpuExecutor& executor, int64_t kv_bytes, int64_t num_outputs) const;
 
   // Lowered and fused for the path, over the one packed copy of the weights.
   Result<std::unique_ptr<CpuExecutor>> make_executor(GemmPath path, KvDType kv_dtype, int32_t max_rows);
 
-  // What ends an answer, ascending: generation_config.json's ids (else config.json's), the tokenizer's EOS, and a GGUF's end-of-turn tokens.
+  // What ends an answer, ascending: generation_config.json's ids (else config.json's), the tokenizer's EOS, and a GGUF's end-of-turn
+  // tokens.
   std::vector<int32_t> eos_token_ids() const;
   // The model's own sampling defaults (generation_config.json), as in vLLM.
   SamplingParams default_sampling() const;

@@ -74,14 +74,15 @@ TEST(LoadedModel, EveryQuantizationHasACacheFileOfItsOwn) {
   options.weight_cache.folder = (folder.path / "weights").string();
   options.weight_cache.min_bytes = 0;
   const fs::path path = source_dir() / "tests/golden/models/qwen3";
-  const std::vector<std::optional<QuantizationOptions>> quantizations = {std::nullopt,
-                                                                         QuantizationOptions{.type = QuantizationType::kInt8},
-                                                                         QuantizationOptions{.type = QuantizationType::kInt4},
-                                                                         QuantizationOptions{.type = QuantizationType::kInt4, .group_size = 32},
-                                                                         QuantizationOptions{.type = QuantizationType::kInt4, .symmetric = true},
-                                                                         QuantizationOptions{.type = QuantizationType::kNf4},
-                                                                         QuantizationOptions{.type = QuantizationType::kFp8, .exclude = {"down_proj"}},
-                                                                         QuantizationOptions{.type = QuantizationType::kFp8, .exclude = {"up_proj"}}};
+  const std::vector<std::optional<QuantizationOptions>> quantizations = {
+      std::nullopt,
+      QuantizationOptions{.type = QuantizationType::kInt8},
+      QuantizationOptions{.type = QuantizationType::kInt4},
+      QuantizationOptions{.type = QuantizationType::kInt4, .group_size = 32},
+      QuantizationOptions{.type = QuantizationType::kInt4, .symmetric = true},
+      QuantizationOptions{.type = QuantizationType::kNf4},
+      QuantizationOptions{.type = QuantizationType::kFp8, .exclude = {"down_proj"}},
+      QuantizationOptions{.type = QuantizationType::kFp8, .exclude = {"up_proj"}}};
   for (const auto& quantization : quantizations) {
     options.quantization = quantization;
     const auto packed = load(path, options);
@@ -126,7 +127,8 @@ TEST(LoadedModel, APlanTakesNoWeightsAndSaysWhatTheyWillTake) {
   ASSERT_TRUE(packed && planned);
   EXPECT_TRUE(planned->weights().panels().empty());
   EXPECT_EQ(planned->weights().bytes(), packed->weights().bytes());
-  const auto a = packed->make_executor(GemmPath::kFast, KvDType::kBf16, 64), b = planned->make_executor(GemmPath::kFast, KvDType::kBf16, 64);
+  const auto a = packed->make_executor(GemmPath::kFast, KvDType::kBf16, 64),
+             b = planned->make_executor(GemmPath::kFast, KvDType::kBf16, 64);
   EXPECT_EQ((*a)->program().ops.size(), (*b)->program().ops.size());
   EXPECT_EQ((*a)->activation_bytes(), (*b)->activation_bytes());
 }
@@ -147,7 +149,8 @@ Held held_by(LoadedModel& model, int32_t max_rows) {
   for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 13 % 64);
   EXPECT_TRUE(runner->append(tokens, max_rows, false, [](int64_t, std::span<const float>) {}).is_ok());
   int64_t resident = process_memory().anonymous_bytes;
-  if (model.weights_from_cache()) resident += mapping_memory(model.weights().panels()).resident_bytes - mapping_memory(model.weights().panels()).anonymous_bytes;
+  if (model.weights_from_cache())
+    resident += mapping_memory(model.weights().panels()).resident_bytes - mapping_memory(model.weights().panels()).anonymous_bytes;
   return {predicted, resident};
 }
 
@@ -212,7 +215,8 @@ TEST(LoadedModel, QuantizingTakesThePackedWeightsAndOneTensor) {
   int64_t bytes = 0;
   const auto add = [&](const std::string& name, const std::vector<int64_t>& shape) {
     const int64_t size = 4 * shape[0] * (shape.size() > 1 ? shape[1] : 1);
-    header[name] = json::object{{"dtype", "F32"}, {"shape", json::array(shape.begin(), shape.end())}, {"data_offsets", json::array{bytes, bytes + size}}};
+    header[name] = json::object{
+        {"dtype", "F32"}, {"shape", json::array(shape.begin(), shape.end())}, {"data_offsets", json::array{bytes, bytes + size}}};
     bytes += size;
   };
   add("model.embed_tokens.weight", {kVocabulary, kHidden});
@@ -220,14 +224,25 @@ TEST(LoadedModel, QuantizingTakesThePackedWeightsAndOneTensor) {
   for (int64_t layer = 0; layer < kLayers; ++layer) {
     const std::string scope = fmt::format("model.layers.{}.", layer);
     for (const char* norm : {"input_layernorm", "post_attention_layernorm"}) add(scope + norm + ".weight", {kHidden});
-    for (const char* linear : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
+    for (const char* linear : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+                               "mlp.up_proj", "mlp.down_proj"}) {
       add(scope + linear + ".weight", {kHidden, kHidden});
     }
   }
-  std::ofstream(path / "config.json") << json::serialize(json::object{
-      {"architectures", json::array{"LlamaForCausalLM"}}, {"model_type", "llama"}, {"hidden_size", kHidden}, {"intermediate_size", kHidden}, {"num_hidden_layers", kLayers},
-      {"num_attention_heads", 8}, {"num_key_value_heads", 8}, {"head_dim", kHidden / 8}, {"vocab_size", kVocabulary}, {"max_position_embeddings", 128}, {"rms_norm_eps", 1e-5},
-      {"rope_theta", 10000.0}, {"tie_word_embeddings", true}, {"hidden_act", "silu"}});
+  std::ofstream(path / "config.json") << json::serialize(json::object{{"architectures", json::array{"LlamaForCausalLM"}},
+                                                                      {"model_type", "llama"},
+                                                                      {"hidden_size", kHidden},
+                                                                      {"intermediate_size", kHidden},
+                                                                      {"num_hidden_layers", kLayers},
+                                                                      {"num_attention_heads", 8},
+                                                                      {"num_key_value_heads", 8},
+                                                                      {"head_dim", kHidden / 8},
+                                                                      {"vocab_size", kVocabulary},
+                                                                      {"max_position_embeddings", 128},
+                                                                      {"rms_norm_eps", 1e-5},
+                                                                      {"rope_theta", 10000.0},
+                                                                      {"tie_word_embeddings", true},
+                                                                      {"hidden_act", "silu"}});
   {
     std::string text = json::serialize(header);
     text.resize((text.size() + 7) / 8 * 8, ' ');
@@ -249,7 +264,8 @@ TEST(LoadedModel, QuantizingTakesThePackedWeightsAndOneTensor) {
   const int64_t taken = peak_bytes() - before, tensor_bytes = 4 * kHidden * kHidden;
   EXPECT_LT(model->weights().bytes(), bytes / 7);
   // The one that is read and those before it that are not yet dropped, or after it that are read ahead.
-  EXPECT_LE(taken, model->weights().bytes() + 4 * tensor_bytes + MemoryPlan::kProgramBytes) << "packed " << model->weights().bytes() << ", a tensor " << tensor_bytes;
+  EXPECT_LE(taken, model->weights().bytes() + 4 * tensor_bytes + MemoryPlan::kProgramBytes)
+      << "packed " << model->weights().bytes() << ", a tensor " << tensor_bytes;
   EXPECT_LT(taken, bytes / 2);
 }
 

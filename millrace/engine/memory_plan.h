@@ -4,8 +4,8 @@
 
 namespace millrace {
 
-// What a process that serves a model holds in memory of its own, and of the packed cache where its weights are mapped from there. Pages of the
-// model's files that the system keeps as long as nobody else needs them, and of the program itself, are not counted.
+// What a process that serves a model holds in memory of its own, and of the packed cache where its weights are mapped from there. Pages of
+// the model's files that the system keeps as long as nobody else needs them, and of the program itself, are not counted.
 struct MemoryPlan {
   // Libraries' data, threads' stacks, what the allocator holds beyond what was asked for, huge pages that are used in part.
   static constexpr int64_t kProgramBytes = int64_t{6} << 20;

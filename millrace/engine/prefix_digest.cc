@@ -17,7 +17,8 @@ class Sha256 {
   BlockDigest operator()(const void* data, std::size_t size_bytes) {
     BlockDigest digest;
     unsigned int written = 0;
-    const bool done = EVP_DigestInit_ex(context_.get(), md_.get(), nullptr) == 1 && EVP_DigestUpdate(context_.get(), data, size_bytes) == 1 &&
+    const bool done = EVP_DigestInit_ex(context_.get(), md_.get(), nullptr) == 1 &&
+                      EVP_DigestUpdate(context_.get(), data, size_bytes) == 1 &&
                       EVP_DigestFinal_ex(context_.get(), digest.bytes.data(), &written) == 1;
     MR_CHECK(done && written == digest.bytes.size(), "SHA-256 failed");
     return digest;

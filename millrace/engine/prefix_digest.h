@@ -36,9 +36,10 @@ class PrefixHasher {
 
   // Chains with different salts or rope variants share nothing: keys rotated differently are different keys.
   BlockDigest root(std::string_view salt, bool rope_long) const;
-  // Of the block that follows `parent` and holds `tokens`, of which the first `num_prompt_tokens` were computed as a prompt's and the others as
-  // generated ones.
-  static BlockDigest next(const BlockDigest& parent, std::span<const int32_t, kKvBlockTokens> tokens, int32_t num_prompt_tokens = kKvBlockTokens);
+  // Of the block that follows `parent` and holds `tokens`, of which the first `num_prompt_tokens` were computed as a prompt's and the
+  // others as generated ones.
+  static BlockDigest next(const BlockDigest& parent, std::span<const int32_t, kKvBlockTokens> tokens,
+                          int32_t num_prompt_tokens = kKvBlockTokens);
 
  private:
   std::string secret_;

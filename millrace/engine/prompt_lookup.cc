@@ -7,7 +7,9 @@
 
 namespace millrace {
 
-int64_t DraftAcceptance::class_of(int64_t match_length) { return match_length <= 4 ? std::max<int64_t>(match_length, 1) - 1 : match_length <= 8 ? 4 : 5; }
+int64_t DraftAcceptance::class_of(int64_t match_length) {
+  return match_length <= 4 ? std::max<int64_t>(match_length, 1) - 1 : match_length <= 8 ? 4 : 5;
+}
 
 void DraftAcceptance::observe(int64_t match_length, bool accepted) {
   Seen& seen = seen_[static_cast<std::size_t>(class_of(match_length))];
@@ -24,11 +26,14 @@ double DraftAcceptance::probability(int64_t match_length, const DraftAcceptance*
   return (seen_[index].accepted + kPriorTokens * expected) / (seen_[index].all + kPriorTokens);
 }
 
-PromptLookup::PromptLookup(int64_t ngram_min) : ngram_min_(ngram_min) { MR_CHECK(ngram_min >= 1 && ngram_min <= kMatchMax, "a match of some tokens"); }
+PromptLookup::PromptLookup(int64_t ngram_min) : ngram_min_(ngram_min) {
+  MR_CHECK(ngram_min >= 1 && ngram_min <= kMatchMax, "a match of some tokens");
+}
 
 uint32_t PromptLookup::hash_ending_at(std::span<const int32_t> tokens, int64_t end) const {
   uint64_t hash = 0;
-  for (int64_t i = end - ngram_min_ + 1; i <= end; ++i) hash = (hash + static_cast<uint32_t>(tokens[static_cast<std::size_t>(i)]) + 1) * 0x9E3779B97F4A7C15ULL;
+  for (int64_t i = end - ngram_min_ + 1; i <= end; ++i)
+    hash = (hash + static_cast<uint32_t>(tokens[static_cast<std::size_t>(i)]) + 1) * 0x9E3779B97F4A7C15ULL;
   return static_cast<uint32_t>(hash >> 32) & static_cast<uint32_t>(heads_.size() - 1);
 }
 
@@ -74,10 +79,12 @@ void PromptLookup::find(std::span<const int32_t> tokens) {
   if (last + 1 < ngram_min_) return;
   int64_t longest = ngram_min_ - 1;
   int32_t place = previous_[static_cast<std::size_t>(last)];
-  for (int64_t looked_at = 0; place != kNone && looked_at < kChainMax && longest < kMatchMax; ++looked_at, place = previous_[static_cast<std::size_t>(place)]) {
+  for (int64_t looked_at = 0; place != kNone && looked_at < kChainMax && longest < kMatchMax;
+       ++looked_at, place = previous_[static_cast<std::size_t>(place)]) {
     int64_t length = 0;
     const int64_t longest_here = std::min<int64_t>(kMatchMax, place + 1);
-    while (length < longest_here && tokens[static_cast<std::size_t>(place - length)] == tokens[static_cast<std::size_t>(last - length)]) ++length;
+    while (length < longest_here && tokens[static_cast<std::size_t>(place - length)] == tokens[static_cast<std::size_t>(last - length)])
+      ++length;
     if (length <= longest) continue;  // also of other tokens with the same hash
     longest = length;
     match_length_ = length;

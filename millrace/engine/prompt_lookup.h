@@ -28,13 +28,13 @@ class DraftAcceptance {
   double kept_;
 };
 
-// Predicts how a sequence goes on from how it went on before: answers that summarize, extract or edit repeat long runs of their prompt. Finds
-// where the last tokens stood before, longest match first, the most recent of equal ones, and follows it for as long as it is right.
-// (Prompt lookup decoding: Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding. The chains of earlier places are those of LZ77's
-// implementations, RFC 1951 section 4.)
+// Predicts how a sequence goes on from how it went on before: answers that summarize, extract or edit repeat long runs of their prompt.
+// Finds where the last tokens stood before, longest match first, the most recent of equal ones, and follows it for as long as it is right.
+// (Prompt lookup decoding: Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding. The chains of earlier places are those of
+// LZ77's implementations, RFC 1951 section 4.)
 //
-// Every token that comes is compared with the prediction, whether drafts were computed or not: acceptance is known before anything is spent on it.
-// A token costs one insertion, and after a wrong prediction a look at kChainMax places of at most kMatchMax tokens each.
+// Every token that comes is compared with the prediction, whether drafts were computed or not: acceptance is known before anything is spent
+// on it. A token costs one insertion, and after a wrong prediction a look at kChainMax places of at most kMatchMax tokens each.
 class PromptLookup {
  public:
   // Predicts after matches of at least `ngram_min` tokens.
@@ -46,8 +46,8 @@ class PromptLookup {
 
   // Of the match that predicts the next token; 0: there is none.
   int64_t match_length() const { return match_length_; }
-  // The next `count` tokens as predicted, appended to `tokens`, which is what extend() was last given. A match that reaches the end goes on with
-  // the prediction itself: a loop is predicted for ever.
+  // The next `count` tokens as predicted, appended to `tokens`, which is what extend() was last given. A match that reaches the end goes on
+  // with the prediction itself: a loop is predicted for ever.
   void draft(std::vector<int32_t>& tokens, int64_t count) const;
 
  private:

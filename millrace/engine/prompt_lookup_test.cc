@@ -101,7 +101,9 @@ TEST(PromptLookup, AgreesWithAnExhaustiveSearch) {
     const auto size = static_cast<int64_t>(tokens.size());
     for (int64_t place = size - 2; place >= 0; --place) {
       int64_t length = 0;
-      while (length <= place && length < 16 && tokens[static_cast<std::size_t>(place - length)] == tokens[static_cast<std::size_t>(size - 1 - length)]) ++length;
+      while (length <= place && length < 16 &&
+             tokens[static_cast<std::size_t>(place - length)] == tokens[static_cast<std::size_t>(size - 1 - length)])
+        ++length;
       if (length >= ngram_min && length > longest) longest = length, source = place + 1;
     }
     ASSERT_EQ(watched.lookup.match_length(), longest) << "round " << round;

@@ -17,19 +17,19 @@ namespace millrace {
 using RequestId = uint64_t;
 
 struct GenerationRequest {
-  std::vector<int32_t> prompt_tokens;     // at least one
+  std::vector<int32_t> prompt_tokens;  // at least one
   SamplingParams sampling;
-  uint64_t seed = 0;                      // the same seed gives the same tokens, in any company: draw one where the client gave none
-  int32_t n = 1;                          // sequences, each with its own random numbers
-  std::optional<int64_t> max_tokens;      // completion tokens, at least 1; absent: to the end of the context
-  int64_t min_tokens = 0;                 // before so many completion tokens nothing stops the sequence
-  std::vector<std::string> stop;          // none empty; the earliest match in the text ends the sequence
-  std::vector<int32_t> stop_token_ids;    // besides EngineOptions::eos_token_ids
+  uint64_t seed = 0;                    // the same seed gives the same tokens, in any company: draw one where the client gave none
+  int32_t n = 1;                        // sequences, each with its own random numbers
+  std::optional<int64_t> max_tokens;    // completion tokens, at least 1; absent: to the end of the context
+  int64_t min_tokens = 0;               // before so many completion tokens nothing stops the sequence
+  std::vector<std::string> stop;        // none empty; the earliest match in the text ends the sequence
+  std::vector<int32_t> stop_token_ids;  // besides EngineOptions::eos_token_ids
   bool ignore_eos = false;
   bool include_stop_str_in_output = false;
-  bool skip_special_tokens = true;        // in the text; token_ids always has them
-  std::string cache_salt;                 // only requests with an equal salt share cached prefixes
-  int32_t priority = 0;                   // lower is served first; equal priorities in order of arrival
+  bool skip_special_tokens = true;  // in the text; token_ids always has them
+  std::string cache_salt;           // only requests with an equal salt share cached prefixes
+  int32_t priority = 0;             // lower is served first; equal priorities in order of arrival
 };
 
 enum class FinishReason {
@@ -50,20 +50,20 @@ struct TokenLogprob {
 struct Usage {
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;
-  int64_t cached_tokens = 0;              // prompt tokens taken from the prefix cache
+  int64_t cached_tokens = 0;  // prompt tokens taken from the prefix cache
 };
 
 // One sequence's news after a step.
 struct OutputDelta {
-  int32_t sequence = 0;                   // [0, n)
-  std::string text;                       // certain text: whole UTF-8 characters, never a part of what may become a stop string
-  std::vector<int32_t> token_ids;         // sampled since the last delta, a stop token included; text may lag behind
-  std::vector<TokenLogprob> logprobs;     // one for each of token_ids where logprobs were asked for, else none
-  std::optional<FinishReason> finish_reason;                      // set on a sequence's last delta
-  std::variant<std::monostate, int32_t, std::string> stop_reason; // with kStop: the stop token or string; nothing for EOS
-  bool request_finished = false;          // the last delta of the request; after it the callback is destroyed
+  int32_t sequence = 0;                       // [0, n)
+  std::string text;                           // certain text: whole UTF-8 characters, never a part of what may become a stop string
+  std::vector<int32_t> token_ids;             // sampled since the last delta, a stop token included; text may lag behind
+  std::vector<TokenLogprob> logprobs;         // one for each of token_ids where logprobs were asked for, else none
+  std::optional<FinishReason> finish_reason;  // set on a sequence's last delta
+  std::variant<std::monostate, int32_t, std::string> stop_reason;  // with kStop: the stop token or string; nothing for EOS
+  bool request_finished = false;                                   // the last delta of the request; after it the callback is destroyed
   Usage usage;
-  Status error;                           // with kError
+  Status error;  // with kError
 };
 
 // Called on the thread that runs the engine's steps, one call at a time, without a lock held: it may call Engine::add and

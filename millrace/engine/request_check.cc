@@ -18,15 +18,21 @@ Status out_of_range(std::string_view field, double found, std::string_view expec
 Status check_more_sampling(const SamplingParams& params, int64_t vocab_size) {
   if (!(params.typical_p > 0 && params.typical_p <= 1)) return out_of_range("typical_p", params.typical_p, "more than 0, at most 1");
   if (!std::isfinite(params.top_n_sigma)) return out_of_range("top_n_sigma", params.top_n_sigma, "a finite number");
-  if (!(params.xtc_probability >= 0 && params.xtc_probability <= 1)) return out_of_range("xtc_probability", params.xtc_probability, "at least 0, at most 1");
-  if (!(params.xtc_threshold >= 0 && params.xtc_threshold <= 1)) return out_of_range("xtc_threshold", params.xtc_threshold, "at least 0, at most 1");
-  if (!(params.dry_multiplier >= 0 && std::isfinite(params.dry_multiplier))) return out_of_range("dry_multiplier", params.dry_multiplier, "at least 0");
+  if (!(params.xtc_probability >= 0 && params.xtc_probability <= 1))
+    return out_of_range("xtc_probability", params.xtc_probability, "at least 0, at most 1");
+  if (!(params.xtc_threshold >= 0 && params.xtc_threshold <= 1))
+    return out_of_range("xtc_threshold", params.xtc_threshold, "at least 0, at most 1");
+  if (!(params.dry_multiplier >= 0 && std::isfinite(params.dry_multiplier)))
+    return out_of_range("dry_multiplier", params.dry_multiplier, "at least 0");
   if (!(params.dry_base >= 1 && std::isfinite(params.dry_base))) return out_of_range("dry_base", params.dry_base, "at least 1");
   if (params.dry_allowed_length < 1) return out_of_range("dry_allowed_length", params.dry_allowed_length, "at least 1");
-  if (params.dry_penalty_last_n < -1) return out_of_range("dry_penalty_last_n", params.dry_penalty_last_n, "at least 0, or -1 for all tokens");
+  if (params.dry_penalty_last_n < -1)
+    return out_of_range("dry_penalty_last_n", params.dry_penalty_last_n, "at least 0, or -1 for all tokens");
   if (params.mirostat != 0 && params.mirostat != 2) return out_of_range("mirostat", params.mirostat, "0 (off) or 2");
-  if (!(params.mirostat_tau >= 0 && std::isfinite(params.mirostat_tau))) return out_of_range("mirostat_tau", params.mirostat_tau, "at least 0");
-  if (!(params.mirostat_eta >= 0 && params.mirostat_eta <= 1)) return out_of_range("mirostat_eta", params.mirostat_eta, "at least 0, at most 1");
+  if (!(params.mirostat_tau >= 0 && std::isfinite(params.mirostat_tau)))
+    return out_of_range("mirostat_tau", params.mirostat_tau, "at least 0");
+  if (!(params.mirostat_eta >= 0 && params.mirostat_eta <= 1))
+    return out_of_range("mirostat_eta", params.mirostat_eta, "at least 0, at most 1");
   const auto in_vocabulary = [&](int32_t id) { return id >= 0 && id < vocab_size; };
   for (const int32_t id : params.allowed_token_ids) {
     if (!in_vocabulary(id)) return Status::invalid_argument(fmt::format("allowed_token_ids has {}, expected 0 to {}", id, vocab_size - 1));
@@ -59,7 +65,8 @@ Status check_sampling(const SamplingParams& params, int64_t vocab_size) {
     return out_of_range("logprobs", params.num_logprobs, fmt::format("at least 0, at most {}", vocab_size));
   }
   for (const auto& [id, bias] : params.logit_bias) {
-    if (id < 0 || id >= vocab_size) return Status::invalid_argument(fmt::format("logit_bias names token {}, expected 0 to {}", id, vocab_size - 1));
+    if (id < 0 || id >= vocab_size)
+      return Status::invalid_argument(fmt::format("logit_bias names token {}, expected 0 to {}", id, vocab_size - 1));
     if (!(bias >= -100 && bias <= 100)) return out_of_range(fmt::format("logit_bias of token {}", id), bias, "at least -100, at most 100");
   }
   return Status::ok();
@@ -91,15 +98,18 @@ Status check_request(const GenerationRequest& request, const RequestLimits& limi
   }
   if (request.min_tokens < 0) return Status::invalid_argument(fmt::format("min_tokens is {}, expected at least 0", request.min_tokens));
   if (request.max_tokens && request.min_tokens > *request.max_tokens) {
-    return Status::invalid_argument(fmt::format("min_tokens is {}, expected at most max_tokens, {}", request.min_tokens, *request.max_tokens));
+    return Status::invalid_argument(
+        fmt::format("min_tokens is {}, expected at most max_tokens, {}", request.min_tokens, *request.max_tokens));
   }
   MR_RETURN_IF_ERROR(check_length(request, limits));
   const auto in_vocabulary = [&](int32_t id) { return id >= 0 && id < limits.vocab_size; };
   for (const int32_t id : request.prompt_tokens) {
-    if (!in_vocabulary(id)) return Status::invalid_argument(fmt::format("the prompt has token {}, expected 0 to {}", id, limits.vocab_size - 1));
+    if (!in_vocabulary(id))
+      return Status::invalid_argument(fmt::format("the prompt has token {}, expected 0 to {}", id, limits.vocab_size - 1));
   }
   for (const int32_t id : request.stop_token_ids) {
-    if (!in_vocabulary(id)) return Status::invalid_argument(fmt::format("stop_token_ids has {}, expected 0 to {}", id, limits.vocab_size - 1));
+    if (!in_vocabulary(id))
+      return Status::invalid_argument(fmt::format("stop_token_ids has {}, expected 0 to {}", id, limits.vocab_size - 1));
   }
   for (const std::string& stop : request.stop) {
     if (!limits.has_tokenizer) return Status::invalid_argument("stop strings need a tokenizer, and there is none");

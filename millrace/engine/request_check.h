@@ -8,9 +8,9 @@
 namespace millrace {
 
 struct RequestLimits {
-  int64_t vocab_size = 0;          // token ids below may be named
-  int64_t max_context = 0;         // prompt + completion tokens
-  int64_t max_sequence_tokens = 0; // of them, what the KV cache holds; at most max_context
+  int64_t vocab_size = 0;           // token ids below may be named
+  int64_t max_context = 0;          // prompt + completion tokens
+  int64_t max_sequence_tokens = 0;  // of them, what the KV cache holds; at most max_context
   int32_t max_n = 1;
   bool has_tokenizer = true;
 };

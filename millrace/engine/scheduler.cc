@@ -17,13 +17,15 @@ int64_t Scheduler::window_blocks(int64_t window, int64_t rows) {
 }
 
 Scheduler::Scheduler(SchedulerOptions options, BlockAllocator& allocator) : options_(std::move(options)), allocator_(allocator) {
-  MR_CHECK(options_.max_running_sequences >= 1 && options_.max_running_sequences <= options_.step_tokens_max && options_.prefill_chunk_max >= 1,
-           "every running sequence must be able to decode in one step");
+  MR_CHECK(
+      options_.max_running_sequences >= 1 && options_.max_running_sequences <= options_.step_tokens_max && options_.prefill_chunk_max >= 1,
+      "every running sequence must be able to decode in one step");
   MR_CHECK(static_cast<int64_t>(options_.windows.size()) == allocator.num_groups(), "one window, or none, for each group");
 }
 
 void Scheduler::add(Sequence& sequence) {
-  MR_CHECK(sequence.state == SequenceState::kWaiting && sequence.num_tokens() > 0 && sequence.num_computed == 0 && sequence.num_draft_tokens == 0,
+  MR_CHECK(sequence.state == SequenceState::kWaiting && sequence.num_tokens() > 0 && sequence.num_computed == 0 &&
+               sequence.num_draft_tokens == 0,
            "a new sequence");
   sequence.block_tables.resize(static_cast<std::size_t>(allocator_.num_groups()));
   sequence.num_passed.resize(static_cast<std::size_t>(allocator_.num_groups()), 0);
@@ -168,7 +170,8 @@ void Scheduler::extend_prefills() {
     grow(*sequence, extended);
     budget_ -= extended - rows;
     sequence->num_planned_rows = extended;
-    std::find_if(planned_.begin(), planned_.end(), [&](const Planned& planned) { return planned.sequence == sequence; })->num_rows = extended;
+    std::find_if(planned_.begin(), planned_.end(), [&](const Planned& planned) { return planned.sequence == sequence; })->num_rows =
+        extended;
   }
 }
 
@@ -208,7 +211,8 @@ void Scheduler::grow(Sequence& sequence, int64_t num_rows) {
 void Scheduler::shrink(Sequence& sequence) {
   const auto num_blocks = static_cast<std::size_t>(num_blocks_of(sequence.num_computed));
   for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
-    for (std::vector<int32_t>& table = sequence.block_tables[g]; table.size() > num_blocks; table.pop_back()) allocator_.release(g, table.back());
+    for (std::vector<int32_t>& table = sequence.block_tables[g]; table.size() > num_blocks; table.pop_back())
+      allocator_.release(g, table.back());
   }
 }
 
@@ -244,9 +248,10 @@ void Scheduler::extend_digests(Sequence& sequence, int64_t num_blocks) {
   while (static_cast<int64_t>(sequence.digests.size()) < num_blocks) {
     const auto first = static_cast<int64_t>(sequence.digests.size()) * kKvBlockTokens;
     const std::span<const int32_t, kKvBlockTokens> tokens(sequence.tokens.data() + first, kKvBlockTokens);
-    const int64_t of_prompt = options_.prompt_differs ? std::clamp<int64_t>(sequence.num_prompt_tokens - first, 0, kKvBlockTokens) : kKvBlockTokens;
-    sequence.digests.push_back(
-        PrefixHasher::next(sequence.digests.empty() ? sequence.prefix_root : sequence.digests.back(), tokens, static_cast<int32_t>(of_prompt)));
+    const int64_t of_prompt =
+        options_.prompt_differs ? std::clamp<int64_t>(sequence.num_prompt_tokens - first, 0, kKvBlockTokens) : kKvBlockTokens;
+    sequence.digests.push_back(PrefixHasher::next(sequence.digests.empty() ? sequence.prefix_root : sequence.digests.back(), tokens,
+                                                  static_cast<int32_t>(of_prompt)));
   }
 }
 

@@ -34,7 +34,8 @@ class Scheduler {
   struct Planned {
     Sequence* sequence;
     int64_t num_rows;  // draft tokens included, which are the last
-    // A token is wanted after the last row exactly when the rows reach the end of the sequence's tokens, and then after every draft token, too.
+    // A token is wanted after the last row exactly when the rows reach the end of the sequence's tokens, and then after every draft token,
+    // too.
     bool wants_token() const { return sequence->num_computed + num_rows >= sequence->num_tokens(); }
   };
   struct Counters {

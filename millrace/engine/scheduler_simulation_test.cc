@@ -164,7 +164,8 @@ class Simulation {
       const int64_t num_tokens = sequence.num_tokens();
       int64_t& accepted = sequence.num_accepted_tokens;
       while (accepted < sequence.num_draft_tokens &&
-             sequence.tokens[static_cast<std::size_t>(num_tokens + accepted)] == sampled_after(sequence.truth[static_cast<std::size_t>(num_tokens + accepted - 1)])) {
+             sequence.tokens[static_cast<std::size_t>(num_tokens + accepted)] ==
+                 sampled_after(sequence.truth[static_cast<std::size_t>(num_tokens + accepted - 1)])) {
         ++accepted;
       }
       num_drafted_ += sequence.num_draft_tokens;
@@ -185,7 +186,8 @@ class Simulation {
         extend_truth(*sequence, token, false);
       }
       ASSERT_EQ(sequence->num_uncomputed(), 1);
-      for (std::size_t g = 0; g < kv_.size(); ++g) ASSERT_EQ(static_cast<int64_t>(sequence->block_tables[g].size()), (sequence->num_computed + kKvBlockTokens - 1) / kKvBlockTokens);
+      for (std::size_t g = 0; g < kv_.size(); ++g)
+        ASSERT_EQ(static_cast<int64_t>(sequence->block_tables[g].size()), (sequence->num_computed + kKvBlockTokens - 1) / kKvBlockTokens);
     }
     for (std::size_t i = sequences_.size(); i-- > 0;) {
       if (sequences_[i]->num_tokens() - sequences_[i]->num_prompt_tokens < sequences_[i]->max_tokens) continue;
@@ -254,10 +256,12 @@ TEST(SchedulerSimulation, HoldsItsInvariantsForEverySeed) {
     if (HasFatalFailure()) return;
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  std::printf("%lld seeds, %lld events (%.0f a second), %lld preemptions, %lld cached tokens, %lld sequences completed, %lld of %lld draft tokens accepted\n",
-              static_cast<long long>(num_seeds), static_cast<long long>(num_events), static_cast<double>(num_events) / seconds,
-              static_cast<long long>(num_preemptions), static_cast<long long>(num_hits), static_cast<long long>(num_completed),
-              static_cast<long long>(num_accepted), static_cast<long long>(num_drafted));
+  std::printf(
+      "%lld seeds, %lld events (%.0f a second), %lld preemptions, %lld cached tokens, %lld sequences completed, %lld of %lld draft tokens "
+      "accepted\n",
+      static_cast<long long>(num_seeds), static_cast<long long>(num_events), static_cast<double>(num_events) / seconds,
+      static_cast<long long>(num_preemptions), static_cast<long long>(num_hits), static_cast<long long>(num_completed),
+      static_cast<long long>(num_accepted), static_cast<long long>(num_drafted));
   // The runs must have been through what they are meant to test.
   EXPECT_GT(num_preemptions, num_seeds / 10);
   EXPECT_GT(num_hits, num_seeds * 32);

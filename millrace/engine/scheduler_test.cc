@@ -14,7 +14,10 @@ struct Fixture {
   Scheduler scheduler;
   std::deque<Sequence> sequences;
 
-  explicit Fixture(int64_t num_blocks, SchedulerOptions options = {.max_running_sequences = 8, .step_tokens_max = 128, .prefill_chunk_max = 64, .windows = {std::nullopt}})
+  explicit Fixture(int64_t num_blocks, SchedulerOptions options = {.max_running_sequences = 8,
+                                                                   .step_tokens_max = 128,
+                                                                   .prefill_chunk_max = 64,
+                                                                   .windows = {std::nullopt}})
       : allocator(std::vector<int64_t>(options.windows.size(), num_blocks)), scheduler(options, allocator) {}
 
   Sequence& add(std::size_t num_tokens, int32_t priority = 0) {
@@ -51,8 +54,8 @@ TEST(Scheduler, DecodesGoFirstAndPrefillsShareTheRest) {
   auto rows = test.step();
   EXPECT_EQ(test.scheduler.num_running(), 3);
   EXPECT_EQ(rows[&decoding], 1);
-  EXPECT_EQ(rows[&short_prompt], 20);                // is not stuck behind the long one
-  EXPECT_EQ(rows[&long_prompt], 128 - 1 - 20);       // which takes what is left
+  EXPECT_EQ(rows[&short_prompt], 20);           // is not stuck behind the long one
+  EXPECT_EQ(rows[&long_prompt], 128 - 1 - 20);  // which takes what is left
   rows = test.step();
   EXPECT_EQ(rows[&long_prompt], 128 - 2);
   EXPECT_EQ(short_prompt.num_tokens(), 22);
@@ -95,7 +98,7 @@ TEST(Scheduler, PriorityGoesBeforeArrival) {
 
 TEST(Scheduler, PreemptsTheYoungestAndBringsItBack) {
   Fixture test(4);
-  Sequence& oldest = test.add(60);   // two blocks each: 4 of 4
+  Sequence& oldest = test.add(60);  // two blocks each: 4 of 4
   Sequence& youngest = test.add(60);
   test.step();
   EXPECT_EQ(test.scheduler.num_running(), 2);
@@ -143,7 +146,8 @@ TEST(Scheduler, WindowsReleaseWhatTheyPass) {
 TEST(Scheduler, AWindowedGroupNeedsOnlyItsWindowForAHit) {
   // Group 0 sees everything, group 1 two blocks back. The windowed group is too small to keep the prompt's first blocks.
   BlockAllocator allocator(std::vector<int64_t>{20, 6});
-  Scheduler scheduler({.max_running_sequences = 2, .step_tokens_max = 32, .prefill_chunk_max = 32, .windows = {std::nullopt, 64}}, allocator);
+  Scheduler scheduler({.max_running_sequences = 2, .step_tokens_max = 32, .prefill_chunk_max = 32, .windows = {std::nullopt, 64}},
+                      allocator);
   std::vector<Sequence> sequences(2);
   for (int32_t i = 0; i < 2; ++i) {
     sequences[i].arrival = static_cast<uint64_t>(i);

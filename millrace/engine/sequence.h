@@ -20,21 +20,21 @@ enum class SequenceState {
 struct Sequence {
   // Set by the owner before Scheduler::add.
   int32_t priority = 0;
-  uint64_t arrival = 0;              // of its request; unique together with `index`
-  int32_t index = 0;                 // among the request's n sequences
-  std::vector<int32_t> tokens;       // prompt and completion; during a step also draft tokens
+  uint64_t arrival = 0;         // of its request; unique together with `index`
+  int32_t index = 0;            // among the request's n sequences
+  std::vector<int32_t> tokens;  // prompt and completion; during a step also draft tokens
   int64_t num_prompt_tokens = 0;
-  BlockDigest prefix_root;           // PrefixHasher::root
-  bool shares_prefix = true;         // looks for and leaves cached blocks
+  BlockDigest prefix_root;    // PrefixHasher::root
+  bool shares_prefix = true;  // looks for and leaves cached blocks
 
   SequenceState state = SequenceState::kWaiting;
-  // A guess of how the sequence goes on: the last of `tokens`. Computed in the same step as the token before them, they are right as far as each
-  // equals what is sampled after the token before it. Only where nothing but that token is left to compute.
-  int64_t num_draft_tokens = 0;      // plan_step keeps as many as it plans; none are left after commit_step
-  int64_t num_accepted_tokens = 0;   // of them; set by the owner between plan_step and commit_step
-  int64_t num_computed = 0;          // tokens in KV
-  int64_t num_planned_rows = 0;      // of the current step
-  int64_t num_cached_tokens = 0;     // of the prompt, found in the prefix cache when first admitted
+  // A guess of how the sequence goes on: the last of `tokens`. Computed in the same step as the token before them, they are right as far as
+  // each equals what is sampled after the token before it. Only where nothing but that token is left to compute.
+  int64_t num_draft_tokens = 0;     // plan_step keeps as many as it plans; none are left after commit_step
+  int64_t num_accepted_tokens = 0;  // of them; set by the owner between plan_step and commit_step
+  int64_t num_computed = 0;         // tokens in KV
+  int64_t num_planned_rows = 0;     // of the current step
+  int64_t num_cached_tokens = 0;    // of the prompt, found in the prefix cache when first admitted
   bool was_admitted = false;
   std::vector<std::vector<int32_t>> block_tables;  // [num_groups] block ids; -1 where a window has passed
   std::vector<int64_t> num_passed;                 // [num_groups] leading entries that are -1

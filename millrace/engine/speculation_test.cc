@@ -3,7 +3,8 @@
 #include "millrace/engine/byte_tokenizer.h"
 #include "millrace/engine/engine_fixture.h"
 
-// Speculation changes nothing but the number of steps (docs/design.md D5): token for token the judge's completion, which decodes one by one.
+// Speculation changes nothing but the number of steps (docs/design.md D5): token for token the judge's completion, which decodes one by
+// one.
 namespace millrace {
 namespace {
 
@@ -23,7 +24,9 @@ GenerationRequest random_request(std::mt19937& random, std::size_t max_prompt, i
   if (random() % 4 == 0) request.sampling.presence_penalty = 0.7f;
   if (random() % 4 == 0) request.sampling.frequency_penalty = 0.2f;
   if (random() % 4 == 0) request.n = 1 + static_cast<int32_t>(random() % 3);
-  if (random() % 2 == 0) request.sampling.logit_bias = {{static_cast<int32_t>(random() % kVocabSize), 7.0f}, {static_cast<int32_t>(random() % kVocabSize), 6.0f}};
+  if (random() % 2 == 0)
+    request.sampling.logit_bias = {{static_cast<int32_t>(random() % kVocabSize), 7.0f},
+                                   {static_cast<int32_t>(random() % kVocabSize), 6.0f}};
   switch (request.seed % 8) {
     case 0: request.sampling.mirostat = 2, request.sampling.mirostat_tau = 1; break;  // never drafted for
     case 1: request.sampling.typical_p = 0.9f, request.sampling.top_n_sigma = 1.5f; break;
@@ -40,7 +43,8 @@ void expect_reference(const FakeNetwork& network, const GenerationRequest& reque
   ASSERT_EQ(static_cast<int32_t>(log.sequences.size()), request.n);
   for (const auto& [index, sequence] : log.sequences) {
     EXPECT_EQ(sequence.reason, FinishReason::kLength);
-    EXPECT_EQ(sequence.tokens, reference_completion(network, request.prompt_tokens, request.sampling, request.seed, index, *request.max_tokens));
+    EXPECT_EQ(sequence.tokens,
+              reference_completion(network, request.prompt_tokens, request.sampling, request.seed, index, *request.max_tokens));
   }
   EXPECT_EQ(log.usage.completion_tokens, *request.max_tokens * request.n);
 }
@@ -48,7 +52,8 @@ void expect_reference(const FakeNetwork& network, const GenerationRequest& reque
 struct Totals {
   int64_t drafted = 0, accepted = 0, preemptions = 0, hits = 0;
   void add(const EngineMetrics& metrics) {
-    drafted += metrics.num_draft_tokens, accepted += metrics.num_accepted_tokens, preemptions += metrics.num_preemptions, hits += metrics.prefix_cache_hits;
+    drafted += metrics.num_draft_tokens, accepted += metrics.num_accepted_tokens, preemptions += metrics.num_preemptions,
+        hits += metrics.prefix_cache_hits;
     int64_t by_position = 0;
     for (const int64_t count : metrics.num_accepted_tokens_per_position) by_position += count;
     EXPECT_EQ(by_position, metrics.num_accepted_tokens);
@@ -64,7 +69,8 @@ struct Totals {
 // Company, windows, chunks, little memory and cached prefixes, each with every other.
 TEST(Speculation, TokensEqualTheReferenceInEveryComposition) {
   Totals totals;
-  for (const auto& windows : std::vector<std::vector<std::optional<int64_t>>>{{std::nullopt}, {std::nullopt, 40}, {17}, {64, std::nullopt, 5}, {}}) {
+  for (const auto& windows :
+       std::vector<std::vector<std::optional<int64_t>>>{{std::nullopt}, {std::nullopt, 40}, {17}, {64, std::nullopt, 5}, {}}) {
     const FakeNetwork network(windows, kVocabSize);
     for (const int64_t chunk : {5, 32, 100}) {
       for (const bool short_of_memory : {false, true}) {
@@ -116,15 +122,16 @@ TEST(Speculation, WhatItLeavesInTheCacheIsRight) {
     test.run();
     expect_reference(network, first, test.logs[first_id]);
     GenerationRequest second = first;
-    second.prompt_tokens.insert(second.prompt_tokens.end(), test.logs[first_id].sequences[0].tokens.begin(), test.logs[first_id].sequences[0].tokens.end());
+    second.prompt_tokens.insert(second.prompt_tokens.end(), test.logs[first_id].sequences[0].tokens.begin(),
+                                test.logs[first_id].sequences[0].tokens.end());
     const RequestId second_id = test.add(second);
     test.run();
     expect_reference(network, second, test.logs[second_id]);
   }
 }
 
-// The fake network computes a prompt in another way than what was generated, so the conversation above finds only its prompt. Here a sequence is
-// preempted and finds its own completion again.
+// The fake network computes a prompt in another way than what was generated, so the conversation above finds only its prompt. Here a
+// sequence is preempted and finds its own completion again.
 TEST(Speculation, APreemptedSequenceFindsItsAcceptedBlocksAgain) {
   const FakeNetwork network({std::nullopt}, kVocabSize);
   EngineOptions options;
@@ -177,7 +184,8 @@ TEST(Speculation, EndsWhereItWouldHaveEnded) {
     GenerationRequest request;
     request.prompt_tokens = {'a', 'b', 'a', 'b'};
     // Letters a, b and c only, mostly in runs.
-    for (const char letter : {'a', 'b', 'c'}) request.sampling.logit_bias.emplace_back(letter, 40.0f + 4.0f * static_cast<float>(random() % 3));
+    for (const char letter : {'a', 'b', 'c'})
+      request.sampling.logit_bias.emplace_back(letter, 40.0f + 4.0f * static_cast<float>(random() % 3));
     request.seed = seed;
     request.max_tokens = 1 + static_cast<int64_t>(random() % 60);
     if (random() % 2 == 0) request.stop = {random() % 2 == 0 ? "aaca" : "bab"};
@@ -195,14 +203,17 @@ TEST(Speculation, EndsWhereItWouldHaveEnded) {
       options.speculation.prompt_lookup = on;
       TestEngine test(network, options, &tokenizer);
       SequenceLog log;
-      ASSERT_TRUE(test.engine->add(request, [&](OutputDelta& delta) {
-        ASSERT_EQ(delta.logprobs.size(), delta.token_ids.size());
-        for (const TokenLogprob& token : delta.logprobs) logprobs[on ? 1 : 0].push_back(token.logprob);
-        log.tokens.insert(log.tokens.end(), delta.token_ids.begin(), delta.token_ids.end());
-        log.text += delta.text;
-        log.reason = delta.finish_reason;
-        EXPECT_EQ(delta.usage.completion_tokens, static_cast<int64_t>(log.tokens.size()));
-      }).is_ok());
+      ASSERT_TRUE(test.engine
+                      ->add(request,
+                            [&](OutputDelta& delta) {
+                              ASSERT_EQ(delta.logprobs.size(), delta.token_ids.size());
+                              for (const TokenLogprob& token : delta.logprobs) logprobs[on ? 1 : 0].push_back(token.logprob);
+                              log.tokens.insert(log.tokens.end(), delta.token_ids.begin(), delta.token_ids.end());
+                              log.text += delta.text;
+                              log.reason = delta.finish_reason;
+                              EXPECT_EQ(delta.usage.completion_tokens, static_cast<int64_t>(log.tokens.size()));
+                            })
+                      .is_ok());
       test.run();
       texts.push_back(log.text);
       tokens.push_back(log.tokens);
@@ -273,7 +284,9 @@ TEST(Speculation, NonFiniteLogitsFailTheRequestWhereTheyWouldHave) {
       const std::size_t common = std::min(plain.size(), drafted.size());
       EXPECT_TRUE(std::equal(plain.begin(), plain.begin() + static_cast<std::ptrdiff_t>(common), drafted.begin())) << "seed " << seed;
     }
-    const auto failed = [](std::map<int32_t, SequenceLog>& of) { return of[0].reason == FinishReason::kError || of[1].reason == FinishReason::kError; };
+    const auto failed = [](std::map<int32_t, SequenceLog>& of) {
+      return of[0].reason == FinishReason::kError || of[1].reason == FinishReason::kError;
+    };
     EXPECT_EQ(failed(logs[0]), failed(logs[1])) << "seed " << seed;
     num_failed += failed(logs[1]) ? 1 : 0;
   }

@@ -19,7 +19,8 @@ Result<std::vector<std::vector<int32_t>>> bad_word_tokens(const Tokenizer& token
     for (const char* before : {"", " "}) {
       Result<std::vector<int32_t>> tokens = tokenizer.encode(before + word.substr(first), kBare);
       if (!tokens.is_ok()) return tokens.status().with_context("bad_words");
-      if (tokens->empty()) return Status::invalid_argument(fmt::format("bad_words has \"{}\", of which the tokenizer makes no token", word));
+      if (tokens->empty())
+        return Status::invalid_argument(fmt::format("bad_words has \"{}\", of which the tokenizer makes no token", word));
       if (*before == '\0' || *tokens != sequences.back()) sequences.push_back(std::move(tokens).value());
     }
   }
@@ -48,7 +49,8 @@ Result<DryBreakers::Ids> DryBreakers::ids_of(const std::vector<std::string>& tex
   }
   for (int32_t id = 0; id < tokenizer_.vocab_size(); ++id) {
     const std::string token = tokenizer_.token_text(id);
-    if (std::any_of(texts.begin(), texts.end(), [&](const std::string& text) { return token.find(text) != std::string::npos; })) ids.push_back(id);
+    if (std::any_of(texts.begin(), texts.end(), [&](const std::string& text) { return token.find(text) != std::string::npos; }))
+      ids.push_back(id);
   }
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());

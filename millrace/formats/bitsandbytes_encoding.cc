@@ -32,7 +32,8 @@ class FourBitWeights : public GroupedWeights {
     }
   }
   void read_scales(int64_t row, float* out) const override {
-    for (int64_t group = 0; group < num_groups(); ++group) out[group] = scales[static_cast<std::size_t>((row * k + group * group_size) / block_size)];
+    for (int64_t group = 0; group < num_groups(); ++group)
+      out[group] = scales[static_cast<std::size_t>((row * k + group * group_size) / block_size)];
   }
   void read_zero_points(int64_t, uint8_t*) const override {}
 };
@@ -71,18 +72,21 @@ Result<QuantState> read_quant_state(const ModuleParts& parts, const SourceTensor
   };
   QuantState result;
   if (!integer("blocksize", result.block_size)) return wrong(fmt::format("has a blocksize other than 2 to {}", kBlockMax));
-  if (!integer("nested_blocksize", result.nested_block_size)) return wrong(fmt::format("has a nested_blocksize other than 2 to {}", kBlockMax));
+  if (!integer("nested_blocksize", result.nested_block_size))
+    return wrong(fmt::format("has a nested_blocksize other than 2 to {}", kBlockMax));
   if (const json::value* offset = state.if_contains("nested_offset"); offset != nullptr && !offset->is_null()) {
     if (!offset->is_number()) return wrong("has a nested_offset that is no number");
     result.nested_offset = offset->to_number<float>();
   }
   const json::value* shape = state.if_contains("shape");
   const json::array* sizes = shape != nullptr ? shape->if_array() : nullptr;
-  if (sizes != nullptr && (sizes->size() != 2 || (*sizes)[0] != rows || (*sizes)[1] != k)) return wrong(fmt::format("says the shape is {}, expected [{}, {}]", json::serialize(*shape), rows, k));
+  if (sizes != nullptr && (sizes->size() != 2 || (*sizes)[0] != rows || (*sizes)[1] != k))
+    return wrong(fmt::format("says the shape is {}, expected [{}, {}]", json::serialize(*shape), rows, k));
   return result;
 }
 
-Result<std::vector<float>> read_floats(ModuleParts& parts, std::string_view suffix, std::string_view meaning, int64_t count, std::string_view words) {
+Result<std::vector<float>> read_floats(ModuleParts& parts, std::string_view suffix, std::string_view meaning, int64_t count,
+                                       std::string_view words) {
   MR_ASSIGN_OR_RETURN(const SourceTensor* tensor, parts.need(suffix, meaning, {DType::kF32, DType::kBf16, DType::kF16}, {count}, words));
   std::vector<float> numbers(static_cast<std::size_t>(count));
   for (int64_t i = 0; i < count; ++i) numbers[static_cast<std::size_t>(i)] = load_float(*tensor, i);
@@ -91,7 +95,8 @@ Result<std::vector<float>> read_floats(ModuleParts& parts, std::string_view suff
 
 class BitsandbytesEncoding : public WeightEncoding {
  public:
-  Result<std::optional<EncodedMatrix>> find(const Checkpoint& checkpoint, const std::string& module, int64_t rows, int64_t k) const override {
+  Result<std::optional<EncodedMatrix>> find(const Checkpoint& checkpoint, const std::string& module, int64_t rows,
+                                            int64_t k) const override {
     ModuleParts parts(checkpoint, module);
     if (parts.has(".weight.absmax") || parts.has(".weight.quant_map")) return open_4_bits(parts, rows, k);
     const SourceTensor* weight = parts.find(".weight");
@@ -108,15 +113,18 @@ class BitsandbytesEncoding : public WeightEncoding {
     weights->packed = parts.find(".weight");
     if (weights->packed == nullptr) return parts.error("\".weight\" is missing, though there are scales for it");
     if (static_cast<int64_t>(weights->packed->data.size()) != (rows * k + 1) / 2) {
-      return parts.error(fmt::format("\"{}\" has {} bytes, expected {} for [{}, {}] in 4 bits", weights->packed->name, weights->packed->data.size(), (rows * k + 1) / 2, rows, k));
+      return parts.error(fmt::format("\"{}\" has {} bytes, expected {} for [{}, {}] in 4 bits", weights->packed->name,
+                                     weights->packed->data.size(), (rows * k + 1) / 2, rows, k));
     }
     parts.add(*weights->packed, "codes");
-    const char* type = parts.has(".weight.quant_state.bitsandbytes__fp4") ? ".weight.quant_state.bitsandbytes__fp4" : ".weight.quant_state.bitsandbytes__nf4";
+    const char* type = parts.has(".weight.quant_state.bitsandbytes__fp4") ? ".weight.quant_state.bitsandbytes__fp4"
+                                                                          : ".weight.quant_state.bitsandbytes__nf4";
     MR_ASSIGN_OR_RETURN(const SourceTensor* stored_state, parts.need_any_shape(type, "parameters", {DType::kU8}));
     MR_ASSIGN_OR_RETURN(const QuantState state, read_quant_state(parts, *stored_state, rows, k));
     weights->block_size = state.block_size;
     weights->group_size = std::gcd(state.block_size, k);
-    if (weights->group_size % 32 != 0) return parts.error(fmt::format("rows of {} weights in blocks of {}: scales would change within 32 weights", k, state.block_size));
+    if (weights->group_size % 32 != 0)
+      return parts.error(fmt::format("rows of {} weights in blocks of {}: scales would change within 32 weights", k, state.block_size));
     MR_ASSIGN_OR_RETURN(const std::vector<float> map, read_floats(parts, ".weight.quant_map", "codebook", 16, "[16]"));
     for (std::size_t i = 0; i < 16; ++i) {
       if (!std::isfinite(map[i])) return parts.error(fmt::format("weight.quant_map[{}] is not finite", i));
@@ -125,13 +133,17 @@ class BitsandbytesEncoding : public WeightEncoding {
     const int64_t blocks = (rows * k + state.block_size - 1) / state.block_size;
     const SourceTensor* absmax = parts.find(".weight.absmax");
     if (absmax == nullptr || absmax->dtype != DType::kU8) {
-      MR_ASSIGN_OR_RETURN(weights->scales, read_floats(parts, ".weight.absmax", "scales", blocks, "[in_features * out_features / blocksize]"));
+      MR_ASSIGN_OR_RETURN(weights->scales,
+                          read_floats(parts, ".weight.absmax", "scales", blocks, "[in_features * out_features / blocksize]"));
       return std::optional(parts.take(std::move(weights)));
     }
-    MR_ASSIGN_OR_RETURN(absmax, parts.need(".weight.absmax", "codes of scales", {DType::kU8}, {blocks}, "[in_features * out_features / blocksize]"));
+    MR_ASSIGN_OR_RETURN(
+        absmax, parts.need(".weight.absmax", "codes of scales", {DType::kU8}, {blocks}, "[in_features * out_features / blocksize]"));
     MR_ASSIGN_OR_RETURN(const std::vector<float> nested,
-                        read_floats(parts, ".weight.nested_absmax", "scales of scales", (blocks + state.nested_block_size - 1) / state.nested_block_size, "[blocks / nested_blocksize]"));
-    MR_ASSIGN_OR_RETURN(const std::vector<float> nested_map, read_floats(parts, ".weight.nested_quant_map", "codebook of scales", 256, "[256]"));
+                        read_floats(parts, ".weight.nested_absmax", "scales of scales",
+                                    (blocks + state.nested_block_size - 1) / state.nested_block_size, "[blocks / nested_blocksize]"));
+    MR_ASSIGN_OR_RETURN(const std::vector<float> nested_map,
+                        read_floats(parts, ".weight.nested_quant_map", "codebook of scales", 256, "[256]"));
     weights->scales.resize(static_cast<std::size_t>(blocks));
     for (int64_t i = 0; i < blocks; ++i) {
       const float product = nested_map[load_element<uint8_t>(*absmax, i)] * nested[static_cast<std::size_t>(i / state.nested_block_size)];
@@ -149,7 +161,8 @@ class BitsandbytesEncoding : public WeightEncoding {
     MR_ASSIGN_OR_RETURN(weights->scb, parts.need(".SCB", "scales", {DType::kF32}, {rows}, "[out_features]"));
     if (parts.has(".weight_format")) {
       MR_ASSIGN_OR_RETURN(const SourceTensor* format, parts.need_any_shape(".weight_format", "layout", {DType::kU8}));
-      if (format->data.empty() || format->data[0] != std::byte{0}) return parts.error(fmt::format("\"{}\" is not 0 (row-major); layouts of GPUs are not read", format->name));
+      if (format->data.empty() || format->data[0] != std::byte{0})
+        return parts.error(fmt::format("\"{}\" is not 0 (row-major); layouts of GPUs are not read", format->name));
     }
     return std::optional(parts.take(std::move(weights)));
   }

@@ -26,9 +26,9 @@ constexpr std::size_t kMaxTokenizerBytes = std::size_t{256} << 20;
 
 // What a directory holds, as far as choosing its format needs.
 struct DirectoryListing {
-  std::vector<std::string> ggufs;             // whole files, and the first file of each split set
-  std::vector<std::string> pickles;           // *.bin, *.pt, *.pth
-  std::vector<std::string> other_safetensors; // not model.safetensors nor a shard of an index
+  std::vector<std::string> ggufs;              // whole files, and the first file of each split set
+  std::vector<std::string> pickles;            // *.bin, *.pt, *.pth
+  std::vector<std::string> other_safetensors;  // not model.safetensors nor a shard of an index
   bool has_config = false;
   bool has_safetensors = false;
 };
@@ -57,7 +57,8 @@ Result<DirectoryListing> list_directory(const std::string& path) {
 
 Status nothing_to_open(const std::string& path, const DirectoryListing& listing) {
   if (listing.ggufs.size() > 1) {
-    return Status::invalid_argument(fmt::format("{}: holds {} GGUF models; name one of them: {}", path, listing.ggufs.size(), fmt::join(listing.ggufs, ", ")));
+    return Status::invalid_argument(
+        fmt::format("{}: holds {} GGUF models; name one of them: {}", path, listing.ggufs.size(), fmt::join(listing.ggufs, ", ")));
   }
   std::string found;
   if (!listing.other_safetensors.empty()) found = fmt::format("; found {}", fmt::join(listing.other_safetensors, ", "));
@@ -117,7 +118,8 @@ Result<Checkpoint> Checkpoint::open(const std::string& path) {
   }
   MR_ASSIGN_OR_RETURN(const DirectoryListing listing, list_directory(path));
   if (listing.has_safetensors) {
-    if (!listing.has_config) return Status::not_found(fmt::format("{}: has safetensors but no config.json, which says how to read them", path));
+    if (!listing.has_config)
+      return Status::not_found(fmt::format("{}: has safetensors but no config.json, which says how to read them", path));
     MR_RETURN_IF_ERROR(checkpoint.open_hugging_face());
     return checkpoint;
   }
@@ -181,9 +183,11 @@ Status Checkpoint::read_modules() {
   }
   for (const json::value& item : list->get_array()) {
     const json::object* entry = item.if_object();
-    const json::value *type = entry != nullptr ? entry->if_contains("type") : nullptr, *path = entry != nullptr ? entry->if_contains("path") : nullptr;
+    const json::value *type = entry != nullptr ? entry->if_contains("type") : nullptr,
+                      *path = entry != nullptr ? entry->if_contains("path") : nullptr;
     if (type == nullptr || path == nullptr || !type->is_string() || !path->is_string()) {
-      return Status::invalid_argument(fmt::format("{}: expected \"type\" and \"path\" of every module, found {}", file.string(), json::serialize(item).substr(0, 100)));
+      return Status::invalid_argument(
+          fmt::format("{}: expected \"type\" and \"path\" of every module, found {}", file.string(), json::serialize(item).substr(0, 100)));
     }
     CheckpointModule module{std::string(type->get_string()), std::string(path->get_string()), {}};
     // A plain name: a module does not reach out of the model's directory.

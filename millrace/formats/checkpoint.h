@@ -43,7 +43,7 @@ class Checkpoint {
   const json::object& config() const { return config_; }
   const json::object& generation_config() const { return generation_config_; }  // generation_config.json, or empty; GGUF: empty
 
-  const SourceTensor* find(std::string_view name) const;  // null when there is none
+  const SourceTensor* find(std::string_view name) const;              // null when there is none
   std::span<const SourceTensor> tensors() const { return tensors_; }  // file order
 
   // Hugging Face: chat_template.jinja, else tokenizer_config.json's chat_template (a string, or of a list the one named "default").
@@ -60,10 +60,10 @@ class Checkpoint {
 
   const GgufFile* gguf() const { return gguf_.get(); }  // for the vocabulary arrays; null for Hugging Face
 
-  std::vector<std::string> files() const;  // the weight files, for cache keys and messages
+  std::vector<std::string> files() const;             // the weight files, for cache keys and messages
   std::vector<FileIdentity> file_identities() const;  // of those files, as they were when they were opened
-  int64_t file_bytes() const;              // of those files
-  int64_t tensor_bytes() const;            // of the tensors in them
+  int64_t file_bytes() const;                         // of those files
+  int64_t tensor_bytes() const;                       // of the tensors in them
 
   // Says that the tensor's pages are not needed soon (it was packed elsewhere). They are read again from the file when touched.
   void drop_pages(const SourceTensor& tensor) const;

@@ -29,7 +29,8 @@ std::string small_weights(std::string_view name = "w") {
 
 TEST(CheckpointHuggingFace, GivesTensorsConfigsAndTexts) {
   TemporaryDirectory directory;
-  directory.write("config.json", R"({"model_type":"tiny","time_step_limit":[0.0,Infinity],"low":-Infinity,"odd":NaN,"text":"NaN Infinity"})");
+  directory.write("config.json",
+                  R"({"model_type":"tiny","time_step_limit":[0.0,Infinity],"low":-Infinity,"odd":NaN,"text":"NaN Infinity"})");
   directory.write("generation_config.json", R"({"temperature":0.6})");
   directory.write("tokenizer.json", "{}");
   directory.write("tokenizer_config.json", R"({"chat_template":"from the config"})");
@@ -75,7 +76,8 @@ TEST(CheckpointHuggingFace, ChatTemplateComesFromItsFileFirst) {
 TEST(CheckpointHuggingFace, ErrorsSayWhatIsMissing) {
   TemporaryDirectory directory;
   EXPECT_THAT(error_of(directory.file("absent")), HasSubstr("no such file or directory"));
-  EXPECT_THAT(error_of(directory.path()), HasSubstr("looked for model.safetensors, model.safetensors.index.json or a .gguf file; there is none"));
+  EXPECT_THAT(error_of(directory.path()),
+              HasSubstr("looked for model.safetensors, model.safetensors.index.json or a .gguf file; there is none"));
   directory.write("config.json", "{}");
   directory.write("pytorch_model.bin", "x");
   EXPECT_THAT(error_of(directory.path()), HasSubstr("pytorch_model.bin: Python pickles are not read"));
@@ -111,17 +113,27 @@ TEST(CheckpointHuggingFace, OneTensorInTwoShardsIsRefused) {
   directory.write("b.safetensors", small_weights());
   directory.write("model.safetensors.index.json", R"({"weight_map":{"w":"a.safetensors","w2":"b.safetensors"}})");
   EXPECT_THAT(error_of(directory.path()), HasSubstr("lacks tensor \"w2\""));
-  directory.write("b.safetensors", safetensors_bytes(R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w2":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", "xy"));
+  directory.write(
+      "b.safetensors",
+      safetensors_bytes(R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w2":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+                        "xy"));
   EXPECT_THAT(error_of(directory.path()), HasSubstr("tensor \"w\" is in two files"));
 }
 
 GgufParts small_gguf() {
   GgufParts parts;
-  parts.entries = {gguf_text("general.architecture", "llama"), gguf_scalar<uint32_t>("llama.block_count", 4, 30),
-                   gguf_scalar<float>("llama.rope.scale", 6, 0.5f), gguf_scalar<uint8_t>("flag", 7, 1),
-                   gguf_scalar<float>("not", 6, std::nanf("")), gguf_scalar<double>("inf", 12, HUGE_VAL), gguf_text("bad", "\xc3("),
-                   gguf_text("tokenizer.chat_template", "{{ messages }}"), gguf_array<int32_t>("pattern", 5, {1, 0}),
-                   gguf_texts("names", {"x", "y"}), gguf_array<uint8_t>("flags", 7, {1, 0}), gguf_array<float>("scales", 6, {0.5f}),
+  parts.entries = {gguf_text("general.architecture", "llama"),
+                   gguf_scalar<uint32_t>("llama.block_count", 4, 30),
+                   gguf_scalar<float>("llama.rope.scale", 6, 0.5f),
+                   gguf_scalar<uint8_t>("flag", 7, 1),
+                   gguf_scalar<float>("not", 6, std::nanf("")),
+                   gguf_scalar<double>("inf", 12, HUGE_VAL),
+                   gguf_text("bad", "\xc3("),
+                   gguf_text("tokenizer.chat_template", "{{ messages }}"),
+                   gguf_array<int32_t>("pattern", 5, {1, 0}),
+                   gguf_texts("names", {"x", "y"}),
+                   gguf_array<uint8_t>("flags", 7, {1, 0}),
+                   gguf_array<float>("scales", 6, {0.5f}),
                    gguf_array<int32_t>("tokenizer.ggml.token_type", 5, std::vector<int32_t>(5000, 1))};
   parts.tensors = {gguf_tensor("token_embd.weight", {4, 2}, 0, 0)};
   return parts;

@@ -65,15 +65,18 @@ struct Blocks {
 
 // What the shape of a scale says. `group_size`: of the configuration, where it has one; else it follows from the number of groups.
 // `rows / groups` and `rows / blocks` cannot both fit, but for matrices of one block, where they mean the same.
-Result<ScaleMap> map_scales(const ModuleParts& parts, const SourceTensor& scale, int64_t rows, int64_t k, std::optional<int64_t> group_size, const std::optional<Blocks>& blocks) {
+Result<ScaleMap> map_scales(const ModuleParts& parts, const SourceTensor& scale, int64_t rows, int64_t k, std::optional<int64_t> group_size,
+                            const std::optional<Blocks>& blocks) {
   int64_t count = 1;
   for (const int64_t size : scale.shape) count *= size;
   const auto& shape = scale.shape;
   if (count == 1 && shape.size() <= 2 && (rows > 1 || !blocks)) return ScaleMap{1, 0, 0, k};
-  if ((shape.size() == 1 || (shape.size() == 2 && shape[1] == 1)) && shape[0] == rows && (!blocks || blocks->rows != 1)) return ScaleMap{1, 1, 0, k};
+  if ((shape.size() == 1 || (shape.size() == 2 && shape[1] == 1)) && shape[0] == rows && (!blocks || blocks->rows != 1))
+    return ScaleMap{1, 1, 0, k};
   if (blocks) {
     const std::vector<int64_t> want = {(rows + blocks->rows - 1) / blocks->rows, (k + blocks->k - 1) / blocks->k};
-    if (shape != want) return parts.wrong_shape(scale, want, fmt::format("[], [out_features, 1] or one scale for {} x {} weights", blocks->rows, blocks->k));
+    if (shape != want)
+      return parts.wrong_shape(scale, want, fmt::format("[], [out_features, 1] or one scale for {} x {} weights", blocks->rows, blocks->k));
     return ScaleMap{blocks->rows, want[1], 1, blocks->k};
   }
   if (shape.size() == 2 && shape[0] == rows && shape[1] > 0) {
@@ -99,7 +102,8 @@ class CompressedEncoding : public WeightEncoding {
   std::optional<int64_t> bits, group_size;  // where all modules are alike
   std::optional<Blocks> blocks;
 
-  Result<std::optional<EncodedMatrix>> find(const Checkpoint& checkpoint, const std::string& module, int64_t rows, int64_t k) const override {
+  Result<std::optional<EncodedMatrix>> find(const Checkpoint& checkpoint, const std::string& module, int64_t rows,
+                                            int64_t k) const override {
     ModuleParts parts(checkpoint, module);
     auto weights = std::make_shared<CompressedWeights>();
     weights->rows = rows;
@@ -142,21 +146,28 @@ class CompressedEncoding : public WeightEncoding {
       default: weights.kind = CodeKind::kInt4; width = 4;
     }
     if (k % 32 != 0) return parts.error(fmt::format("{} columns, expected a multiple of 32", k));
-    MR_ASSIGN_OR_RETURN(weights.codes_, parts.need(".weight_packed", "codes", {DType::kI32}, {rows, k / 32 * width}, "[out_features, in_features * bits / 32]"));
+    MR_ASSIGN_OR_RETURN(weights.codes_, parts.need(".weight_packed", "codes", {DType::kI32}, {rows, k / 32 * width},
+                                                   "[out_features, in_features * bits / 32]"));
     MR_RETURN_IF_ERROR(open_scales(parts, weights));
     if (parts.has(".weight_zero_point")) {
       MR_ASSIGN_OR_RETURN(weights.zero_points_, parts.need_any_shape(".weight_zero_point", "zero points", {DType::kI32, DType::kI8}));
       const int64_t groups = weights.num_groups();
-      const std::vector<int64_t> shape = weights.zero_points_->dtype == DType::kI32 ? std::vector<int64_t>{(rows * width + 31) / 32, groups} : weights.scales_->shape;
-      if (weights.zero_points_->shape != shape) return parts.wrong_shape(*weights.zero_points_, shape, "[out_features * bits / 32, groups]");
+      const std::vector<int64_t> shape =
+          weights.zero_points_->dtype == DType::kI32 ? std::vector<int64_t>{(rows * width + 31) / 32, groups} : weights.scales_->shape;
+      if (weights.zero_points_->shape != shape)
+        return parts.wrong_shape(*weights.zero_points_, shape, "[out_features * bits / 32, groups]");
     }
     if (parts.has(".weight_shape")) {
       MR_ASSIGN_OR_RETURN(const SourceTensor* shape, parts.need(".weight_shape", "shape", {DType::kI64, DType::kI32}, {2}, "[2]"));
-      const auto at = [&](int64_t i) { return shape->dtype == DType::kI64 ? load_element<int64_t>(*shape, i) : load_element<int32_t>(*shape, i); };
-      if (at(0) != rows || at(1) != k) return parts.error(fmt::format("\"{}\" says [{}, {}], expected [{}, {}]", shape->name, at(0), at(1), rows, k));
+      const auto at = [&](int64_t i) {
+        return shape->dtype == DType::kI64 ? load_element<int64_t>(*shape, i) : load_element<int32_t>(*shape, i);
+      };
+      if (at(0) != rows || at(1) != k)
+        return parts.error(fmt::format("\"{}\" says [{}, {}], expected [{}, {}]", shape->name, at(0), at(1), rows, k));
     }
     if (parts.has(".weight_g_idx")) {
-      MR_ASSIGN_OR_RETURN(const SourceTensor* g_idx, parts.need(".weight_g_idx", "groups of the columns", {DType::kI32}, {k}, "[in_features]"));
+      MR_ASSIGN_OR_RETURN(const SourceTensor* g_idx,
+                          parts.need(".weight_g_idx", "groups of the columns", {DType::kI32}, {k}, "[in_features]"));
       // -1 everywhere: the columns are as they were.
       if (load_element<int32_t>(*g_idx, 0) != -1) {
         MR_ASSIGN_OR_RETURN(weights.columns, columns_of_groups(parts, *g_idx, weights.group_size, weights.num_groups()));
@@ -166,16 +177,19 @@ class CompressedEncoding : public WeightEncoding {
   }
 
   Status open_bytes(ModuleParts& parts, CompressedWeights& weights) const {
-    MR_ASSIGN_OR_RETURN(weights.codes_, parts.need(".weight", "codes", {DType::kI8, DType::kF8E4M3}, {weights.rows, weights.k}, "[out_features, in_features]"));
+    MR_ASSIGN_OR_RETURN(weights.codes_, parts.need(".weight", "codes", {DType::kI8, DType::kF8E4M3}, {weights.rows, weights.k},
+                                                   "[out_features, in_features]"));
     weights.kind = weights.codes_->dtype == DType::kI8 ? CodeKind::kInt8 : CodeKind::kF8E4M3;
     MR_RETURN_IF_ERROR(open_scales(parts, weights));
     if (parts.has(".weight_zero_point")) {
-      MR_ASSIGN_OR_RETURN(const SourceTensor* zeros, parts.need_any_shape(".weight_zero_point", "zero points", {DType::kI8, DType::kF8E4M3}));
+      MR_ASSIGN_OR_RETURN(const SourceTensor* zeros,
+                          parts.need_any_shape(".weight_zero_point", "zero points", {DType::kI8, DType::kF8E4M3}));
       if (zeros->shape != weights.scales_->shape) return parts.wrong_shape(*zeros, weights.scales_->shape, "the shape of the scales");
       if (weights.kind == CodeKind::kInt8) {
         weights.zero_points_ = zeros;
         if (zeros->dtype != DType::kI8) return parts.error(fmt::format("\"{}\" is {}, expected I8", zeros->name, dtype_name(zeros->dtype)));
-      } else if (std::any_of(zeros->data.begin(), zeros->data.end(), [](std::byte value) { return (value & std::byte{0x7f}) != std::byte{0}; })) {
+      } else if (std::any_of(zeros->data.begin(), zeros->data.end(),
+                             [](std::byte value) { return (value & std::byte{0x7f}) != std::byte{0}; })) {
         return parts.error(fmt::format("\"{}\" is not zero; 8-bit floats have no zero point", zeros->name));
       }
     }
@@ -198,12 +212,14 @@ Result<std::optional<Blocks>> read_blocks(const EncodingConfig& config, std::str
   return std::optional(Blocks{numbers[0], numbers[1]});
 }
 
-constexpr std::string_view kFormats[] = {"pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense"};
+constexpr std::string_view kFormats[] = {"pack-quantized",  "int-quantized",   "float-quantized",
+                                         "naive-quantized", "mixed-precision", "dense"};
 
 // One of config_groups: says for its modules what `encoding` says for all where there is one group.
 Status read_group(const EncodingConfig& config, const json::object& group, bool only, CompressedEncoding& encoding) {
   const json::value* format = group.if_contains("format");
-  if (format != nullptr && format->is_string() && std::find(std::begin(kFormats), std::end(kFormats), std::string_view(format->get_string())) == std::end(kFormats)) {
+  if (format != nullptr && format->is_string() &&
+      std::find(std::begin(kFormats), std::end(kFormats), std::string_view(format->get_string())) == std::end(kFormats)) {
     return config.unexpected("config_groups", fmt::format("formats {}", fmt::join(kFormats, ", ")));
   }
   const json::value* weights = group.if_contains("weights");
@@ -223,7 +239,8 @@ Status read_group(const EncodingConfig& config, const json::object& group, bool 
   encoding.bits = bits;
   if (strategy == "group") {
     MR_ASSIGN_OR_RETURN(encoding.group_size, fields.integer("group_size", std::nullopt, -1, kBlockMax));
-    if (*encoding.group_size != -1 && (*encoding.group_size == 0 || *encoding.group_size % 32 != 0)) return config.unexpected("config_groups", "weights with a group_size that is -1 or a multiple of 32");
+    if (*encoding.group_size != -1 && (*encoding.group_size == 0 || *encoding.group_size % 32 != 0))
+      return config.unexpected("config_groups", "weights with a group_size that is -1 or a multiple of 32");
   }
   if (strategy == "block") {
     const json::value* structure = weights->get_object().if_contains("block_structure");
@@ -238,7 +255,8 @@ Status read_group(const EncodingConfig& config, const json::object& group, bool 
 Result<std::shared_ptr<const WeightEncoding>> read_compressed_tensors_encoding(const EncodingConfig& config) {
   auto encoding = std::make_shared<CompressedEncoding>();
   MR_ASSIGN_OR_RETURN(const std::string format, config.text("format", "dense"));
-  if (std::find(std::begin(kFormats), std::end(kFormats), format) == std::end(kFormats)) return config.unexpected("format", fmt::format("{}", fmt::join(kFormats, ", ")));
+  if (std::find(std::begin(kFormats), std::end(kFormats), format) == std::end(kFormats))
+    return config.unexpected("format", fmt::format("{}", fmt::join(kFormats, ", ")));
   // Files name a sparsity_config also where nothing is sparse.
   if (const json::value* sparsity = config.find("sparsity_config"); sparsity != nullptr && sparsity->is_object()) {
     const EncodingConfig sparse("sparsity_config", sparsity->get_object());

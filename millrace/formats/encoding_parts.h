@@ -37,8 +37,8 @@ class ModuleParts {
   const SourceTensor* find(std::string_view suffix) const { return checkpoint_.find(module_ + std::string(suffix)); }
 
   // The tensor module + suffix, which must have one of these types and this shape; what `shape_words` says of it goes into the error.
-  Result<const SourceTensor*> need(std::string_view suffix, std::string_view meaning, std::initializer_list<DType> dtypes, const std::vector<int64_t>& shape,
-                                   std::string_view shape_words);
+  Result<const SourceTensor*> need(std::string_view suffix, std::string_view meaning, std::initializer_list<DType> dtypes,
+                                   const std::vector<int64_t>& shape, std::string_view shape_words);
   // The same for a tensor that may have any of several shapes.
   Result<const SourceTensor*> need_any_shape(std::string_view suffix, std::string_view meaning, std::initializer_list<DType> dtypes);
   Status wrong_shape(const SourceTensor& tensor, const std::vector<int64_t>& shape, std::string_view shape_words) const;

@@ -99,7 +99,8 @@ class PartParser {
   Status read_name(std::string_view& name, std::string_view what) {
     uint64_t length = 0;
     MR_RETURN_IF_ERROR(read(length, what));
-    if (length > kMaxNameBytes) return Status::data_loss(fmt::format("{} is {} bytes long, at most {} are accepted", what, length, kMaxNameBytes));
+    if (length > kMaxNameBytes)
+      return Status::data_loss(fmt::format("{} is {} bytes long, at most {} are accepted", what, length, kMaxNameBytes));
     if (length == 0) return Status::data_loss(fmt::format("{} is empty", what));
     if (remaining() < length) return truncated(what);
     name = as_text(bytes_.subspan(position_, length));
@@ -114,7 +115,8 @@ class PartParser {
     }
     position_ = 4;
     MR_RETURN_IF_ERROR(read(part_.version, "the version"));
-    if ((part_.version & 0xffff) == 0 && part_.version != 0) return Status::unsupported("is a big-endian GGUF file; only little-endian is read");
+    if ((part_.version & 0xffff) == 0 && part_.version != 0)
+      return Status::unsupported("is a big-endian GGUF file; only little-endian is read");
     if (part_.version < 2 || part_.version > 3) {
       return Status::unsupported(fmt::format("has GGUF version {}; versions 2 and 3 are read", part_.version));
     }
@@ -143,7 +145,8 @@ class PartParser {
     if (value.type == GgufType::kArray) {
       value.is_array = true;
       MR_RETURN_IF_ERROR(read_type(value.type, value.key));
-      if (value.type == GgufType::kArray) return Status::unsupported(fmt::format("metadata {}: an array of arrays", quoted_name(value.key)));
+      if (value.type == GgufType::kArray)
+        return Status::unsupported(fmt::format("metadata {}: an array of arrays", quoted_name(value.key)));
       MR_RETURN_IF_ERROR(read(count, "an array length"));
     }
     const std::size_t start = position_;
@@ -152,8 +155,8 @@ class PartParser {
     } else {
       const uint64_t each = scalar_bytes(value.type);
       if (remaining() / each < count) {
-        return Status::data_loss(fmt::format("metadata {}: {} values of {} need more than the {} bytes left of the file", quoted_name(value.key), count,
-                                             gguf_type_name(value.type), remaining()));
+        return Status::data_loss(fmt::format("metadata {}: {} values of {} need more than the {} bytes left of the file",
+                                             quoted_name(value.key), count, gguf_type_name(value.type), remaining()));
       }
       position_ += count * each;
     }
@@ -210,18 +213,21 @@ class PartParser {
     uint32_t num_dimensions = 0;
     MR_RETURN_IF_ERROR(read(num_dimensions, "a dimension count"));
     if (num_dimensions > kMaxDimensions) {
-      return Status::data_loss(fmt::format("tensor {} has {} dimensions, at most {} are accepted", quoted_name(name), num_dimensions, kMaxDimensions));
+      return Status::data_loss(
+          fmt::format("tensor {} has {} dimensions, at most {} are accepted", quoted_name(name), num_dimensions, kMaxDimensions));
     }
     std::vector<int64_t> shape(num_dimensions);
     for (uint32_t i = 0; i < num_dimensions; ++i) {
       int64_t& size = shape[num_dimensions - 1 - i];  // the file has the innermost first
       MR_RETURN_IF_ERROR(read(size, "a dimension"));
-      if (size < 1) return Status::data_loss(fmt::format("tensor {} has dimension {} = {}", quoted_name(name), i, static_cast<uint64_t>(size)));
+      if (size < 1)
+        return Status::data_loss(fmt::format("tensor {} has dimension {} = {}", quoted_name(name), i, static_cast<uint64_t>(size)));
     }
     uint32_t type_id = 0;
     MR_RETURN_IF_ERROR(read(type_id, "a tensor type"));
     const std::optional<DType> dtype = dtype_from_gguf_id(type_id);
-    if (!dtype) return Status::unsupported(fmt::format("tensor {} has type id {}, which is unknown to this build", quoted_name(name), type_id));
+    if (!dtype)
+      return Status::unsupported(fmt::format("tensor {} has type id {}, which is unknown to this build", quoted_name(name), type_id));
     uint64_t offset = 0;
     MR_RETURN_IF_ERROR(read(offset, "a tensor offset"));
 
@@ -240,7 +246,8 @@ class PartParser {
     }
     if (overflow) return Status::data_loss(fmt::format("tensor {}: the product of its dimensions overflows 63 bits", quoted_name(name)));
     if (offset % alignment_ != 0) {
-      return Status::data_loss(fmt::format("tensor {} has offset {}, which is no multiple of the alignment {}", quoted_name(name), offset, alignment_));
+      return Status::data_loss(
+          fmt::format("tensor {} has offset {}, which is no multiple of the alignment {}", quoted_name(name), offset, alignment_));
     }
     part_.tensors.push_back({std::string(name), *dtype, std::move(shape), {}});
     offsets_.push_back({offset, static_cast<uint64_t>(total), part_.tensors.size() - 1});
@@ -258,9 +265,9 @@ class PartParser {
     for (const Extent& extent : offsets_) {
       SourceTensor& tensor = part_.tensors[extent.tensor];
       if (extent.offset > available || extent.bytes > available - extent.offset) {
-        return Status::data_loss(fmt::format("tensor {} needs bytes {} to {} after the header, but the file has {} there (is it truncated?)",
-                                             quoted_name(tensor.name), extent.offset,
-                                             static_cast<unsigned __int128>(extent.offset) + extent.bytes, available));
+        return Status::data_loss(
+            fmt::format("tensor {} needs bytes {} to {} after the header, but the file has {} there (is it truncated?)",
+                        quoted_name(tensor.name), extent.offset, static_cast<unsigned __int128>(extent.offset) + extent.bytes, available));
       }
       if (extent.offset < previous_end) {
         return Status::data_loss(fmt::format("tensors {} and {} overlap", quoted_name(previous->name), quoted_name(tensor.name)));
@@ -325,8 +332,10 @@ std::optional<double> load_number(GgufType type, std::span<const std::byte> byte
 Result<std::vector<std::string>> split_paths(const std::string& path, int64_t num_files) {
   const auto name = parse_gguf_split_name(path);
   if (!name) {
-    return Status::invalid_argument(fmt::format("is one of a split set of {} files, but is not named like one (name-00001-of-{:05}.gguf), so the others "
-                                                "cannot be found", num_files, num_files));
+    return Status::invalid_argument(
+        fmt::format("is one of a split set of {} files, but is not named like one (name-00001-of-{:05}.gguf), so the others "
+                    "cannot be found",
+                    num_files, num_files));
   }
   if (name->count != num_files) {
     return Status::data_loss(fmt::format("is named as one of {} files, but its metadata says {}", name->count, num_files));
@@ -339,8 +348,8 @@ Result<std::vector<std::string>> split_paths(const std::string& path, int64_t nu
 }  // namespace
 
 std::string_view gguf_type_name(GgufType type) {
-  constexpr std::string_view kNames[] = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32",
-                                         "bool", "string", "array", "uint64", "int64", "float64"};
+  constexpr std::string_view kNames[] = {"uint8", "int8",   "uint16", "int16",  "uint32", "int32",  "float32",
+                                         "bool",  "string", "array",  "uint64", "int64",  "float64"};
   return kNames[static_cast<std::size_t>(type)];
 }
 
@@ -378,8 +387,9 @@ Result<GgufFile> GgufFile::open(const std::string& path) {
     MR_ASSIGN_OR_RETURN(GgufFile alone, parse(std::move(part).value()));
     const auto says_number = alone.integer("split.no"), says_count = alone.integer("split.count");
     if (says_number != number || says_count != num_files) {
-      return Status::data_loss(fmt::format("{}: expected part {} of {} (split.no {}, split.count {}), its metadata says split.no {}, split.count {}",
-                                           part_path, number + 1, num_files, number, num_files, says_number.value_or(-1), says_count.value_or(-1)));
+      return Status::data_loss(
+          fmt::format("{}: expected part {} of {} (split.no {}, split.count {}), its metadata says split.no {}, split.count {}", part_path,
+                      number + 1, num_files, number, num_files, says_number.value_or(-1), says_count.value_or(-1)));
     }
     if (number == 0) {
       whole = std::move(alone);
@@ -390,7 +400,8 @@ Result<GgufFile> GgufFile::open(const std::string& path) {
   }
   const auto total = whole.integer("split.tensors.count");
   if (total && *total != static_cast<int64_t>(whole.tensors_.size())) {
-    return Status::data_loss(fmt::format("{}: the split set says it has {} tensors, its files hold {}", path, *total, whole.tensors_.size()));
+    return Status::data_loss(
+        fmt::format("{}: the split set says it has {} tensors, its files hold {}", path, *total, whole.tensors_.size()));
   }
   MR_RETURN_IF_ERROR(refuse_duplicate_names(whole.tensors_).with_context(path));
   return whole;

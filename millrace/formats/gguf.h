@@ -15,8 +15,19 @@ namespace millrace {
 
 // The type ids of GGUF metadata values.
 enum class GgufType : uint32_t {
-  kUint8 = 0, kInt8 = 1, kUint16 = 2, kInt16 = 3, kUint32 = 4, kInt32 = 5, kFloat32 = 6, kBool = 7, kString = 8, kArray = 9,
-  kUint64 = 10, kInt64 = 11, kFloat64 = 12,
+  kUint8 = 0,
+  kInt8 = 1,
+  kUint16 = 2,
+  kInt16 = 3,
+  kUint32 = 4,
+  kInt32 = 5,
+  kFloat32 = 6,
+  kBool = 7,
+  kString = 8,
+  kArray = 9,
+  kUint64 = 10,
+  kInt64 = 11,
+  kFloat64 = 12,
 };
 
 std::string_view gguf_type_name(GgufType type);  // "uint32", "string"
@@ -42,8 +53,8 @@ class GgufFile {
   static Result<GgufFile> open(const std::string& path);
 
   uint32_t version() const { return version_; }
-  std::span<const GgufValue> metadata() const { return metadata_; }      // of the first file of a split set; file order
-  std::span<const SourceTensor> tensors() const { return tensors_; }    // file order, over all files of a split set
+  std::span<const GgufValue> metadata() const { return metadata_; }   // of the first file of a split set; file order
+  std::span<const SourceTensor> tensors() const { return tensors_; }  // file order, over all files of a split set
   std::span<const MappedFile> files() const { return files_; }
 
   const GgufValue* find(std::string_view key) const;

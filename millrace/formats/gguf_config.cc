@@ -59,7 +59,8 @@ Result<json::object> gguf_config(const GgufFile& gguf) {
     if (entry.is_array && entry.count > kMaxArrayElements) continue;
     elements += entry.count;
     if (elements > kMaxElementsInAll) {
-      return Status::resource_exhausted(fmt::format("has more than {} metadata values (vocabulary-sized arrays not counted)", kMaxElementsInAll));
+      return Status::resource_exhausted(
+          fmt::format("has more than {} metadata values (vocabulary-sized arrays not counted)", kMaxElementsInAll));
     }
     if (!utf8::is_valid(entry.key)) continue;
     if (auto value = entry.is_array ? array(gguf, entry) : scalar(gguf, entry)) config[entry.key] = std::move(*value);

@@ -22,11 +22,21 @@ GgufParts good_parts() {
   GgufParts parts;
   parts.entries = {
       gguf_text("general.architecture", "tiny"),
-      gguf_scalar<uint8_t>("u8", 0, 200), gguf_scalar<int8_t>("i8", 1, -5), gguf_scalar<uint16_t>("u16", 2, 60000), gguf_scalar<int16_t>("i16", 3, -300),
-      gguf_scalar<uint32_t>("u32", 4, 4000000000u), gguf_scalar<int32_t>("i32", 5, -7), gguf_scalar<float>("f32", 6, 1.5f),
-      gguf_scalar<uint8_t>("yes", 7, 1), gguf_scalar<uint64_t>("u64", 10, 1ull << 40), gguf_scalar<int64_t>("i64", 11, -(1ll << 40)),
-      gguf_scalar<double>("f64", 12, 0.1), gguf_scalar<uint64_t>("huge", 10, ~0ull),
-      gguf_texts("texts", {"one", "", "three"}), gguf_array<int32_t>("ints", 5, {1, -2, 3}), gguf_array<float>("floats", 6, {0.5f, -1.0f}),
+      gguf_scalar<uint8_t>("u8", 0, 200),
+      gguf_scalar<int8_t>("i8", 1, -5),
+      gguf_scalar<uint16_t>("u16", 2, 60000),
+      gguf_scalar<int16_t>("i16", 3, -300),
+      gguf_scalar<uint32_t>("u32", 4, 4000000000u),
+      gguf_scalar<int32_t>("i32", 5, -7),
+      gguf_scalar<float>("f32", 6, 1.5f),
+      gguf_scalar<uint8_t>("yes", 7, 1),
+      gguf_scalar<uint64_t>("u64", 10, 1ull << 40),
+      gguf_scalar<int64_t>("i64", 11, -(1ll << 40)),
+      gguf_scalar<double>("f64", 12, 0.1),
+      gguf_scalar<uint64_t>("huge", 10, ~0ull),
+      gguf_texts("texts", {"one", "", "three"}),
+      gguf_array<int32_t>("ints", 5, {1, -2, 3}),
+      gguf_array<float>("floats", 6, {0.5f, -1.0f}),
       gguf_array<float>("none", 6, {}),
   };
   parts.tensors = {gguf_tensor("a", {4, 3}, 0, 0), gguf_tensor("b", {32, 2}, 8, 64)};
@@ -147,18 +157,24 @@ const std::vector<BadCase>& bad_cases() {
       {"negative value type", with_entry(gguf_scalar<uint32_t>("odd", ~0u, 0)), "unknown value type 4294967295"},
       {"string beyond the file", with_entry(ByteWriter().string("s").put<uint32_t>(8).put(~uint64_t{0}).bytes), "\"s\": a string of"},
       {"bool of 2", with_entry(gguf_scalar<uint8_t>("b", 7, 2)), "neither 0 nor 1"},
-      {"array of arrays", with_entry(ByteWriter().string("nested").put<uint32_t>(9).put<uint32_t>(9).put<uint64_t>(1).bytes), "array of arrays"},
-      {"array of an unknown type", with_entry(ByteWriter().string("odd").put<uint32_t>(9).put<uint32_t>(77).put<uint64_t>(1).bytes), "type 77"},
-      {"array beyond the file", with_entry(ByteWriter().string("arr").put<uint32_t>(9).put<uint32_t>(5).put(kHuge).bytes), "need more than"},
-      {"array size overflows", with_entry(ByteWriter().string("arr").put<uint32_t>(9).put<uint32_t>(12).put(uint64_t{1} << 61).bytes), "need more than"},
-      {"string array beyond the file", with_entry(ByteWriter().string("arr").put<uint32_t>(9).put<uint32_t>(8).put(kHuge).bytes), "strings need more"},
+      {"array of arrays", with_entry(ByteWriter().string("nested").put<uint32_t>(9).put<uint32_t>(9).put<uint64_t>(1).bytes),
+       "array of arrays"},
+      {"array of an unknown type", with_entry(ByteWriter().string("odd").put<uint32_t>(9).put<uint32_t>(77).put<uint64_t>(1).bytes),
+       "type 77"},
+      {"array beyond the file", with_entry(ByteWriter().string("arr").put<uint32_t>(9).put<uint32_t>(5).put(kHuge).bytes),
+       "need more than"},
+      {"array size overflows", with_entry(ByteWriter().string("arr").put<uint32_t>(9).put<uint32_t>(12).put(uint64_t{1} << 61).bytes),
+       "need more than"},
+      {"string array beyond the file", with_entry(ByteWriter().string("arr").put<uint32_t>(9).put<uint32_t>(8).put(kHuge).bytes),
+       "strings need more"},
       {"string in array beyond the file",
        with_entry(ByteWriter().string("arr").put<uint32_t>(9).put<uint32_t>(8).put<uint64_t>(1).put(kHuge).bytes), "a string of"},
       {"alignment 0", with_entry(gguf_scalar<uint32_t>("general.alignment", 4, 0)), "expected a power of 2"},
       {"alignment 24", with_entry(gguf_scalar<uint32_t>("general.alignment", 4, 24)), "is 24, expected a power of 2"},
       {"alignment as text", with_entry(gguf_text("general.alignment", "32")), "is string, expected uint32"},
       {"alignment as array", with_entry(gguf_array<uint32_t>("general.alignment", 4, {})), "expected uint32"},
-      {"alignment of 2 GiB", with_entry(gguf_scalar<uint32_t>("general.alignment", 4, 1u << 31)), "no multiple of the alignment 2147483648"},
+      {"alignment of 2 GiB", with_entry(gguf_scalar<uint32_t>("general.alignment", 4, 1u << 31)),
+       "no multiple of the alignment 2147483648"},
       {"five dimensions", with_tensors({gguf_tensor("t", {1, 1, 1, 1, 1}, 0, 0)}), "5 dimensions"},
       {"2^32 - 1 dimensions", with_tensors({ByteWriter().string("t").put(~0u).raw(std::string(64, 0)).bytes}), "4294967295 dimensions"},
       {"dimension 0", with_tensors({gguf_tensor("t", {4, 0}, 0, 0)}), "dimension 1 = 0"},
@@ -174,7 +190,8 @@ const std::vector<BadCase>& bad_cases() {
       {"offset beyond the file", with_tensors({gguf_tensor("t", {4}, 0, 4096)}), "but the file has"},
       {"offset near 2^64", with_tensors({gguf_tensor("t", {4}, 0, ~uint64_t{0} - 31)}), "but the file has"},
       {"tensor ends beyond the file", with_tensors({gguf_tensor("t", {64}, 0, 0)}), "bytes 0 to 256"},
-      {"overlapping tensors", with_tensors({gguf_tensor("x", {16}, 0, 0), gguf_tensor("y", {4}, 0, 32)}), "tensors \"x\" and \"y\" overlap"},
+      {"overlapping tensors", with_tensors({gguf_tensor("x", {16}, 0, 0), gguf_tensor("y", {4}, 0, 32)}),
+       "tensors \"x\" and \"y\" overlap"},
       {"two tensors at one place", with_tensors({gguf_tensor("x", {4}, 0, 0), gguf_tensor("y", {4}, 0, 0)}), "overlap"},
       {"duplicate tensor name", with_tensors({gguf_tensor("x", {4}, 0, 0), gguf_tensor("x", {4}, 0, 32)}), "\"x\" occurs twice"},
       {"empty tensor name", with_tensors({gguf_tensor("", {4}, 0, 0)}), "is empty"},
@@ -317,7 +334,8 @@ TEST(GgufSplit, NamesAreReadAndWritten) {
   EXPECT_EQ(name->number, 2);
   EXPECT_EQ(name->count, 10);
   EXPECT_EQ(gguf_split_path(name->prefix, name->number, name->count), "/x/model-00002-of-00010.gguf");
-  for (const char* other : {"model.gguf", "m-0002-of-00010.gguf", "m-00011-of-00010.gguf", "m-00000-of-00010.gguf", "m-0000a-of-00010.gguf", ""}) {
+  for (const char* other :
+       {"model.gguf", "m-0002-of-00010.gguf", "m-00011-of-00010.gguf", "m-00000-of-00010.gguf", "m-0000a-of-00010.gguf", ""}) {
     EXPECT_FALSE(parse_gguf_split_name(other).has_value()) << other;
   }
 }

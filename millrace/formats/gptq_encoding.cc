@@ -4,8 +4,8 @@
 
 #include "millrace/formats/encoding_parts.h"
 
-// GPTQ (arXiv:2210.17323) as AutoGPTQ and GPTQModel store it, and AWQ (arXiv:2306.00978) as AutoAWQ's "gemm" layout does. Both keep matrices
-// as [k, rows], and value = scale (code - zero point).
+// GPTQ (arXiv:2210.17323) as AutoGPTQ and GPTQModel store it, and AWQ (arXiv:2306.00978) as AutoAWQ's "gemm" layout does. Both keep
+// matrices as [k, rows], and value = scale (code - zero point).
 //
 //   GPTQ  qweight I32 [k * bits / 32, rows]    codes of consecutive k in a stream of bits, low bits first; 3 bits run across words
 //         qzeros  I32 [groups, rows * bits / 32] the same stream along the rows. Format "gptq" stores zero point - 1 (of `bits` bits, so
@@ -76,10 +76,12 @@ class GptqEncoding : public WeightEncoding {
   bool mixed = false;  // modules may differ: bits and group size follow from their tensors
   int zero_offset = 1;
 
-  Result<std::optional<EncodedMatrix>> find(const Checkpoint& checkpoint, const std::string& module, int64_t rows, int64_t k) const override {
+  Result<std::optional<EncodedMatrix>> find(const Checkpoint& checkpoint, const std::string& module, int64_t rows,
+                                            int64_t k) const override {
     ModuleParts parts(checkpoint, module);
     if (!parts.has(".qweight")) return std::optional<EncodedMatrix>();
-    if (k % 32 != 0 || rows % 32 != 0) return parts.error(fmt::format("a GPTQ matrix of {} x {}; both are multiples of 32 in this format", rows, k));
+    if (k % 32 != 0 || rows % 32 != 0)
+      return parts.error(fmt::format("a GPTQ matrix of {} x {}; both are multiples of 32 in this format", rows, k));
     int64_t module_bits = bits, module_group = group_size > 0 && group_size < k ? group_size : k;
     const SourceTensor *packed = parts.find(".qweight"), *stored_scales = parts.find(".scales");
     if (mixed && packed->shape.size() == 2 && stored_scales != nullptr && stored_scales->shape.size() == 2) {
@@ -96,9 +98,12 @@ class GptqEncoding : public WeightEncoding {
     weights->group_size = module_group;
     weights->zero_offset = zero_offset;
     const int64_t groups = weights->num_groups();
-    MR_ASSIGN_OR_RETURN(weights->qweight, parts.need(".qweight", "codes", {DType::kI32}, {k / 32 * module_bits, rows}, "[in_features * bits / 32, out_features]"));
-    MR_ASSIGN_OR_RETURN(weights->qzeros, parts.need(".qzeros", "zero points", {DType::kI32}, {groups, rows / 32 * module_bits}, "[groups, out_features * bits / 32]"));
-    MR_ASSIGN_OR_RETURN(weights->scales, parts.need(".scales", "scales", {DType::kF16, DType::kBf16, DType::kF32}, {groups, rows}, "[groups, out_features]"));
+    MR_ASSIGN_OR_RETURN(weights->qweight, parts.need(".qweight", "codes", {DType::kI32}, {k / 32 * module_bits, rows},
+                                                     "[in_features * bits / 32, out_features]"));
+    MR_ASSIGN_OR_RETURN(weights->qzeros, parts.need(".qzeros", "zero points", {DType::kI32}, {groups, rows / 32 * module_bits},
+                                                    "[groups, out_features * bits / 32]"));
+    MR_ASSIGN_OR_RETURN(weights->scales, parts.need(".scales", "scales", {DType::kF16, DType::kBf16, DType::kF32}, {groups, rows},
+                                                    "[groups, out_features]"));
     weights->scale_dtype = weights->scales->dtype;
     if (parts.has(".g_idx")) {
       MR_ASSIGN_OR_RETURN(const SourceTensor* g_idx, parts.need(".g_idx", "groups of the columns", {DType::kI32}, {k}, "[in_features]"));
@@ -112,7 +117,8 @@ class AwqEncoding : public WeightEncoding {
  public:
   int64_t group_size = 128;
 
-  Result<std::optional<EncodedMatrix>> find(const Checkpoint& checkpoint, const std::string& module, int64_t rows, int64_t k) const override {
+  Result<std::optional<EncodedMatrix>> find(const Checkpoint& checkpoint, const std::string& module, int64_t rows,
+                                            int64_t k) const override {
     ModuleParts parts(checkpoint, module);
     if (!parts.has(".qweight")) return std::optional<EncodedMatrix>();
     if (rows % 8 != 0) return parts.error(fmt::format("an AWQ matrix with {} rows; they are a multiple of 8 in this format", rows));
@@ -121,11 +127,14 @@ class AwqEncoding : public WeightEncoding {
     weights->rows = rows;
     weights->k = k;
     weights->group_size = group_size > 0 && group_size < k ? group_size : k;
-    if (k % weights->group_size != 0) return parts.error(fmt::format("{} columns are no multiple of the group size {}", k, weights->group_size));
+    if (k % weights->group_size != 0)
+      return parts.error(fmt::format("{} columns are no multiple of the group size {}", k, weights->group_size));
     const int64_t groups = weights->num_groups();
     MR_ASSIGN_OR_RETURN(weights->qweight, parts.need(".qweight", "codes", {DType::kI32}, {k, rows / 8}, "[in_features, out_features / 8]"));
-    MR_ASSIGN_OR_RETURN(weights->qzeros, parts.need(".qzeros", "zero points", {DType::kI32}, {groups, rows / 8}, "[groups, out_features / 8]"));
-    MR_ASSIGN_OR_RETURN(weights->scales, parts.need(".scales", "scales", {DType::kF16, DType::kBf16, DType::kF32}, {groups, rows}, "[groups, out_features]"));
+    MR_ASSIGN_OR_RETURN(weights->qzeros,
+                        parts.need(".qzeros", "zero points", {DType::kI32}, {groups, rows / 8}, "[groups, out_features / 8]"));
+    MR_ASSIGN_OR_RETURN(weights->scales, parts.need(".scales", "scales", {DType::kF16, DType::kBf16, DType::kF32}, {groups, rows},
+                                                    "[groups, out_features]"));
     weights->scale_dtype = weights->scales->dtype;
     return std::optional(parts.take(std::move(weights)));
   }
@@ -145,7 +154,8 @@ Result<int64_t> read_group_size(const EncodingConfig& config, std::string_view n
 Result<std::shared_ptr<const WeightEncoding>> read_gptq_encoding(const EncodingConfig& config) {
   auto encoding = std::make_shared<GptqEncoding>();
   MR_ASSIGN_OR_RETURN(encoding->bits, config.integer("bits", std::nullopt, 2, 8));
-  if (encoding->bits != 2 && encoding->bits != 3 && encoding->bits != 4 && encoding->bits != 8) return config.unexpected("bits", "2, 3, 4 or 8");
+  if (encoding->bits != 2 && encoding->bits != 3 && encoding->bits != 4 && encoding->bits != 8)
+    return config.unexpected("bits", "2, 3, 4 or 8");
   MR_ASSIGN_OR_RETURN(encoding->group_size, read_group_size(config, "group_size", -1));
   MR_ASSIGN_OR_RETURN(const std::string format, config.text("checkpoint_format", "gptq"));
   if (format != "gptq" && format != "gptq_v2") return config.unexpected("checkpoint_format", "\"gptq\" or \"gptq_v2\"");
@@ -162,7 +172,8 @@ Result<std::shared_ptr<const WeightEncoding>> read_awq_encoding(const EncodingCo
   if (bits != 4) return config.unexpected(old ? "w_bit" : "bits", "4");
   MR_ASSIGN_OR_RETURN(encoding->group_size, read_group_size(config, old ? "q_group_size" : "group_size", 128));
   MR_ASSIGN_OR_RETURN(std::string version, config.text("version", "gemm"));
-  std::transform(version.begin(), version.end(), version.begin(), [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+  std::transform(version.begin(), version.end(), version.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
   // "exllama" and "ipex" name a backend for the same stored layout.
   if (version != "gemm" && version != "exllama" && version != "ipex") return config.unexpected("version", "\"gemm\"");
   return std::shared_ptr<const WeightEncoding>(std::move(encoding));

@@ -58,11 +58,13 @@ class Download {
     const auto commit = cache_.commit_of(name_.revision);
     const auto files = commit ? cache_.files_of(*commit) : std::vector<std::string>();
     if (files.empty()) {
-      return Status::not_found(fmt::format("{}: HF_HUB_OFFLINE is set and the cache has no copy of it (looked in {}); unset it to download, or name a directory",
-                                           wanted, cache_.folder()));
+      return Status::not_found(
+          fmt::format("{}: HF_HUB_OFFLINE is set and the cache has no copy of it (looked in {}); unset it to download, or name a directory",
+                      wanted, cache_.folder()));
     }
     auto selection = select_hub_files(files, options_.gguf_file);
-    if (!selection.is_ok()) return selection.status().with_context(fmt::format("{}: the cached copy in {}", wanted, cache_.snapshot(*commit)));
+    if (!selection.is_ok())
+      return selection.status().with_context(fmt::format("{}: the cached copy in {}", wanted, cache_.snapshot(*commit)));
     return path_of(*commit, *selection);
   }
 
@@ -105,7 +107,8 @@ class Download {
     int64_t delay_ms = options_.retry_delay_ms;
     for (int failures = 0;;) {
       Result<HubResponse> response = attempt();
-      const bool again = response.is_ok() ? response->status == 429 || response->status >= 500 : response.status().code() == StatusCode::kUnavailable;
+      const bool again =
+          response.is_ok() ? response->status == 429 || response->status >= 500 : response.status().code() == StatusCode::kUnavailable;
       if (!again) return response;
       if (progressed()) {
         failures = 0;
@@ -120,16 +123,21 @@ class Download {
   // What a status other than success means for the user, and what to do.
   Status explain(const HubResponse& response, const std::string& what) const {
     const std::string repository = fmt::format("{}/{}", http_.endpoint(), name_.repository);
-    const std::string token = options_.token.empty() ? "no token was sent: set HF_TOKEN to one that may read it" : "the token sent may not read it (HF_TOKEN)";
+    const std::string token =
+        options_.token.empty() ? "no token was sent: set HF_TOKEN to one that may read it" : "the token sent may not read it (HF_TOKEN)";
     switch (response.status) {
       case 401: return Status::not_found(fmt::format("{}: does not exist, or is private or gated, and {} (HTTP 401)", what, token));
-      case 403: return Status::unavailable(fmt::format("{}: access is refused; accept the model's conditions at {}, and {} (HTTP 403)", what, repository, token));
+      case 403:
+        return Status::unavailable(
+            fmt::format("{}: access is refused; accept the model's conditions at {}, and {} (HTTP 403)", what, repository, token));
       case 404:
-        return Status::not_found(fmt::format("{}: the hub has no such model, revision or file (HTTP 404); check the spelling at {}", what, repository));
-      case 429: return Status::unavailable(fmt::format("{}: the hub limits the rate of requests (HTTP 429); try later, or set HF_TOKEN", what));
+        return Status::not_found(
+            fmt::format("{}: the hub has no such model, revision or file (HTTP 404); check the spelling at {}", what, repository));
+      case 429:
+        return Status::unavailable(fmt::format("{}: the hub limits the rate of requests (HTTP 429); try later, or set HF_TOKEN", what));
       default:
-        return Status::unavailable(fmt::format("{}: the hub answered HTTP {} {}", what, response.status,
-                                               quoted_name(response.header("x-error-message"))));
+        return Status::unavailable(
+            fmt::format("{}: the hub answered HTTP {} {}", what, response.status, quoted_name(response.header("x-error-message"))));
     }
   }
 
@@ -167,7 +175,8 @@ class Download {
       const json::object* entry = sibling.if_object();
       const json::value* file = entry ? entry->if_contains("rfilename") : nullptr;
       if (!file || !file->is_string()) return unusable("has a file without name");
-      if (!is_safe_hub_path(file->get_string())) return unusable(fmt::format("names a file {}, which could leave its folder", quoted_name(file->get_string())));
+      if (!is_safe_hub_path(file->get_string()))
+        return unusable(fmt::format("names a file {}, which could leave its folder", quoted_name(file->get_string())));
       names.emplace_back(file->get_string());
     }
     return names;
@@ -184,12 +193,14 @@ class Download {
     std::string_view etag = first_of("x-linked-etag", "etag"), size = first_of("x-linked-size", "content-length");
     const std::string_view commit = response->header("x-repo-commit");
     if (!commit.empty() && commit != commit_) {
-      return Status::unavailable(fmt::format("{}: the model changed meanwhile (commit {}, expected {}); try again", what, quoted_name(commit), commit_));
+      return Status::unavailable(
+          fmt::format("{}: the model changed meanwhile (commit {}, expected {}); try again", what, quoted_name(commit), commit_));
     }
     if (etag.starts_with("W/")) etag.remove_prefix(2);
     if (etag.size() >= 2 && etag.front() == '"' && etag.back() == '"') etag = etag.substr(1, etag.size() - 2);
     RemoteFile remote{.name = file, .id = std::string(etag)};
-    if (!is_blob_id(etag)) return Status::unavailable(fmt::format("{}: the server gives no checksum for it (ETag {})", what, quoted_name(etag)));
+    if (!is_blob_id(etag))
+      return Status::unavailable(fmt::format("{}: the server gives no checksum for it (ETag {})", what, quoted_name(etag)));
     const auto [end, error] = std::from_chars(size.data(), size.data() + size.size(), remote.bytes);
     if (error != std::errc() || end != size.data() + size.size() || remote.bytes < 0 || remote.bytes > kMaxFileBytes) {
       return Status::unavailable(fmt::format("{}: the server gives no usable size for it ({})", what, quoted_name(size)));
@@ -205,13 +216,13 @@ class Download {
       const auto there = fs::file_size(cache_.blob(file.id) + ".incomplete", error);
       needed += file.bytes - (error ? 0 : std::min(static_cast<int64_t>(there), file.bytes));
     }
-    struct statvfs disk {};
+    struct statvfs disk{};
     if (needed == 0 || ::statvfs(cache_.folder().c_str(), &disk) != 0) return Status::ok();
     const auto free_bytes = static_cast<int64_t>(disk.f_bavail) * static_cast<int64_t>(disk.f_frsize);
     if (needed <= free_bytes - std::min(kDiskMarginBytes, needed)) return Status::ok();
-    return Status::resource_exhausted(fmt::format("{}: {} still needs {:.1f} GB, but {} has {:.1f} GB free; set HF_HUB_CACHE to a folder with room",
-                                                  name_.repository, commit_, static_cast<double>(needed) * 1e-9, cache_.folder(),
-                                                  static_cast<double>(free_bytes) * 1e-9));
+    return Status::resource_exhausted(
+        fmt::format("{}: {} still needs {:.1f} GB, but {} has {:.1f} GB free; set HF_HUB_CACHE to a folder with room", name_.repository,
+                    commit_, static_cast<double>(needed) * 1e-9, cache_.folder(), static_cast<double>(free_bytes) * 1e-9));
   }
 
   Status fetch(const RemoteFile& file) {
@@ -231,10 +242,12 @@ class Download {
     // One connection may end early without an error (a proxy's limit), so the size decides; each round must bring something.
     while (!blob.is_published() && blob.received_bytes() < file.bytes) {
       const int64_t round_start = blob.received_bytes();
-      const auto response = with_retries([&] {
-        received_before = blob.received_bytes();
-        return http_.download(file_url(file.name), blob.received_bytes(), blob);
-      }, [&] { return blob.received_bytes() > received_before; });
+      const auto response = with_retries(
+          [&] {
+            received_before = blob.received_bytes();
+            return http_.download(file_url(file.name), blob.received_bytes(), blob);
+          },
+          [&] { return blob.received_bytes() > received_before; });
       if (!response.is_ok()) return response.status().with_context(what);
       if (response->status == 416) MR_RETURN_IF_ERROR(blob.begin(0));
       if (response->status != 200 && response->status != 206) return explain(*response, what);

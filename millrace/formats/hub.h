@@ -9,19 +9,19 @@
 namespace millrace {
 
 struct HubProgress {
-  std::string file;         // being downloaded
-  int64_t done_bytes = 0;   // of all files of this download, what was already there included
+  std::string file;        // being downloaded
+  int64_t done_bytes = 0;  // of all files of this download, what was already there included
   int64_t total_bytes = 0;
 };
 
 struct HubOptions {
   std::string endpoint = "https://huggingface.co";
-  std::string token;                // sent to the endpoint's own host only; empty: none
-  std::string cache_dir;            // the folder that holds models--org--name
-  bool offline = false;             // use what the cache holds, never the network
-  std::string gguf_file;            // which GGUF of a repository without safetensors: its name, or a part of it such as "Q8_0"
-  int max_attempts = 5;             // in a row without a byte received, on 429, 5xx and network errors
-  int64_t retry_delay_ms = 1000;    // before the second attempt; doubles each time
+  std::string token;              // sent to the endpoint's own host only; empty: none
+  std::string cache_dir;          // the folder that holds models--org--name
+  bool offline = false;           // use what the cache holds, never the network
+  std::string gguf_file;          // which GGUF of a repository without safetensors: its name, or a part of it such as "Q8_0"
+  int max_attempts = 5;           // in a row without a byte received, on 429, 5xx and network errors
+  int64_t retry_delay_ms = 1000;  // before the second attempt; doubles each time
   std::function<bool(const HubProgress&)> progress;  // called on the caller's thread; false cancels, and a later call resumes
 
   // HF_ENDPOINT, HF_TOKEN (or the token file that `hf auth login` writes), HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, HF_HUB_OFFLINE.

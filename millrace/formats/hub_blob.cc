@@ -47,14 +47,15 @@ Status BlobFile::failed(std::string_view doing) const {
           fmt::format("{}: cannot {}: {}", incomplete_path_, doing, std::strerror(errno))};
 }
 
-Result<std::unique_ptr<BlobFile>> BlobFile::open(const std::string& path, const std::string& lock_path, std::string_view id, int64_t total_bytes) {
+Result<std::unique_ptr<BlobFile>> BlobFile::open(const std::string& path, const std::string& lock_path, std::string_view id,
+                                                 int64_t total_bytes) {
   std::unique_ptr<BlobFile> blob(new BlobFile());
   blob->path_ = path;
   blob->incomplete_path_ = path + ".incomplete";
   blob->id_ = id;
   blob->total_bytes_ = total_bytes;
   MR_ASSIGN_OR_RETURN(blob->lock_, lock_file(lock_path));
-  struct stat info {};
+  struct stat info{};
   if (::stat(path.c_str(), &info) == 0 && info.st_size == total_bytes) {
     blob->is_published_ = true;
     blob->received_bytes_ = total_bytes;

@@ -18,7 +18,8 @@ bool is_blob_id(std::string_view id);
 // left there; publish() compares size and checksum and renames it to `path`. Holds a lock file against other processes meanwhile.
 class BlobFile : public BodySink {
  public:
-  static Result<std::unique_ptr<BlobFile>> open(const std::string& path, const std::string& lock_path, std::string_view id, int64_t total_bytes);
+  static Result<std::unique_ptr<BlobFile>> open(const std::string& path, const std::string& lock_path, std::string_view id,
+                                                int64_t total_bytes);
   ~BlobFile() override;
 
   int64_t received_bytes() const { return received_bytes_; }

@@ -30,7 +30,8 @@ bool is_commit_id(std::string_view text) {
 }
 
 HubCache::HubCache(const std::string& cache_dir, const std::string& repository)
-    : folder_((fs::path(cache_dir) / folder_name(repository)).string()), locks_((fs::path(cache_dir) / ".locks" / folder_name(repository)).string()) {}
+    : folder_((fs::path(cache_dir) / folder_name(repository)).string()),
+      locks_((fs::path(cache_dir) / ".locks" / folder_name(repository)).string()) {}
 
 std::string HubCache::snapshot(const std::string& commit) const { return (fs::path(folder_) / "snapshots" / commit).string(); }
 std::string HubCache::blob(const std::string& id) const { return (fs::path(folder_) / "blobs" / id).string(); }
@@ -63,7 +64,8 @@ bool HubCache::has_file(const std::string& commit, const std::string& file) cons
 }
 
 Status HubCache::create_folders() const {
-  for (const fs::path& folder : {fs::path(folder_) / "blobs", fs::path(folder_) / "snapshots", fs::path(folder_) / "refs", fs::path(locks_)}) {
+  for (const fs::path& folder :
+       {fs::path(folder_) / "blobs", fs::path(folder_) / "snapshots", fs::path(folder_) / "refs", fs::path(locks_)}) {
     std::error_code error;
     fs::create_directories(folder, error);
     if (error) return failed(folder, "create", error);

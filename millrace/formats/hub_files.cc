@@ -29,7 +29,8 @@ std::map<std::string, GgufSet> gguf_sets(std::span<const std::string> files) {
     } else if (split->number == 1) {
       GgufSet set;
       for (int64_t number = 1; number <= split->count; ++number) set.push_back(gguf_split_path(split->prefix, number, split->count));
-      if (std::ranges::all_of(set, [&](const std::string& part) { return std::ranges::find(files, part) != files.end(); })) sets[file] = set;
+      if (std::ranges::all_of(set, [&](const std::string& part) { return std::ranges::find(files, part) != files.end(); }))
+        sets[file] = set;
     }
   }
   return sets;
@@ -55,7 +56,8 @@ Result<GgufSet> choose_gguf(std::span<const std::string> files, std::string_view
     if (lower(name).find(part) != std::string::npos) matching.push_back(&set);
   }
   if (matching.size() == 1) return *matching[0];
-  const std::string why = wanted.empty() ? std::string("several GGUF models") : fmt::format("{} GGUF models named like {}", matching.size(), quoted_name(wanted));
+  const std::string why = wanted.empty() ? std::string("several GGUF models")
+                                         : fmt::format("{} GGUF models named like {}", matching.size(), quoted_name(wanted));
   return Status::invalid_argument(fmt::format("has {}; choose one with --gguf-file: {}", why, fmt::join(names, ", ")));
 }
 
@@ -63,8 +65,8 @@ Result<GgufSet> choose_gguf(std::span<const std::string> files, std::string_view
 
 Result<HubModelName> parse_hub_model_name(std::string_view model) {
   const auto wrong = [model](std::string_view why) {
-    return Status::not_found(fmt::format("{}: no such file or directory, and not a hub model of the form org/name or org/name@revision ({})",
-                                         quoted_name(model), why));
+    return Status::not_found(fmt::format(
+        "{}: no such file or directory, and not a hub model of the form org/name or org/name@revision ({})", quoted_name(model), why));
   };
   HubModelName name;
   if (const auto at = model.find('@'); at != std::string_view::npos) {
@@ -76,7 +78,8 @@ Result<HubModelName> parse_hub_model_name(std::string_view model) {
   if (slash == std::string_view::npos || model.find('/', slash + 1) != std::string_view::npos) return wrong("it needs exactly one \"/\"");
   for (const std::string_view part : {model.substr(0, slash), model.substr(slash + 1)}) {
     const bool plain = !part.empty() && part.size() <= 96 && std::ranges::all_of(part, is_plain);
-    if (!plain || part[0] == '.' || part[0] == '-' || part.find("..") != std::string_view::npos || part.find("--") != std::string_view::npos) {
+    if (!plain || part[0] == '.' || part[0] == '-' || part.find("..") != std::string_view::npos ||
+        part.find("--") != std::string_view::npos) {
       return wrong("letters, digits, \".\", \"_\" and single \"-\" are allowed");
     }
   }

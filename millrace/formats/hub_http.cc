@@ -81,7 +81,8 @@ std::optional<int64_t> content_range_start(std::string_view header) {
   if (!header.starts_with("bytes ")) return std::nullopt;
   int64_t start = 0;
   std::size_t i = 6;
-  for (; i < header.size() && std::isdigit(static_cast<unsigned char>(header[i])) && start < (int64_t{1} << 58); ++i) start = start * 10 + (header[i] - '0');
+  for (; i < header.size() && std::isdigit(static_cast<unsigned char>(header[i])) && start < (int64_t{1} << 58); ++i)
+    start = start * 10 + (header[i] - '0');
   return i > 6 && i < header.size() && header[i] == '-' ? std::optional<int64_t>(start) : std::nullopt;
 }
 
@@ -123,14 +124,16 @@ struct HubHttp::Hop {
   Status take(int status, std::span<const char> bytes) {
     if (sink == nullptr || (status != 200 && status != 206)) {
       const std::size_t limit = sink == nullptr && status == 200 ? max_bytes : kMaxErrorBytes;
-      if (response.body.size() + bytes.size() > limit) return Status::resource_exhausted(fmt::format("the answer is larger than {} bytes", limit));
+      if (response.body.size() + bytes.size() > limit)
+        return Status::resource_exhausted(fmt::format("the answer is larger than {} bytes", limit));
       response.body.append(bytes.data(), bytes.size());
       return Status::ok();
     }
     if (!begun) {
       const int64_t start = status == 206 ? content_range_start(response.header("content-range")).value_or(-1) : 0;
       if (status == 206 && start != offset) {
-        return Status::unavailable(fmt::format("asked for bytes from {} on, the server sent {}", offset, quoted_name(response.header("content-range"))));
+        return Status::unavailable(
+            fmt::format("asked for bytes from {} on, the server sent {}", offset, quoted_name(response.header("content-range"))));
       }
       MR_RETURN_IF_ERROR(sink->begin(start));
       begun = true;
@@ -228,7 +231,8 @@ Result<HubResponse> HubHttp::follow(std::string url, Hop& hop) {
     const std::string origin = origin_of(next);
     if (hop.is_head && origin != origin_) return std::move(hop.response);
     if (!origin.starts_with("http://") && !origin.starts_with("https://")) {
-      return Status::unsupported(fmt::format("{}: redirected to {}, which is no http or https URL", without_query(url), quoted_name(hop.response.header("location"))));
+      return Status::unsupported(fmt::format("{}: redirected to {}, which is no http or https URL", without_query(url),
+                                             quoted_name(hop.response.header("location"))));
     }
     if (url.starts_with("https://") && origin.starts_with("http://")) {
       return Status::unsupported(fmt::format("{}: redirected from https to http ({}), which is refused", without_query(url), origin));

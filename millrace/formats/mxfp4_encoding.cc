@@ -1,6 +1,6 @@
-// MXFP4 as gpt-oss is published: the experts of a layer in one tensor, "NAME_blocks" [num_experts, rows, k / 32, 16] of bytes, a byte two codes,
-// that of the lower column in its low half; "NAME_scales" [num_experts, rows, k / 32] of exponents. value = 2^(exponent - 127) fp4(code).
-// OCP Microscaling Formats (MX) specification 1.0.
+// MXFP4 as gpt-oss is published: the experts of a layer in one tensor, "NAME_blocks" [num_experts, rows, k / 32, 16] of bytes, a byte two
+// codes, that of the lower column in its low half; "NAME_scales" [num_experts, rows, k / 32] of exponents. value = 2^(exponent - 127)
+// fp4(code). OCP Microscaling Formats (MX) specification 1.0.
 #include <fmt/format.h>
 
 #include <cmath>
@@ -28,9 +28,12 @@ class Mxfp4Weights : public GroupedWeights {
 
 class Mxfp4Encoding : public WeightEncoding {
  public:
-  Result<std::optional<EncodedMatrix>> find(const Checkpoint&, const std::string&, int64_t, int64_t) const override { return std::optional<EncodedMatrix>(); }
+  Result<std::optional<EncodedMatrix>> find(const Checkpoint&, const std::string&, int64_t, int64_t) const override {
+    return std::optional<EncodedMatrix>();
+  }
 
-  Result<std::vector<EncodedMatrix>> find_stack(const Checkpoint& checkpoint, const std::string& module, int64_t count, int64_t rows, int64_t k) const override {
+  Result<std::vector<EncodedMatrix>> find_stack(const Checkpoint& checkpoint, const std::string& module, int64_t count, int64_t rows,
+                                                int64_t k) const override {
     std::vector<EncodedMatrix> matrices;
     if (!ModuleParts(checkpoint, module).has("_blocks")) return matrices;
     for (int64_t i = 0; i < count; ++i) {
@@ -42,8 +45,10 @@ class Mxfp4Encoding : public WeightEncoding {
       weights->k = k;
       weights->group_size = 32;
       weights->first_row = i * rows;
-      MR_ASSIGN_OR_RETURN(weights->blocks, parts.need("_blocks", "codes", {DType::kU8}, {count, rows, k / 32, 16}, "[num_experts, rows, columns / 32, 16]"));
-      MR_ASSIGN_OR_RETURN(weights->exponents, parts.need("_scales", "exponents", {DType::kU8}, {count, rows, k / 32}, "[num_experts, rows, columns / 32]"));
+      MR_ASSIGN_OR_RETURN(weights->blocks,
+                          parts.need("_blocks", "codes", {DType::kU8}, {count, rows, k / 32, 16}, "[num_experts, rows, columns / 32, 16]"));
+      MR_ASSIGN_OR_RETURN(weights->exponents,
+                          parts.need("_scales", "exponents", {DType::kU8}, {count, rows, k / 32}, "[num_experts, rows, columns / 32]"));
       Mxfp4Weights& own = *weights;
       matrices.push_back(parts.take(std::move(weights)));
       own.stored_bytes /= count;
@@ -55,6 +60,8 @@ class Mxfp4Encoding : public WeightEncoding {
 
 }  // namespace
 
-Result<std::shared_ptr<const WeightEncoding>> read_mxfp4_encoding(const EncodingConfig&) { return std::shared_ptr<const WeightEncoding>(std::make_shared<Mxfp4Encoding>()); }
+Result<std::shared_ptr<const WeightEncoding>> read_mxfp4_encoding(const EncodingConfig&) {
+  return std::shared_ptr<const WeightEncoding>(std::make_shared<Mxfp4Encoding>());
+}
 
 }  // namespace millrace

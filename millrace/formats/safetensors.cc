@@ -41,7 +41,8 @@ Status check_extents(std::vector<SafetensorsEntry>& entries, int64_t data_bytes)
   for (const auto& entry : entries) {
     const std::string name = quoted_name(entry.name);
     if (entry.end < entry.begin || entry.end > data_bytes) {
-      return Status::data_loss(fmt::format("tensor {} is said to be bytes {} to {} of {} (is the file truncated?)", name, entry.begin, entry.end, data_bytes));
+      return Status::data_loss(
+          fmt::format("tensor {} is said to be bytes {} to {} of {} (is the file truncated?)", name, entry.begin, entry.end, data_bytes));
     }
     const auto bytes = tensor_bytes(entry.dtype, entry.shape);
     if (!bytes) return Status::data_loss(fmt::format("tensor {}: the size of shape {} overflows 63 bits", name, shape_text(entry.shape)));
@@ -50,11 +51,13 @@ Status check_extents(std::vector<SafetensorsEntry>& entries, int64_t data_bytes)
                                            shape_text(entry.shape), *bytes, entry.end - entry.begin));
     }
     if (entry.begin < covered) return Status::data_loss(fmt::format("tensors {} and {} overlap", quoted_name(previous->name), name));
-    if (entry.begin > covered) return Status::data_loss(fmt::format("bytes {} to {} before tensor {} belong to no tensor", covered, entry.begin, name));
+    if (entry.begin > covered)
+      return Status::data_loss(fmt::format("bytes {} to {} before tensor {} belong to no tensor", covered, entry.begin, name));
     covered = entry.end;
     previous = &entry;
   }
-  if (covered != data_bytes) return Status::data_loss(fmt::format("the tensors end at byte {} of the data, the file has {}", covered, data_bytes));
+  if (covered != data_bytes)
+    return Status::data_loss(fmt::format("the tensors end at byte {} of the data, the file has {}", covered, data_bytes));
   return Status::ok();
 }
 
@@ -70,13 +73,16 @@ Status check_unique(std::span<const SafetensorsEntry> entries) {
 
 Result<std::pair<SafetensorsHeader, std::span<const std::byte>>> parse(std::span<const std::byte> bytes) {
   uint64_t header_bytes = 0;
-  if (bytes.size() < sizeof header_bytes) return Status::data_loss(fmt::format("has {} bytes, too few for a safetensors file", bytes.size()));
+  if (bytes.size() < sizeof header_bytes)
+    return Status::data_loss(fmt::format("has {} bytes, too few for a safetensors file", bytes.size()));
   std::memcpy(&header_bytes, bytes.data(), sizeof header_bytes);
   const uint64_t remaining = bytes.size() - sizeof header_bytes;
   if (header_bytes > kMaxHeaderBytes) {
-    return Status::data_loss(fmt::format("says its header has {} bytes, at most {} are accepted (is it a safetensors file?)", header_bytes, kMaxHeaderBytes));
+    return Status::data_loss(
+        fmt::format("says its header has {} bytes, at most {} are accepted (is it a safetensors file?)", header_bytes, kMaxHeaderBytes));
   }
-  if (header_bytes > remaining) return Status::data_loss(fmt::format("says its header has {} bytes, {} are left of the file", header_bytes, remaining));
+  if (header_bytes > remaining)
+    return Status::data_loss(fmt::format("says its header has {} bytes, {} are left of the file", header_bytes, remaining));
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + sizeof header_bytes, header_bytes);
   if (!text.starts_with('{')) return Status::data_loss("header: does not start with \"{\"");
   MR_ASSIGN_OR_RETURN(SafetensorsHeader header, parse_safetensors_header(text));
@@ -146,7 +152,8 @@ Result<std::vector<SafetensorsFile>> open_safetensors(const std::string& directo
     std::set<std::string_view> held;
     for (const auto& tensor : file.tensors()) held.insert(tensor.name);
     for (const auto& tensor : tensors) {
-      if (!held.contains(tensor)) return Status::data_loss(fmt::format("{}: lacks tensor {}, which {} places in it", file.path(), quoted_name(tensor), kIndexName));
+      if (!held.contains(tensor))
+        return Status::data_loss(fmt::format("{}: lacks tensor {}, which {} places in it", file.path(), quoted_name(tensor), kIndexName));
     }
     files.push_back(std::move(file));
   }

@@ -21,7 +21,7 @@ class SafetensorsFile {
 
   const std::string& path() const { return file_.path(); }
   const MappedFile& file() const { return file_; }
-  std::span<const SourceTensor> tensors() const { return tensors_; }  // in the order of their bytes
+  std::span<const SourceTensor> tensors() const { return tensors_; }                           // in the order of their bytes
   std::span<const std::pair<std::string, std::string>> metadata() const { return metadata_; }  // "__metadata__", often {"format": "pt"}
 
   // For the parts of a model: gives the mapping and the tensors away.

@@ -83,9 +83,12 @@ struct HeaderEvents {
     text_ += part;
     const std::string value = std::exchange(text_, {});
     if (depth_ == 2 && in_metadata_) return header.metadata.emplace_back(field_, value), true;
-    if (depth_ != 2 || field_ != "dtype" || has_dtype_) return fail(error, fmt::format("{}: unexpected string {}", where(), quoted_name(value)));
+    if (depth_ != 2 || field_ != "dtype" || has_dtype_)
+      return fail(error, fmt::format("{}: unexpected string {}", where(), quoted_name(value)));
     const std::optional<DType> dtype = dtype_from_safetensors_name(value);
-    if (!dtype) return fail(error, fmt::format("tensor {} has dtype {}, which is unknown to this build", quoted_name(entry_.name), quoted_name(value)));
+    if (!dtype)
+      return fail(error,
+                  fmt::format("tensor {} has dtype {}, which is unknown to this build", quoted_name(entry_.name), quoted_name(value)));
     entry_.dtype = *dtype;
     return has_dtype_ = true;
   }

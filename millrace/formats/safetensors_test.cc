@@ -87,18 +87,22 @@ std::vector<BadCase> bad_cases() {
       {"dimension 2^63", with(R"({"t":{"dtype":"F32","shape":[9223372036854775808],"data_offsets":[0,8]}})"), "too large"},
       {"dimension as text", with(R"({"t":{"dtype":"F32","shape":["2"],"data_offsets":[0,8]}})"), "unexpected string"},
       {"shape overflows", with(R"({"t":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}})"), "overflows"},
-      {"shape overflows before a zero", with(R"({"t":{"dtype":"F32","shape":[4294967296,4294967296,0],"data_offsets":[0,0]}})"), "overflows"},
+      {"shape overflows before a zero", with(R"({"t":{"dtype":"F32","shape":[4294967296,4294967296,0],"data_offsets":[0,0]}})"),
+       "overflows"},
       {"bytes overflow", with(R"({"t":{"dtype":"F64","shape":[2305843009213693952],"data_offsets":[0,8]}})"), "overflows"},
       {"shape too large", with(R"({"t":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})"), "needs 12 bytes, data_offsets give it 8"},
       {"shape too small", with(R"({"t":{"dtype":"F32","shape":[1],"data_offsets":[0,8]}})"), "needs 4 bytes"},
       {"end before begin", with(R"({"t":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})"), "bytes 8 to 0"},
       {"end beyond the file", with(R"({"t":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}})"), "bytes 0 to 16 of 8"},
-      {"overlap", with(R"({"t":{"dtype":"U8","shape":[6],"data_offsets":[0,6]},"u":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})"), "overlap"},
-      {"hole", with(R"({"t":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"u":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})"), "bytes 2 to 4"},
+      {"overlap", with(R"({"t":{"dtype":"U8","shape":[6],"data_offsets":[0,6]},"u":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})"),
+       "overlap"},
+      {"hole", with(R"({"t":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"u":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})"),
+       "bytes 2 to 4"},
       {"hole at the start", with(R"({"t":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})"), "bytes 0 to 4"},
       {"bytes left at the end", with(R"({"t":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}})"), "end at byte 4 of the data"},
       {"no tensors but data", with("{}"), "end at byte 0"},
-      {"name twice", with(R"({"t":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"t":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})"), "occurs twice"},
+      {"name twice", with(R"({"t":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"t":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})"),
+       "occurs twice"},
       {"metadata is no object", with(R"({"__metadata__":3})"), "unexpected number"},
       {"metadata holds a number", with(R"({"__metadata__":{"a":3}})"), "unexpected number"},
       {"metadata holds an object", with(R"({"__metadata__":{"a":{}}})"), "an object where none belongs"},
@@ -120,7 +124,8 @@ TEST(Safetensors, RefusesEveryBadFileWithItsReason) {
 
 TEST(Safetensors, MoreThanAMillionTensorsAreRefused) {
   std::string header = "{";
-  for (int i = 0; i <= 1'000'000; ++i) fmt::format_to(std::back_inserter(header), R"({}"{:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})", i ? "," : "", i);
+  for (int i = 0; i <= 1'000'000; ++i)
+    fmt::format_to(std::back_inserter(header), R"({}"{:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})", i ? "," : "", i);
   TemporaryDirectory directory;
   const auto file = SafetensorsFile::open(directory.write("m.safetensors", safetensors_bytes(header + "}", "")));
   ASSERT_FALSE(file.is_ok());
@@ -141,7 +146,8 @@ TEST(Safetensors, DamagedFilesGiveAnErrorOrAValidParse) {
     file.is_ok() ? ++accepted : ++refused;
     if (!file.is_ok()) continue;
     int64_t bytes = 0;
-    for (const auto& tensor : file->tensors()) bytes += std::ranges::count(tensor.data, std::byte{0}) + static_cast<int64_t>(tensor.data.size());
+    for (const auto& tensor : file->tensors())
+      bytes += std::ranges::count(tensor.data, std::byte{0}) + static_cast<int64_t>(tensor.data.size());
     EXPECT_GE(bytes, 21);
   }
   EXPECT_GT(refused, 50);
@@ -158,8 +164,9 @@ TEST(SafetensorsShards, TheIndexNamesTheFiles) {
   TemporaryDirectory directory;
   directory.write("model-00001-of-00002.safetensors", one_tensor("x"));
   directory.write("model-00002-of-00002.safetensors", one_tensor("y"));
-  directory.write("model.safetensors.index.json",
-                  R"({"metadata":{"total_size":8},"weight_map":{"y":"model-00002-of-00002.safetensors","x":"model-00001-of-00002.safetensors"}})");
+  directory.write(
+      "model.safetensors.index.json",
+      R"({"metadata":{"total_size":8},"weight_map":{"y":"model-00002-of-00002.safetensors","x":"model-00001-of-00002.safetensors"}})");
   const auto files = open_safetensors(directory.path());
   ASSERT_TRUE(files.is_ok()) << files.status().message();
   ASSERT_EQ(files->size(), 2u);

@@ -79,9 +79,13 @@ struct GgufParts {
 };
 
 template <class T>
-std::string gguf_scalar(std::string_view key, uint32_t type, T value) { return ByteWriter().string(key).put(type).put(value).bytes; }
+std::string gguf_scalar(std::string_view key, uint32_t type, T value) {
+  return ByteWriter().string(key).put(type).put(value).bytes;
+}
 
-inline std::string gguf_text(std::string_view key, std::string_view text) { return ByteWriter().string(key).put<uint32_t>(8).string(text).bytes; }
+inline std::string gguf_text(std::string_view key, std::string_view text) {
+  return ByteWriter().string(key).put<uint32_t>(8).string(text).bytes;
+}
 
 inline std::string gguf_texts(std::string_view key, const std::vector<std::string>& texts) {
   ByteWriter out;

@@ -59,7 +59,9 @@ Result<std::shared_ptr<const WeightEncoding>> WeightEncoding::read(const Checkpo
   if (value == nullptr) value = checkpoint.config().if_contains("compression_config");  // as compressed-tensors once called it
   if (value == nullptr || value->is_null()) return none;
   const std::string place = checkpoint.path() + ": config.json";
-  if (!value->is_object()) return Status::invalid_argument(fmt::format("{}: quantization_config is {}, expected an object", place, json::serialize(*value).substr(0, 100)));
+  if (!value->is_object())
+    return Status::invalid_argument(
+        fmt::format("{}: quantization_config is {}, expected an object", place, json::serialize(*value).substr(0, 100)));
   const EncodingConfig config(place, value->get_object());
   MR_ASSIGN_OR_RETURN(const std::string method, config.text("quant_method", "compressed-tensors"));
   std::vector<std::string_view> names;
@@ -67,7 +69,8 @@ Result<std::shared_ptr<const WeightEncoding>> WeightEncoding::read(const Checkpo
     if (known.name == method) return known.read(config);
     names.push_back(known.name);
   }
-  return Status::unsupported(fmt::format("{}: quantization_config.quant_method is \"{}\", supported are {}", place, method, fmt::join(names, ", ")));
+  return Status::unsupported(
+      fmt::format("{}: quantization_config.quant_method is \"{}\", supported are {}", place, method, fmt::join(names, ", ")));
 }
 
 std::string_view WeightEncoding::reason_unused(std::string_view tensor_name) {
@@ -84,13 +87,15 @@ const json::value* EncodingConfig::find(std::string_view name) const {
 
 Status EncodingConfig::unexpected(std::string_view name, std::string_view expected) const {
   const json::value* value = fields_.if_contains(name);
-  return Status::unsupported(fmt::format("{}: quantization_config.{} is {}, expected {}", path_, name, value == nullptr ? "missing" : json::serialize(*value).substr(0, 200), expected));
+  return Status::unsupported(fmt::format("{}: quantization_config.{} is {}, expected {}", path_, name,
+                                         value == nullptr ? "missing" : json::serialize(*value).substr(0, 200), expected));
 }
 
 Result<int64_t> EncodingConfig::integer(std::string_view name, std::optional<int64_t> otherwise, int64_t least, int64_t most) const {
   const json::value* value = find(name);
   if (value == nullptr && otherwise) return *otherwise;
-  if (value == nullptr || !value->is_int64() || value->get_int64() < least || value->get_int64() > most) return unexpected(name, fmt::format("an integer from {} to {}", least, most));
+  if (value == nullptr || !value->is_int64() || value->get_int64() < least || value->get_int64() > most)
+    return unexpected(name, fmt::format("an integer from {} to {}", least, most));
   return value->get_int64();
 }
 
@@ -108,24 +113,31 @@ Result<bool> EncodingConfig::flag(std::string_view name, bool otherwise) const {
   return value->get_bool();
 }
 
-Status ModuleParts::error(std::string message) const { return Status::invalid_argument(fmt::format("{}: \"{}\": {}", checkpoint_.path(), module_, message)); }
-
-Status ModuleParts::wrong_shape(const SourceTensor& tensor, const std::vector<int64_t>& shape, std::string_view shape_words) const {
-  return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected {} = {}", checkpoint_.path(), tensor.name, shape_of(tensor.shape), shape_words, shape_of(shape)));
+Status ModuleParts::error(std::string message) const {
+  return Status::invalid_argument(fmt::format("{}: \"{}\": {}", checkpoint_.path(), module_, message));
 }
 
-Result<const SourceTensor*> ModuleParts::need_any_shape(std::string_view suffix, std::string_view meaning, std::initializer_list<DType> dtypes) {
+Status ModuleParts::wrong_shape(const SourceTensor& tensor, const std::vector<int64_t>& shape, std::string_view shape_words) const {
+  return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected {} = {}", checkpoint_.path(), tensor.name, shape_of(tensor.shape),
+                                              shape_words, shape_of(shape)));
+}
+
+Result<const SourceTensor*> ModuleParts::need_any_shape(std::string_view suffix, std::string_view meaning,
+                                                        std::initializer_list<DType> dtypes) {
   const SourceTensor* tensor = find(suffix);
-  if (tensor == nullptr) return Status::invalid_argument(fmt::format("{}: missing tensor \"{}{}\" ({} of a quantized matrix)", checkpoint_.path(), module_, suffix, meaning));
+  if (tensor == nullptr)
+    return Status::invalid_argument(
+        fmt::format("{}: missing tensor \"{}{}\" ({} of a quantized matrix)", checkpoint_.path(), module_, suffix, meaning));
   if (std::find(dtypes.begin(), dtypes.end(), tensor->dtype) == dtypes.end()) {
-    return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected {}", checkpoint_.path(), tensor->name, dtype_name(tensor->dtype), dtype_names(dtypes)));
+    return Status::invalid_argument(
+        fmt::format("{}: \"{}\" is {}, expected {}", checkpoint_.path(), tensor->name, dtype_name(tensor->dtype), dtype_names(dtypes)));
   }
   add(*tensor, meaning);
   return tensor;
 }
 
-Result<const SourceTensor*> ModuleParts::need(std::string_view suffix, std::string_view meaning, std::initializer_list<DType> dtypes, const std::vector<int64_t>& shape,
-                                              std::string_view shape_words) {
+Result<const SourceTensor*> ModuleParts::need(std::string_view suffix, std::string_view meaning, std::initializer_list<DType> dtypes,
+                                              const std::vector<int64_t>& shape, std::string_view shape_words) {
   MR_ASSIGN_OR_RETURN(const SourceTensor* tensor, need_any_shape(suffix, meaning, dtypes));
   if (tensor->shape != shape) return wrong_shape(*tensor, shape, shape_words);
   return tensor;
@@ -150,21 +162,26 @@ void reorder(const std::vector<int32_t>& columns, uint8_t* codes) {
   for (std::size_t i = 0; i < columns.size(); ++i) codes[i] = as_stored[static_cast<std::size_t>(columns[i])];
 }
 
-Result<std::vector<int32_t>> columns_of_groups(const ModuleParts& parts, const SourceTensor& g_idx, int64_t group_size, int64_t num_groups) {
+Result<std::vector<int32_t>> columns_of_groups(const ModuleParts& parts, const SourceTensor& g_idx, int64_t group_size,
+                                               int64_t num_groups) {
   const auto k = static_cast<std::size_t>(g_idx.shape[0]);
   std::vector<int32_t> group(k), columns(k);
   bool in_order = true;
   for (std::size_t i = 0; i < k; ++i) {
     group[i] = load_element<int32_t>(g_idx, static_cast<int64_t>(i));
-    if (group[i] < 0 || group[i] >= num_groups) return parts.error(fmt::format("\"{}\"[{}] is {}, expected 0 to {}", g_idx.name, i, group[i], num_groups - 1));
+    if (group[i] < 0 || group[i] >= num_groups)
+      return parts.error(fmt::format("\"{}\"[{}] is {}, expected 0 to {}", g_idx.name, i, group[i], num_groups - 1));
     in_order = in_order && group[i] == static_cast<int64_t>(i) / group_size;
   }
   if (in_order) return std::vector<int32_t>();
   std::iota(columns.begin(), columns.end(), 0);
-  std::stable_sort(columns.begin(), columns.end(), [&](int32_t a, int32_t b) { return group[static_cast<std::size_t>(a)] < group[static_cast<std::size_t>(b)]; });
+  std::stable_sort(columns.begin(), columns.end(),
+                   [&](int32_t a, int32_t b) { return group[static_cast<std::size_t>(a)] < group[static_cast<std::size_t>(b)]; });
   for (std::size_t i = 0; i < k; ++i) {
     const int64_t got = group[static_cast<std::size_t>(columns[i])], want = static_cast<int64_t>(i) / group_size;
-    if (got != want) return parts.error(fmt::format("\"{}\" does not put {} columns into each group (group {} differs)", g_idx.name, group_size, std::min(got, want)));
+    if (got != want)
+      return parts.error(
+          fmt::format("\"{}\" does not put {} columns into each group (group {} differs)", g_idx.name, group_size, std::min(got, want)));
   }
   return columns;
 }

@@ -18,7 +18,7 @@ struct EncodedMatrix {
     const SourceTensor* tensor;
     std::string_view meaning;  // "codes", "scales", ...
   };
-  std::vector<Part> parts;     // the first holds the codes
+  std::vector<Part> parts;  // the first holds the codes
   std::shared_ptr<const GroupedWeights> weights;
 };
 
@@ -34,11 +34,13 @@ class WeightEncoding {
 
   // The [rows, k] matrix of `module` ("model.layers.0.self_attn.q_proj"), absent where it is stored plainly. Errors name the tensor that is
   // missing, or has another type or shape than expected, and both.
-  virtual Result<std::optional<EncodedMatrix>> find(const Checkpoint& checkpoint, const std::string& module, int64_t rows, int64_t k) const = 0;
+  virtual Result<std::optional<EncodedMatrix>> find(const Checkpoint& checkpoint, const std::string& module, int64_t rows,
+                                                    int64_t k) const = 0;
 
   // The `count` matrices [rows, k] that lie in tensors of all of them, named after `module` ("model.layers.0.mlp.experts.down_proj"); empty
   // where there are none.
-  virtual Result<std::vector<EncodedMatrix>> find_stack(const Checkpoint&, const std::string& /*module*/, int64_t /*count*/, int64_t /*rows*/, int64_t /*k*/) const {
+  virtual Result<std::vector<EncodedMatrix>> find_stack(const Checkpoint&, const std::string& /*module*/, int64_t /*count*/,
+                                                        int64_t /*rows*/, int64_t /*k*/) const {
     return std::vector<EncodedMatrix>();
   }
 

@@ -42,7 +42,12 @@ std::vector<EncodingCase> golden_cases() {
   const json::value parsed = parse_json(*text).value();
   std::vector<EncodingCase> cases;
   for (const json::value& value : parsed.at("cases").as_array()) {
-    EncodingCase c{std::string(value.at("name").as_string()), value.at("quantization_config").as_object(), value.at("rows").as_int64(), value.at("k").as_int64(), {}, {}};
+    EncodingCase c{std::string(value.at("name").as_string()),
+                   value.at("quantization_config").as_object(),
+                   value.at("rows").as_int64(),
+                   value.at("k").as_int64(),
+                   {},
+                   {}};
     for (const auto& [name, tensor] : value.at("tensors").as_object()) {
       StoredTensor stored{std::string(tensor.at("dtype").as_string()), from_hex(std::string_view(tensor.at("hex").as_string())), {}};
       for (const json::value& size : tensor.at("shape").as_array()) stored.shape.push_back(size.as_int64());
@@ -70,7 +75,8 @@ struct OpenedCase {
     json::object header;
     std::string data;
     for (const auto& [name, tensor] : c.tensors) {
-      header["m." + name] = json::object{{"dtype", tensor.dtype}, {"shape", json::array(tensor.shape.begin(), tensor.shape.end())},
+      header["m." + name] = json::object{{"dtype", tensor.dtype},
+                                         {"shape", json::array(tensor.shape.begin(), tensor.shape.end())},
                                          {"data_offsets", json::array{data.size(), data.size() + tensor.bytes.size()}}};
       data += tensor.bytes;
     }
@@ -123,11 +129,13 @@ TEST(WeightEncoding, EveryFormatMeansWhatTheLibrariesThatWriteItMeant) {
     ASSERT_TRUE(found->has_value());
     const GroupedWeights& weights = *(*found)->weights;
     int64_t stored = 0, unused = 0;
-    for (const auto& [name, tensor] : c.tensors) (WeightEncoding::reason_unused("m." + name).empty() ? stored : unused) += static_cast<int64_t>(tensor.bytes.size());
+    for (const auto& [name, tensor] : c.tensors)
+      (WeightEncoding::reason_unused("m." + name).empty() ? stored : unused) += static_cast<int64_t>(tensor.bytes.size());
     EXPECT_EQ(weights.stored_bytes, stored) << "every tensor is a part";
     for (int64_t row = 0; row < c.rows; ++row) {
       const std::vector<float> got = numbers_of(weights, row);
-      ASSERT_EQ(std::memcmp(got.data(), c.expected.data() + row * c.k, got.size() * sizeof(float)), 0) << "row " << row << ": " << got[0] << " " << c.expected[static_cast<std::size_t>(row * c.k)];
+      ASSERT_EQ(std::memcmp(got.data(), c.expected.data() + row * c.k, got.size() * sizeof(float)), 0)
+          << "row " << row << ": " << got[0] << " " << c.expected[static_cast<std::size_t>(row * c.k)];
     }
   }
 }
@@ -151,7 +159,7 @@ TEST(WeightEncoding, ModulesWithoutPartsArePlain) {
 }
 
 struct Damage {
-  const char* name;       // of the golden case
+  const char* name;  // of the golden case
   std::function<void(EncodingCase&)> apply;
   const char* error;
 };
@@ -179,7 +187,8 @@ TEST(WeightEncoding, WhatDoesNotFitIsRefusedByName) {
       {"gptq_4bit_sym_32", without("qzeros"), "missing tensor \"m.qzeros\" (zero points of a quantized matrix)"},
       {"gptq_4bit_sym_32", without("scales"), "missing tensor \"m.scales\""},
       {"gptq_4bit_sym_32", as_dtype("qweight", "F32"), "\"m.qweight\" is F32, expected I32"},
-      {"gptq_4bit_sym_32", reshaped("qweight", {4, 64}), "\"m.qweight\" is [4, 64], expected [in_features * bits / 32, out_features] = [8, 32]"},
+      {"gptq_4bit_sym_32", reshaped("qweight", {4, 64}),
+       "\"m.qweight\" is [4, 64], expected [in_features * bits / 32, out_features] = [8, 32]"},
       {"gptq_4bit_sym_32", reshaped("scales", {32, 2}), "\"m.scales\" is [32, 2], expected [groups, out_features] = [2, 32]"},
       {"gptq_4bit_sym_32", reshaped("g_idx", {64, 1}), "\"m.g_idx\" is [64, 1], expected [in_features] = [64]"},
       {"gptq_4bit_sym_32", with_bytes("g_idx", 8, std::string("\x07\0\0\0", 4)), "\"m.g_idx\"[2] is 7, expected 0 to 1"},
@@ -192,8 +201,10 @@ TEST(WeightEncoding, WhatDoesNotFitIsRefusedByName) {
       {"gptq_4bit_sym_32", configured("group_size", 16), "quantization_config.group_size is 16, expected -1 or a multiple of 32"},
       {"gptq_4bit_sym_32", configured("group_size", 0), "quantization_config.group_size is 0"},
       {"gptq_4bit_sym_32", configured("group_size", -2), "quantization_config.group_size is -2"},
-      {"gptq_4bit_sym_32", configured("checkpoint_format", "marlin"), "quantization_config.checkpoint_format is \"marlin\", expected \"gptq\" or \"gptq_v2\""},
-      {"gptq_4bit_sym_32", configured("quant_method", "quip"), "quant_method is \"quip\", supported are gptq, awq, bitsandbytes, compressed-tensors, fp8"},
+      {"gptq_4bit_sym_32", configured("checkpoint_format", "marlin"),
+       "quantization_config.checkpoint_format is \"marlin\", expected \"gptq\" or \"gptq_v2\""},
+      {"gptq_4bit_sym_32", configured("quant_method", "quip"),
+       "quant_method is \"quip\", supported are gptq, awq, bitsandbytes, compressed-tensors, fp8"},
       {"gptq_4bit_sym_32", sized(32, 72), "a GPTQ matrix of 32 x 72"},
       {"awq_32", configured("version", "gemv"), "quantization_config.version is \"gemv\", expected \"gemm\""},
       {"awq_32", configured("bits", 8), "quantization_config.bits is 8, expected 4"},
@@ -201,25 +212,33 @@ TEST(WeightEncoding, WhatDoesNotFitIsRefusedByName) {
       {"awq_32", reshaped("qweight", {32, 8}), "\"m.qweight\" is [32, 8], expected [in_features, out_features / 8] = [64, 4]"},
       {"awq_32", configured("group_size", 128), "\"m.qzeros\" is [2, 4], expected [groups, out_features / 8] = [1, 4]"},
       {"compressed_pack_4bit_sym_32", without("weight_scale"), "missing tensor \"m.weight_scale\""},
-      {"compressed_pack_4bit_sym_32", reshaped("weight_scale", {64}), "\"m.weight_scale\" is [64], expected [], [out_features, 1] or [out_features, groups] = [32, 2]"},
+      {"compressed_pack_4bit_sym_32", reshaped("weight_scale", {64}),
+       "\"m.weight_scale\" is [64], expected [], [out_features, 1] or [out_features, groups] = [32, 2]"},
       {"compressed_pack_4bit_sym_32", as_dtype("weight_scale", "I16"), "\"m.weight_scale\" is I16, expected F16 or BF16 or F32"},
       {"compressed_pack_4bit_sym_32", with_bytes("weight_shape", 0, "\x21"), "\"m.weight_shape\" says [33, 64], expected [32, 64]"},
-      {"compressed_pack_4bit_asym_32", reshaped("weight_zero_point", {2, 4}), "\"m.weight_zero_point\" is [2, 4], expected [out_features * bits / 32, groups] = [4, 2]"},
-      {"compressed_pack_4bit_sym_32", configured("format", "nvfp4-pack-quantized"), "quantization_config.format is \"nvfp4-pack-quantized\", expected pack-quantized"},
+      {"compressed_pack_4bit_asym_32", reshaped("weight_zero_point", {2, 4}),
+       "\"m.weight_zero_point\" is [2, 4], expected [out_features * bits / 32, groups] = [4, 2]"},
+      {"compressed_pack_4bit_sym_32", configured("format", "nvfp4-pack-quantized"),
+       "quantization_config.format is \"nvfp4-pack-quantized\", expected pack-quantized"},
       {"compressed_pack_4bit_sym_32", configured("config_groups", 1), "quantization_config.config_groups is 1, expected an object"},
       {"compressed_pack_4bit_sym_32", configured("sparsity_config", json::object{{"format", "sparse-24-bitmask"}}), "sparsity_config"},
       {"compressed_int8_sym", without("weight_scale"), "missing tensor \"m.weight_scale\""},
       {"compressed_int8_sym", reshaped("weight", {64, 32}), "\"m.weight\" is [64, 32], expected [out_features, in_features] = [32, 64]"},
-      {"compressed_int8_asym", reshaped("weight_zero_point", {32}), "\"m.weight_zero_point\" is [32], expected the shape of the scales = [32, 1]"},
-      {"fp8_blocks", reshaped("weight_scale_inv", {3, 2}), "\"m.weight_scale_inv\" is [3, 2], expected [], [out_features, 1] or one scale for 16 x 64 weights = [2, 3]"},
-      {"fp8_blocks", configured("weight_block_size", json::array{16}), "quantization_config.weight_block_size is [16], expected two integers"},
+      {"compressed_int8_asym", reshaped("weight_zero_point", {32}),
+       "\"m.weight_zero_point\" is [32], expected the shape of the scales = [32, 1]"},
+      {"fp8_blocks", reshaped("weight_scale_inv", {3, 2}),
+       "\"m.weight_scale_inv\" is [3, 2], expected [], [out_features, 1] or one scale for 16 x 64 weights = [2, 3]"},
+      {"fp8_blocks", configured("weight_block_size", json::array{16}),
+       "quantization_config.weight_block_size is [16], expected two integers"},
       {"fp8_blocks", configured("weight_block_size", json::array{0, 64}), "expected two integers from 1"},
       {"fp8_blocks", configured("weight_block_size", json::array{16, 48}), "blocks of a multiple of 32 columns"},
       {"fp8_blocks", without("weight_scale_inv"), "missing tensor \"m.weight_scale\""},
       {"bitsandbytes_nf4", without("weight.quant_map"), "missing tensor \"m.weight.quant_map\""},
       {"bitsandbytes_nf4", without("weight.quant_state.bitsandbytes__nf4"), "missing tensor \"m.weight.quant_state.bitsandbytes__nf4\""},
-      {"bitsandbytes_nf4", with_bytes("weight.quant_state.bitsandbytes__nf4", 0, "[1,2]"), "\"m.weight.quant_state.bitsandbytes__nf4\" is no JSON object"},
-      {"bitsandbytes_nf4", reshaped("weight.absmax", {32, 2}), "\"m.weight.absmax\" is [32, 2], expected [in_features * out_features / blocksize] = [64]"},
+      {"bitsandbytes_nf4", with_bytes("weight.quant_state.bitsandbytes__nf4", 0, "[1,2]"),
+       "\"m.weight.quant_state.bitsandbytes__nf4\" is no JSON object"},
+      {"bitsandbytes_nf4", reshaped("weight.absmax", {32, 2}),
+       "\"m.weight.absmax\" is [32, 2], expected [in_features * out_features / blocksize] = [64]"},
       {"bitsandbytes_nf4", sized(32, 64), "\"m.weight\" has 2048 bytes, expected 1024 for [32, 64] in 4 bits"},
       {"bitsandbytes_nf4", sized(64, 64), "says the shape is [32,128], expected [64, 64]"},
       {"bitsandbytes_nf4_nested", without("weight.nested_absmax"), "missing tensor \"m.weight.nested_absmax\""},

@@ -22,7 +22,7 @@ inline constexpr int64_t kSegmentTokens = 512;
 struct KvGeometry {
   KvFormat format = KvFormat::kBf16;
   int64_t num_kv_heads = 0, head_dim = 0;
-  int64_t head_bytes() const;    // one kv head of one block of one layer, multiple of 64
+  int64_t head_bytes() const;  // one kv head of one block of one layer, multiple of 64
   int64_t layer_bytes() const { return num_kv_heads * head_bytes(); }
 };
 
@@ -39,30 +39,29 @@ void kv_write(Isa isa, const KvView& kv, int64_t block, int64_t token, int64_t k
 
 // One sequence's attention in one step: query rows at consecutive positions over all keys stored so far.
 struct AttentionArgs {
-  const float* q = nullptr;         // [num_rows, q_stride]; head h of a row at h * head_dim
+  const float* q = nullptr;  // [num_rows, q_stride]; head h of a row at h * head_dim
   int64_t q_stride = 0;
-  float* out = nullptr;             // [num_rows, out_stride]; the same arrangement
+  float* out = nullptr;  // [num_rows, out_stride]; the same arrangement
   int64_t out_stride = 0;
   int64_t num_rows = 0, num_heads = 0;
-  int64_t first_position = 0;       // of row 0; row i sees keys 0 .. first_position + i (less what the window masks)
-  // Of a text that is read in both directions, its tokens, all stored by now: every row sees keys 0 .. *num_keys - 1, those after it too, less what
-  // the window masks on either side. Absent: rows look back only.
+  int64_t first_position = 0;  // of row 0; row i sees keys 0 .. first_position + i (less what the window masks)
+  // Of a text that is read in both directions, its tokens, all stored by now: every row sees keys 0 .. *num_keys - 1, those after it too,
+  // less what the window masks on either side. Absent: rows look back only.
   std::optional<int64_t> num_keys;
   std::span<const int32_t> blocks;  // block table; entries before the window may be -1
   float scale = 1.0f;
   std::optional<float> softcap;
-  std::optional<int64_t> window;    // keys at distance >= window are masked
+  std::optional<int64_t> window;        // keys at distance >= window are masked
   const float* alibi_slopes = nullptr;  // [num_heads] score -= slope * distance
-  const float* sinks = nullptr;         // [num_heads] the score of a key without a value, which every row sees: it takes its share of the softmax
-  bool of_prompt = true;            // the rows are a prompt's: AMX computes those in another way, which pays for many rows (docs/design.md D4)
+  const float* sinks = nullptr;  // [num_heads] the score of a key without a value, which every row sees: it takes its share of the softmax
+  bool of_prompt = true;         // the rows are a prompt's: AMX computes those in another way, which pays for many rows (docs/design.md D4)
 };
 
 // out[i, h, :] = sum over keys j of softmax_j(mask(cap(scale * q[i, h] . k[j]) + alibi)) v[j], online softmax, for rows
-// [row_begin, row_end) and the heads of `kv_head`'s group. Sinks as in gpt-oss, after StreamingLLM, arXiv:2309.17453. Row i's result does not depend on the other rows of the call.
-// f32 and bf16 keys and values are multiplied in f32. int8 ones are multiplied as whole numbers: q is rounded to 32000 steps of its largest
-// value, and softmax_j times the value's scale to 32000 steps of its largest in a segment. Both errors are below a hundredth of what rounding keys
-// and values to int8 costs.
-// `scratch`: attention_scratch_floats(...) floats.
+// [row_begin, row_end) and the heads of `kv_head`'s group. Sinks as in gpt-oss, after StreamingLLM, arXiv:2309.17453. Row i's result does
+// not depend on the other rows of the call. f32 and bf16 keys and values are multiplied in f32. int8 ones are multiplied as whole numbers:
+// q is rounded to 32000 steps of its largest value, and softmax_j times the value's scale to 32000 steps of its largest in a segment. Both
+// errors are below a hundredth of what rounding keys and values to int8 costs. `scratch`: attention_scratch_floats(...) floats.
 int64_t attention_scratch_floats(const KvGeometry& geometry, int64_t num_heads);
 void attention(Isa isa, const KvView& kv, const AttentionArgs& args, int64_t row_begin, int64_t row_end, int64_t kv_head, float* scratch);
 
@@ -75,8 +74,8 @@ inline int64_t attention_last_key(const AttentionArgs& args, int64_t row) {
 }
 
 // The same split over segments, for a few rows over long contexts: attention_partial computes segment `segment` of one row and one kv
-// head's group into partial[group_size][head_dim + 2] (accumulator, maximum in units of log2, sum); attention_merge merges partials 0..num_segments-1
-// in ascending order into out. attention() computes exactly this.
+// head's group into partial[group_size][head_dim + 2] (accumulator, maximum in units of log2, sum); attention_merge merges partials
+// 0..num_segments-1 in ascending order into out. attention() computes exactly this.
 int64_t attention_num_segments(const AttentionArgs& args, int64_t row);
 void attention_partial(Isa isa, const KvView& kv, const AttentionArgs& args, int64_t row, int64_t kv_head, int64_t segment, float* partial,
                        float* scratch);

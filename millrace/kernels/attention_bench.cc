@@ -1,7 +1,7 @@
 // Attention of one layer on one thread: decode at several depths and prefill, per variant and KV format.
 //   attention_bench [substring of a variant's name [substring of what is measured, as "9/3/64 bf16 decode"]]
-// Rates are of the best run, since the machine may be busy. Decode shows the rate at which keys and values are read (layer after layer, laid out as the engine does), prefill the rate of
-// multiply-adds counted as two operations over the keys that causality leaves.
+// Rates are of the best run, since the machine may be busy. Decode shows the rate at which keys and values are read (layer after layer,
+// laid out as the engine does), prefill the rate of multiply-adds counted as two operations over the keys that causality leaves.
 #include <fmt/format.h>
 #include <time.h>
 
@@ -69,7 +69,8 @@ void measure(Isa isa, const Model& model, KvFormat format, int64_t num_rows, int
   }
   for (int64_t b = 0; b < num_blocks; ++b) {
     std::byte* first = memory.data() + b * kv.block_stride;
-    for (int64_t layer = 1; layer < num_layers; ++layer) std::memcpy(first + layer * geometry.layer_bytes(), first, static_cast<std::size_t>(geometry.layer_bytes()));
+    for (int64_t layer = 1; layer < num_layers; ++layer)
+      std::memcpy(first + layer * geometry.layer_bytes(), first, static_cast<std::size_t>(geometry.layer_bytes()));
   }
   for (float& x : q) x = normal(random);
   std::vector<int32_t> blocks;
@@ -95,8 +96,8 @@ void measure(Isa isa, const Model& model, KvFormat format, int64_t num_rows, int
   for (int64_t i = 0; i < num_rows; ++i) seen += static_cast<double>(args.first_position + i + 1);
   const double gflops = 4.0 * seen * static_cast<double>(width) / best_us / 1e3;
   const double gb_per_s = static_cast<double>(num_blocks * geometry.layer_bytes()) / best_us / 1e3;
-  fmt::print("{:18} {:12} {:5} {:7} of {:5} keys: best {:9.1f} us, median {:9.1f} us, {:6.1f} GFLOP/s", isa_name(isa), model.name, name_of(format),
-             num_rows == 1 ? "decode" : "prefill", num_keys, best_us, median_us, gflops);
+  fmt::print("{:18} {:12} {:5} {:7} of {:5} keys: best {:9.1f} us, median {:9.1f} us, {:6.1f} GFLOP/s", isa_name(isa), model.name,
+             name_of(format), num_rows == 1 ? "decode" : "prefill", num_keys, best_us, median_us, gflops);
   if (num_rows == 1) fmt::print(", {:5.1f} GB/s", gb_per_s);
   fmt::print("\n");
 }
@@ -111,7 +112,9 @@ int main(int argc, char** argv) {
     if (!isa_runnable(isa) || isa_name(isa).find(filter) == std::string_view::npos) continue;
     for (const Model& model : {Model{"9/3/64", 9, 3, 64}, Model{"32/8/128", 32, 8, 128}}) {
       for (KvFormat format : {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8}) {
-        const auto wanted = [&](const char* kind) { return fmt::format("{} {} {}", model.name, name_of(format), kind).find(what) != std::string::npos; };
+        const auto wanted = [&](const char* kind) {
+          return fmt::format("{} {} {}", model.name, name_of(format), kind).find(what) != std::string::npos;
+        };
         for (int64_t depth : {512, 4096}) {
           if (wanted("decode")) measure(isa, model, format, 1, depth);
         }

@@ -24,7 +24,8 @@ uint64_t bf16_of_four(__m128 x) {
   return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi32(result, result)));
 }
 
-// Four int8 codes: x / scale to the nearest even whole number. |x| <= 127 scale, so that only a scale of zero or NaN needs care: codes are 0.
+// Four int8 codes: x / scale to the nearest even whole number. |x| <= 127 scale, so that only a scale of zero or NaN needs care: codes are
+// 0.
 uint32_t int8_of_four(__m128 x, float scale) {
   if (!(scale > 0)) return 0;
   const __m128 limit = _mm_set1_ps(127.0f);
@@ -68,8 +69,8 @@ void kv_write(Isa isa, const KvView& kv, int64_t block, int64_t token, int64_t k
   std::byte* head = kv.base + block * kv.block_stride + kv_head * layout.size;
   std::byte* keys = head + token * 4;
   std::byte* values = head + layout.v_offset + token / g * layout.v_dim_padded * 4 + token % g * (4 / g);
-  // The padding of K's last group multiplies queries padded with zeros, so that it must be zero; the padding of V's rows gives outputs which
-  // are dropped.
+  // The padding of K's last group multiplies queries padded with zeros, so that it must be zero; the padding of V's rows gives outputs
+  // which are dropped.
   switch (kv.geometry.format) {
     case KvFormat::kF32:
       for (int64_t d = 0; d < head_dim; ++d) put(keys + d * kRowBytes, k[d]);

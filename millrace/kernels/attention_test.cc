@@ -40,15 +40,15 @@ struct Shape {
 };
 
 std::ostream& operator<<(std::ostream& out, const Shape& s) {
-  out << name_of(s.format) << " heads " << s.num_heads << "/" << s.num_kv_heads << " head_dim " << s.head_dim << " rows " << s.num_rows << " from "
-      << s.first_position;
+  out << name_of(s.format) << " heads " << s.num_heads << "/" << s.num_kv_heads << " head_dim " << s.head_dim << " rows " << s.num_rows
+      << " from " << s.first_position;
   if (s.softcap) out << " softcap " << *s.softcap;
   if (s.window) out << " window " << *s.window;
   return out << (s.alibi ? " alibi" : "") << (s.sinks ? " sinks" : "") << (s.two_way ? " both directions" : "");
 }
 
-// A sequence in blocks scattered over a pool in which all that the sequence did not write is poison: NaN in every format's values or scales.
-// Blocks that no row's window reaches are -1 in the table.
+// A sequence in blocks scattered over a pool in which all that the sequence did not write is poison: NaN in every format's values or
+// scales. Blocks that no row's window reaches are -1 in the table.
 class Sequence {
  public:
   explicit Sequence(const Shape& shape, uint32_t seed = 1) : shape_(shape) {
@@ -68,7 +68,8 @@ class Sequence {
       for (int64_t h = 0; h < shape.num_kv_heads; ++h) {
         for (float& x : k) x = normal(random);
         for (float& x : v) x = normal(random);
-        if (t >= first_seen) kv_write(Isa::kScalar, kv_, blocks_[static_cast<std::size_t>(t / kBlockTokens)], t % kBlockTokens, h, k.data(), v.data());
+        if (t >= first_seen)
+          kv_write(Isa::kScalar, kv_, blocks_[static_cast<std::size_t>(t / kBlockTokens)], t % kBlockTokens, h, k.data(), v.data());
       }
     }
     for (int64_t b = 0; b < first_seen / kBlockTokens; ++b) blocks_[static_cast<std::size_t>(b)] = -1;
@@ -76,7 +77,8 @@ class Sequence {
     for (float& x : q_) x = normal(random);
     // Sinks below, among and far above the scores.
     for (int64_t h = 0; h < shape.num_heads; ++h) sinks_.push_back(static_cast<float>(h * h) - 3.0f);
-    for (int64_t h = 0; h < shape.num_heads; ++h) slopes_.push_back(std::exp2(-8.0f * static_cast<float>(h + 1) / static_cast<float>(shape.num_heads)));
+    for (int64_t h = 0; h < shape.num_heads; ++h)
+      slopes_.push_back(std::exp2(-8.0f * static_cast<float>(h + 1) / static_cast<float>(shape.num_heads)));
   }
 
   int64_t q_stride() const { return shape_.num_heads * shape_.head_dim + 5; }
@@ -140,7 +142,8 @@ class Sequence {
       const int64_t num_segments = attention_num_segments(all, row);
       std::vector<float> partials(static_cast<std::size_t>(num_segments * partial_size));
       for (int64_t h = 0; h < shape_.num_kv_heads; ++h) {
-        for (int64_t s = num_segments - 1; s >= 0; --s) attention_partial(isa, kv_, all, row, h, s, partials.data() + s * partial_size, memory.data());
+        for (int64_t s = num_segments - 1; s >= 0; --s)
+          attention_partial(isa, kv_, all, row, h, s, partials.data() + s * partial_size, memory.data());
         attention_merge(isa, kv_, all, row, h, partials.data(), num_segments);
       }
     }
@@ -152,12 +155,12 @@ class Sequence {
   double tolerance(Isa isa) const {
     const double eps = 6e-8, score_error = eps * static_cast<double>(shape_.head_dim) * 3.0 + 4 * eps * (shape_.alibi ? 100 : 10);
     const double f32_error = 4.5 * (2 * score_error + 64 * eps);
-    // AMX rounds queries and probabilities to bf16, by 2^-9 at most: a score of unit deviation by a third of that, three deviations of which are
-    // 2^-9 again; over a sum of values of 2 at most.
+    // AMX rounds queries and probabilities to bf16, by 2^-9 at most: a score of unit deviation by a third of that, three deviations of
+    // which are 2^-9 again; over a sum of values of 2 at most.
     if (shape_.format == KvFormat::kBf16 && isa == Isa::kAmx) return f32_error + 2 * (0x1p-9 + 0x1p-9);
     if (shape_.format != KvFormat::kInt8) return f32_error;
-    // Half a step of the largest value of a query (about 4) is 4 / 64000, a third of which remains of it in a score of sqrt(head_dim) roundings;
-    // three deviations of that. Probabilities err by half a step of 1 / 32000 each.
+    // Half a step of the largest value of a query (about 4) is 4 / 64000, a third of which remains of it in a score of sqrt(head_dim)
+    // roundings; three deviations of that. Probabilities err by half a step of 1 / 32000 each.
     return f32_error + 4.5 * (2 * 3 * 4.0 / 64000 / 1.7 + 3.0 / 64000);
   }
 
@@ -200,23 +203,23 @@ void expect_same_bits(const std::vector<float>& a, const std::vector<float>& b, 
 
 std::vector<Shape> shapes(KvFormat f) {
   return {
-      {f, 9, 3, 64, 40, 0},          // SmolLM2: a short prompt
-      {f, 9, 3, 64, 1, 0},           // the first token alone
-      {f, 9, 3, 64, 1, 31},          // a block just full
-      {f, 9, 3, 64, 3, 510},         // across a segment's border
-      {f, 4, 4, 16, 70, 5},          // no groups, small heads
-      {f, 4, 1, 24, 33, 100},        // one kv head
-      {f, 8, 2, 80, 9, 60},          // dimensions that fill no vector
-      {f, 32, 1, 96, 3, 40},         // a group as large as a tile
-      {f, 71, 1, 64, 2, 33},         // and larger: Falcon
-      {f, 6, 3, 128, 11, 500},       //
-      {f, 2, 1, 256, 6, 64},         // Gemma
-      {f, 2, 2, 1, 5, 30},           // the limits of head_dim
-      {f, 1, 1, 512, 2, 20},         //
-      {f, 5, 5, 7, 20, 31},          // nothing divides anything
-      {f, 9, 3, 64, 20, 1290},       // long
-      {f, 4, 2, 32, 3, 3000},        //
-      {f, 4, 2, 64, 70, 0, 5.0f},    // softcap
+      {f, 9, 3, 64, 40, 0},        // SmolLM2: a short prompt
+      {f, 9, 3, 64, 1, 0},         // the first token alone
+      {f, 9, 3, 64, 1, 31},        // a block just full
+      {f, 9, 3, 64, 3, 510},       // across a segment's border
+      {f, 4, 4, 16, 70, 5},        // no groups, small heads
+      {f, 4, 1, 24, 33, 100},      // one kv head
+      {f, 8, 2, 80, 9, 60},        // dimensions that fill no vector
+      {f, 32, 1, 96, 3, 40},       // a group as large as a tile
+      {f, 71, 1, 64, 2, 33},       // and larger: Falcon
+      {f, 6, 3, 128, 11, 500},     //
+      {f, 2, 1, 256, 6, 64},       // Gemma
+      {f, 2, 2, 1, 5, 30},         // the limits of head_dim
+      {f, 1, 1, 512, 2, 20},       //
+      {f, 5, 5, 7, 20, 31},        // nothing divides anything
+      {f, 9, 3, 64, 20, 1290},     // long
+      {f, 4, 2, 32, 3, 3000},      //
+      {f, 4, 2, 64, 70, 0, 5.0f},  // softcap
       {f, 4, 2, 64, 40, 1000, 30.0f, 33},
       {f, 4, 2, 64, 70, 0, std::nullopt, 1},  // sees itself only
       {f, 4, 2, 64, 100, 0, std::nullopt, 31},
@@ -229,14 +232,14 @@ std::vector<Shape> shapes(KvFormat f) {
       {f, 8, 2, 64, 40, 0, std::nullopt, std::nullopt, false, true},  // gpt-oss
       {f, 8, 1, 64, 3, 1290, std::nullopt, 128, false, true},
       {f, 6, 3, 24, 1, 0, std::nullopt, std::nullopt, false, true},
-      {f, 12, 12, 32, 40, 0, std::nullopt, std::nullopt, false, false, true},   // MiniLM: a text read in both directions
-      {f, 4, 4, 16, 1, 0, std::nullopt, std::nullopt, false, false, true},      // of one token
-      {f, 4, 4, 16, 33, 0, std::nullopt, std::nullopt, false, false, true},     // one more than a block
-      {f, 3, 1, 24, 520, 0, std::nullopt, std::nullopt, false, false, true},    // over a segment's border
-      {f, 2, 2, 64, 70, 0, std::nullopt, 1, false, false, true},                // sees itself only
-      {f, 2, 2, 64, 100, 0, std::nullopt, 17, false, false, true},              // a window on both sides, as ModernBERT's
+      {f, 12, 12, 32, 40, 0, std::nullopt, std::nullopt, false, false, true},  // MiniLM: a text read in both directions
+      {f, 4, 4, 16, 1, 0, std::nullopt, std::nullopt, false, false, true},     // of one token
+      {f, 4, 4, 16, 33, 0, std::nullopt, std::nullopt, false, false, true},    // one more than a block
+      {f, 3, 1, 24, 520, 0, std::nullopt, std::nullopt, false, false, true},   // over a segment's border
+      {f, 2, 2, 64, 70, 0, std::nullopt, 1, false, false, true},               // sees itself only
+      {f, 2, 2, 64, 100, 0, std::nullopt, 17, false, false, true},             // a window on both sides, as ModernBERT's
       {f, 2, 1, 32, 600, 0, std::nullopt, 65, false, false, true},
-      {f, 2, 1, 32, 90, 0, std::nullopt, 500, false, false, true},              // wider than the text
+      {f, 2, 1, 32, 90, 0, std::nullopt, 500, false, false, true},  // wider than the text
       {f, 4, 2, 40, 60, 0, 10.0f, 30, true, false, true},
   };
 }
@@ -387,7 +390,8 @@ TEST_P(AttentionFormats, BrokenValueIsNotHidden) {
   const std::vector<float> k(64, 1.0f), broken(64, std::nanf("")), zeros(64);
   kv_write(Isa::kScalar, sequence.kv(), sequence.args(nullptr).blocks[0], 7, 1, k.data(), broken.data());
   for (int64_t t = 0; t < 43; ++t) {
-    kv_write(Isa::kScalar, sequence.kv(), sequence.args(nullptr).blocks[static_cast<std::size_t>(t / 32)], t % 32, 0, k.data(), zeros.data());
+    kv_write(Isa::kScalar, sequence.kv(), sequence.args(nullptr).blocks[static_cast<std::size_t>(t / 32)], t % 32, 0, k.data(),
+             zeros.data());
   }
   for (Isa isa : runnable_isas()) {
     const std::vector<float> out = sequence.run(isa, 3);
@@ -405,14 +409,16 @@ TEST_P(AttentionFormats, LaterTokensDoNotReachEarlierRows) {
     Sequence sequence(shape);
     const std::vector<float> before = sequence.run(isa, 20);
     const std::vector<float> broken(64, std::nanf(""));
-    for (int64_t h = 0; h < 3; ++h) kv_write(isa, sequence.kv(), sequence.args(nullptr).blocks[1], 59 - 32, h, broken.data(), broken.data());
+    for (int64_t h = 0; h < 3; ++h)
+      kv_write(isa, sequence.kv(), sequence.args(nullptr).blocks[1], 59 - 32, h, broken.data(), broken.data());
     const std::vector<float> after = sequence.run(isa, 20);
     EXPECT_EQ(std::memcmp(before.data(), after.data(), static_cast<std::size_t>(19 * sequence.out_stride()) * 4), 0) << isa_name(isa);
     EXPECT_TRUE(std::isnan(after[static_cast<std::size_t>(19 * sequence.out_stride())])) << isa_name(isa);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kv, AttentionFormats, testing::ValuesIn(kFormats), [](const auto& format) { return std::string(name_of(format.param)); });
+INSTANTIATE_TEST_SUITE_P(Kv, AttentionFormats, testing::ValuesIn(kFormats),
+                         [](const auto& format) { return std::string(name_of(format.param)); });
 
 }  // namespace
 }  // namespace millrace

@@ -9,7 +9,8 @@ namespace millrace {
 // What one variant of attention offers; attention.cc chooses among them. All but AMX's are one body (cpu/attention_simd.inc).
 struct AttentionVariant {
   void (*attention)(const KvView& kv, const AttentionArgs& args, int64_t row_begin, int64_t row_end, int64_t kv_head, float* scratch);
-  void (*partial)(const KvView& kv, const AttentionArgs& args, int64_t row, int64_t kv_head, int64_t segment, float* partial, float* scratch);
+  void (*partial)(const KvView& kv, const AttentionArgs& args, int64_t row, int64_t kv_head, int64_t segment, float* partial,
+                  float* scratch);
   void (*merge)(const KvView& kv, const AttentionArgs& args, int64_t row, int64_t kv_head, const float* partials, int64_t num_segments);
 };
 
@@ -23,7 +24,7 @@ namespace avx512 {
 extern const AttentionVariant kAttention;
 // kv_write() for bf16 and heads of a multiple of 32: `keys` and `values` are the token's in the block.
 void kv_write_bf16(const float* k, const float* v, int64_t head_dim, std::byte* keys, std::byte* values);
-}
+}  // namespace avx512
 namespace amx {
 extern const AttentionVariant kAttention;
 }

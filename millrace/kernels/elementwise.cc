@@ -47,7 +47,9 @@ void add_scaled_row(Isa isa, const float* x, float scale, int64_t size, float* y
 
 void clip_row(Isa isa, float* x, float limit, int64_t size) { variant(isa).clip_row(x, limit, size); }
 
-void limit_gated_row(Isa isa, float* gate, float* up, float limit, float offset, int64_t size) { variant(isa).limit_gated_row(gate, up, limit, offset, size); }
+void limit_gated_row(Isa isa, float* gate, float* up, float limit, float offset, int64_t size) {
+  variant(isa).limit_gated_row(gate, up, limit, offset, size);
+}
 
 void softcap_row(Isa isa, float* x, float cap, int64_t size) { variant(isa).softcap_row(x, cap, size); }
 

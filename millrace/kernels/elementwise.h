@@ -37,7 +37,11 @@ void limit_gated_row(Isa isa, float* gate, float* up, float limit, float offset,
 // x = cap * tanh(x / cap)
 void softcap_row(Isa isa, float* x, float cap, int64_t size);
 // Largest value and its lowest index; NaN anywhere makes finite false.
-struct RowMax { float value; int32_t index; bool finite; };
+struct RowMax {
+  float value;
+  int32_t index;
+  bool finite;
+};
 RowMax max_row(Isa isa, const float* x, int64_t size);
 
 }  // namespace millrace

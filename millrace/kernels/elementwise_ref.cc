@@ -42,7 +42,8 @@ float activate(ActivationKind kind, float value) {
   switch (kind) {
     case ActivationKind::kSilu: return static_cast<float>(x / (1 + std::exp(-x)));
     case ActivationKind::kGeluTanh: return static_cast<float>(0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))));
-    case ActivationKind::kGeluErf: return static_cast<float>(0.5 * x * std::erfc(-x * M_SQRT1_2));  // 1 + erf(z) = erfc(-z), no cancellation
+    case ActivationKind::kGeluErf:
+      return static_cast<float>(0.5 * x * std::erfc(-x * M_SQRT1_2));  // 1 + erf(z) = erfc(-z), no cancellation
     case ActivationKind::kRelu: return value < 0 ? 0.0f : value;
     case ActivationKind::kReluSquared: return value < 0 ? 0.0f : value * value;
     case ActivationKind::kQuickGelu: return static_cast<float>(x / (1 + std::exp(-1.702 * x)));
@@ -101,7 +102,7 @@ RowMax max_row(const float* x, int64_t size) {
 
 }  // namespace
 
-const ElementwiseVariant kElementwise = {rms_norm_row, layer_norm_row, rope_head, activate_row, activate_mul_row, add_row,
-                                       scale_row,    add_scaled_row, clip_row,  limit_gated_row, softcap_row,  max_row};
+const ElementwiseVariant kElementwise = {rms_norm_row, layer_norm_row, rope_head, activate_row,    activate_mul_row, add_row,
+                                         scale_row,    add_scaled_row, clip_row,  limit_gated_row, softcap_row,      max_row};
 
 }  // namespace millrace::ref

@@ -64,7 +64,8 @@ void expect_near(const Row& got, const Row& want, float relative, float absolute
     } else if (std::isinf(want[i])) {
       ASSERT_EQ(got[i], want[i]) << "at " << i;
     } else {
-      ASSERT_LE(std::abs(got[i] - want[i]), relative * std::abs(want[i]) + absolute) << "at " << i << ": got " << got[i] << ", expected " << want[i];
+      ASSERT_LE(std::abs(got[i] - want[i]), relative * std::abs(want[i]) + absolute)
+          << "at " << i << ": got " << got[i] << ", expected " << want[i];
     }
   }
 }
@@ -146,8 +147,8 @@ TEST(Elementwise, ActivationsMatchReference) {
       Row want(x.size()), got(x.size());
       ref::kElementwise.activate_row(kind, x.data(), x.size(), want.data());
       activate_row(isa, kind, x.data(), x.size(), got.data());
-      // The argument u of an exponential is rounded, which costs |u| * eps / 2; |u| < 90 where the result is not tiny beyond use. The formula
-      // 1 + tanh(u) of the reference cancels below the precision of double.
+      // The argument u of an exponential is rounded, which costs |u| * eps / 2; |u| < 90 where the result is not tiny beyond use. The
+      // formula 1 + tanh(u) of the reference cancels below the precision of double.
       const float absolute = kind == ActivationKind::kGeluTanh ? 1e-14f : 1e-30f;
       expect_near(got, want, kind == ActivationKind::kSilu ? 4 * kEps32 : 100 * kEps32, absolute);
       // Where results matter, |x| < 5, the bound is tight.

@@ -17,7 +17,8 @@ void mark_largest(const Scores& scores, int64_t count, int64_t wanted, Marks& ma
   for (int64_t n = 0; n < wanted; ++n) {
     int64_t best = -1;
     for (int64_t i = 0; i < count; ++i) {
-      if (!marks[static_cast<std::size_t>(i)] && (best < 0 || scores[static_cast<std::size_t>(i)] > scores[static_cast<std::size_t>(best)])) best = i;
+      if (!marks[static_cast<std::size_t>(i)] && (best < 0 || scores[static_cast<std::size_t>(i)] > scores[static_cast<std::size_t>(best)]))
+        best = i;
     }
     marks[static_cast<std::size_t>(best)] = true;
   }
@@ -45,7 +46,8 @@ void mark_other_groups(const RoutingRule& rule, const Scores& scores, Marks& mar
 }  // namespace
 
 void route_row(const RoutingRule& rule, const float* logits, int32_t* experts, float* weights) {
-  MR_DCHECK(rule.experts_per_token >= 1 && rule.experts_per_token <= rule.num_experts && rule.num_experts <= RoutingRule::kMaxExperts, "a rule out of range");
+  MR_DCHECK(rule.experts_per_token >= 1 && rule.experts_per_token <= rule.num_experts && rule.num_experts <= RoutingRule::kMaxExperts,
+            "a rule out of range");
   Scores scores;
   Marks chosen, excluded;
   const int64_t count = rule.num_experts;

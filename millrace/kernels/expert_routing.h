@@ -16,12 +16,15 @@ struct RoutingRule {
   float scale = 1.0f;     // multiplies the weights
   // Experts in equal groups, of which only the best are chosen from: DeepSeek-V2, arXiv:2405.04434, and -V3, arXiv:2412.19437.
   int64_t num_groups = 1, groups_per_token = 1;  // num_groups divides num_experts; the chosen groups hold at least experts_per_token
-  enum class GroupScore { kLargest, kTwoLargest } group_score = GroupScore::kLargest;  // the best expert of a group, or the sum of its best two
-  std::vector<float> correction;  // [num_experts], or empty: added to the scores for choosing, not to the weights
+  enum class GroupScore {
+    kLargest,
+    kTwoLargest
+  } group_score = GroupScore::kLargest;  // the best expert of a group, or the sum of its best two
+  std::vector<float> correction;         // [num_experts], or empty: added to the scores for choosing, not to the weights
 };
 
-// Chooses for one token: experts [experts_per_token] in ascending order, and the weight of each. Of equal scores the lower expert is chosen. The result
-// depends on nothing but the logits and the rule; it always names different experts, also where logits are NaN.
+// Chooses for one token: experts [experts_per_token] in ascending order, and the weight of each. Of equal scores the lower expert is
+// chosen. The result depends on nothing but the logits and the rule; it always names different experts, also where logits are NaN.
 //
 //   logits   [num_experts] f32
 //

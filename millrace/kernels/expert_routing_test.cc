@@ -20,7 +20,8 @@ struct Choice {
 };
 
 Choice route(const RoutingRule& rule, const std::vector<float>& logits) {
-  Choice choice{std::vector<int32_t>(static_cast<std::size_t>(rule.experts_per_token), -1), std::vector<float>(static_cast<std::size_t>(rule.experts_per_token))};
+  Choice choice{std::vector<int32_t>(static_cast<std::size_t>(rule.experts_per_token), -1),
+                std::vector<float>(static_cast<std::size_t>(rule.experts_per_token))};
   route_row(rule, logits.data(), choice.experts.data(), choice.weights.data());
   return choice;
 }
@@ -40,7 +41,8 @@ Choice reference(const RoutingRule& rule, const std::vector<float>& logits) {
   const std::size_t size = scores.size() / static_cast<std::size_t>(rule.num_groups);
   std::vector<double> of_group;
   for (std::size_t g = 0; g < scores.size(); g += size) {
-    std::vector<double> group(corrected.begin() + static_cast<std::ptrdiff_t>(g), corrected.begin() + static_cast<std::ptrdiff_t>(g + size));
+    std::vector<double> group(corrected.begin() + static_cast<std::ptrdiff_t>(g),
+                              corrected.begin() + static_cast<std::ptrdiff_t>(g + size));
     std::sort(group.rbegin(), group.rend());
     of_group.push_back(rule.group_score == RoutingRule::GroupScore::kTwoLargest && size > 1 ? group[0] + group[1] : group[0]);
   }
@@ -59,7 +61,8 @@ Choice reference(const RoutingRule& rule, const std::vector<float>& logits) {
   for (const int32_t e : order) sum += scores[static_cast<std::size_t>(e)];
   Choice choice{order, {}};
   for (const int32_t e : order) {
-    choice.weights.push_back(static_cast<float>(scores[static_cast<std::size_t>(e)] / (rule.normalize ? sum : 1) * static_cast<double>(rule.scale)));
+    choice.weights.push_back(
+        static_cast<float>(scores[static_cast<std::size_t>(e)] / (rule.normalize ? sum : 1) * static_cast<double>(rule.scale)));
   }
   return choice;
 }
@@ -126,7 +129,8 @@ TEST(ExpertRouting, OfEqualScoresTheLowerExpertIsChosen) {
 
 TEST(ExpertRouting, NamesDifferentExpertsWhateverTheLogits) {
   const float infinity = INFINITY, nan = NAN;
-  for (const std::vector<float>& logits : {std::vector<float>{nan, nan, nan, nan}, {nan, 1, 2, nan}, {infinity, -infinity, infinity, 0}, {1e30f, -1e30f, 1e30f, 0}}) {
+  for (const std::vector<float>& logits :
+       {std::vector<float>{nan, nan, nan, nan}, {nan, 1, 2, nan}, {infinity, -infinity, infinity, 0}, {1e30f, -1e30f, 1e30f, 0}}) {
     RoutingRule grouped{4, 2, Scoring::kSigmoid, true, 1.0f};
     grouped.num_groups = 2;
     const Choice of_group = route(grouped, logits);

@@ -17,7 +17,7 @@ constexpr int64_t bf16_row_stride(int64_t k) { return ((k + 31) / 32 | 1) * 32; 
 // k is padded with zeros to k_padded = a multiple of 32 in every form.
 struct Activations {
   int64_t num_rows = 0, k = 0;
-  const float* f32 = nullptr;       // [num_rows, f32_stride]
+  const float* f32 = nullptr;  // [num_rows, f32_stride]
   int64_t f32_stride = 0;
   const int8_t* codes = nullptr;    // [num_rows, k_padded]
   const float* scales = nullptr;    // [num_rows, k_padded / 32]
@@ -33,8 +33,9 @@ void quantize_row_int8(Isa isa, const float* x, int64_t k, int8_t* codes, float*
 // Rounds to nearest even, pads to k_padded.
 void convert_row_bf16(Isa isa, const float* x, int64_t k, uint16_t* out);
 
-// fast: the class's integer or bf16 dot products. exact: weights decoded to f32, f32 FMA, for every class. prompt: what the tokens of a prompt are
-// computed with, where another arithmetic is faster for many tokens (AMX: weights decoded to bf16); elsewhere as fast (docs/design.md D4).
+// fast: the class's integer or bf16 dot products. exact: weights decoded to f32, f32 FMA, for every class. prompt: what the tokens of a
+// prompt are computed with, where another arithmetic is faster for many tokens (AMX: weights decoded to bf16); elsewhere as fast
+// (docs/design.md D4).
 enum class GemmPath { kFast, kExact, kPrompt };
 // Whether prompt differs from fast for any class.
 bool has_prompt_path(Isa isa);

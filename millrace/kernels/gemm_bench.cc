@@ -124,15 +124,18 @@ void bench_shape(const Options& options, DType dtype, Shape shape, int num_threa
     const double time = best_seconds(num_threads, repeats, operations > 2e9 ? 5 : 40, [&](int thread, int repeat) {
       const PackedMatrix& weights = copies[cold ? static_cast<std::size_t>(repeat) % copies.size() : 0];
       const int64_t begin = num_panels * thread / num_threads, end = num_panels * (thread + 1) / num_threads;
-      if (options.path != GemmPath::kPrompt) return gemm(options.isa, options.path, weights, x.view, begin, end, 0, num_tokens, y.as<float>() + begin * 16, width, nullptr);
+      if (options.path != GemmPath::kPrompt)
+        return gemm(options.isa, options.path, weights, x.view, begin, end, 0, num_tokens, y.as<float>() + begin * 16, width, nullptr);
       for (int64_t panel = begin; panel < end; panel += kPromptPanels) {  // as the executor does
-        gemm(options.isa, options.path, weights, x.view, panel, std::min(end, panel + kPromptPanels), 0, num_tokens, y.as<float>() + begin * 16 * num_tokens, kPromptPanels * 16, nullptr);
+        gemm(options.isa, options.path, weights, x.view, panel, std::min(end, panel + kPromptPanels), 0, num_tokens,
+             y.as<float>() + begin * 16 * num_tokens, kPromptPanels * 16, nullptr);
       }
     });
     const double bytes = static_cast<double>(weights_bytes) / time;
-    fmt::print("{:<5} {:>5}x{:<4} tokens {:>3} threads {}  {:>9.1f} us  {:>5.1f} GB/s {:>4.0f} %  {:>6.0f} GOPS  {:>5.1f} op/cycle/thread\n", dtype_name(dtype),
-               shape.rows, shape.k, num_tokens, num_threads, time * 1e6, bytes * 1e-9, 100 * bytes / bandwidth, operations / time * 1e-9,
-               operations / time / hz / num_threads);
+    fmt::print(
+        "{:<5} {:>5}x{:<4} tokens {:>3} threads {}  {:>9.1f} us  {:>5.1f} GB/s {:>4.0f} %  {:>6.0f} GOPS  {:>5.1f} op/cycle/thread\n",
+        dtype_name(dtype), shape.rows, shape.k, num_tokens, num_threads, time * 1e6, bytes * 1e-9, 100 * bytes / bandwidth,
+        operations / time * 1e-9, operations / time / hz / num_threads);
     std::fflush(stdout);
   }
 }
@@ -180,13 +183,14 @@ int run(int argc, char** argv) {
   for (std::size_t i = 0; i < memory.size(); i += 4096) memory.data()[i] = std::byte{1};
   double bandwidth[2];
   for (int threads : {1, 2}) bandwidth[threads - 1] = read_bandwidth(threads, memory);
-  fmt::print("{}, {:.2f} GHz, read bandwidth {:.1f} GB/s with one thread, {:.1f} with two\n", isa_name(options.isa), hz * 1e-9, bandwidth[0] * 1e-9,
-             bandwidth[1] * 1e-9);
+  fmt::print("{}, {:.2f} GHz, read bandwidth {:.1f} GB/s with one thread, {:.1f} with two\n", isa_name(options.isa), hz * 1e-9,
+             bandwidth[0] * 1e-9, bandwidth[1] * 1e-9);
   memory = AlignedBuffer();
   constexpr DType kOrder[] = {DType::kQ4_1, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K,
                               DType::kQ5_0, DType::kQ5_1, DType::kBf16, DType::kF16,  DType::kF32};
   std::vector<Shape> shapes = {{576, 576}, {1536, 576}, {576, 1536}, {896, 4864}, {49152, 576}, {4096, 4096}};
-  if (!options.shape.empty()) shapes = {{std::atoll(options.shape.c_str()), std::atoll(options.shape.c_str() + options.shape.find('x') + 1)}};
+  if (!options.shape.empty())
+    shapes = {{std::atoll(options.shape.c_str()), std::atoll(options.shape.c_str() + options.shape.find('x') + 1)}};
   for (DType dtype : kOrder) {
     if (!options.weight_class.empty() && options.weight_class != dtype_name(dtype)) continue;
     for (Shape shape : shapes) {

@@ -26,18 +26,18 @@ struct GemmCall {
 using GemmFunction = void (*)(const GemmCall&);
 
 struct GemmTable {
-  GemmFunction fast[kNumWeightClasses];  // by WeightClass
-  GemmFunction exact;                    // any class
+  GemmFunction fast[kNumWeightClasses];         // by WeightClass
+  GemmFunction exact;                           // any class
   GemmFunction prompt[kNumWeightClasses] = {};  // null: as fast
 };
 
-#define MR_DECLARE_PLAIN_GEMM     \
+#define MR_DECLARE_PLAIN_GEMM      \
   void gemm_f32(const GemmCall&);  \
   void gemm_f16(const GemmCall&);  \
   void gemm_bf16(const GemmCall&); \
   void gemm_f8(const GemmCall&);   \
   void gemm_exact(const GemmCall&);
-#define MR_DECLARE_QUANTIZED_GEMM \
+#define MR_DECLARE_QUANTIZED_GEMM  \
   void gemm_q4_0(const GemmCall&); \
   void gemm_q4_1(const GemmCall&); \
   void gemm_q5_0(const GemmCall&); \
@@ -47,7 +47,7 @@ struct GemmTable {
   void gemm_q5_k(const GemmCall&); \
   void gemm_q6_k(const GemmCall&);
 
-#define MR_DECLARE_GROUPED_GEMM       \
+#define MR_DECLARE_GROUPED_GEMM         \
   void gemm_int2_zero(const GemmCall&); \
   void gemm_int3_zero(const GemmCall&); \
   void gemm_int4(const GemmCall&);      \
@@ -79,10 +79,18 @@ void gemm_plain(const GemmCall&);
 void gemm_quantized(const GemmCall&);
 void gemm_exact(const GemmCall&);
 }  // namespace ref
-namespace avx2 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM MR_DECLARE_SMALL_BLOCK_GEMM MR_DECLARE_GRID_GEMM }
-namespace avx2vnni { MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM MR_DECLARE_SMALL_BLOCK_GEMM MR_DECLARE_GRID_GEMM }
-namespace avx512 { MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM MR_DECLARE_SMALL_BLOCK_GEMM MR_DECLARE_GRID_GEMM }
-namespace avx512bf16 { void gemm_bf16(const GemmCall&); }
+namespace avx2 {
+MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM MR_DECLARE_SMALL_BLOCK_GEMM MR_DECLARE_GRID_GEMM
+}
+namespace avx2vnni {
+MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM MR_DECLARE_SMALL_BLOCK_GEMM MR_DECLARE_GRID_GEMM
+}
+namespace avx512 {
+MR_DECLARE_PLAIN_GEMM MR_DECLARE_QUANTIZED_GEMM MR_DECLARE_GROUPED_GEMM MR_DECLARE_SMALL_BLOCK_GEMM MR_DECLARE_GRID_GEMM
+}
+namespace avx512bf16 {
+void gemm_bf16(const GemmCall&);
+}
 namespace amx {
 void gemm_bf16(const GemmCall&);
 // GemmPath::kPrompt

@@ -10,8 +10,8 @@
 namespace millrace::ref {
 namespace {
 
-// Adds one block's share to a sum: integer dot products (of each 16 where the class has two scales), then one fused multiply-add; one more for
-// the minimum.
+// Adds one block's share to a sum: integer dot products (of each 16 where the class has two scales), then one fused multiply-add; one more
+// for the minimum.
 float add_block(WeightClass weight_class, const BlockRow& weights, const int8_t* codes, float scale, const int16_t* sums, float sum) {
   const PanelLayout layout = panel_layout(weight_class);
   int32_t dots[2];
@@ -53,7 +53,8 @@ void gemm_quantized(const GemmCall& call) {
 void gemm_exact(const GemmCall& call) {
   for (int64_t panel = 0; panel < call.num_panels; ++panel) {
     const std::byte* bytes = call.panels + panel * call.panel_bytes;
-    for (int64_t row = 0; row < kPanelRows; ++row) unpack_panel_row(call.weight_class, call.group, bytes, call.k, row, call.scratch + row, kPanelRows);
+    for (int64_t row = 0; row < kPanelRows; ++row)
+      unpack_panel_row(call.weight_class, call.group, bytes, call.k, row, call.scratch + row, kPanelRows);
     for (int64_t m = 0; m < call.num_rows; ++m) {
       const float* x = call.x->f32 + (call.row_begin + m) * call.x->f32_stride;
       for (int64_t row = 0; row < kPanelRows; ++row) {

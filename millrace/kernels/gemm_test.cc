@@ -80,8 +80,9 @@ TEST(Gemm, EveryVariantMatchesTheReference) {
   for (DType dtype : kGemmDTypes) {
     const bool k_class = dtype_info(dtype).block_elements == 256;
     const bool plain = dtype_info(dtype).block_elements == 1;
-    for (int64_t k : k_class ? std::vector<int64_t>{256, 512, 1536, 4096} : plain ? std::vector<int64_t>{1, 2, 31, 64, 577, 1536}
-                                                                                 : std::vector<int64_t>{32, 64, 96, 576, 800, 1536, 4096}) {
+    for (int64_t k : k_class ? std::vector<int64_t>{256, 512, 1536, 4096}
+                     : plain ? std::vector<int64_t>{1, 2, 31, 64, 577, 1536}
+                             : std::vector<int64_t>{32, 64, 96, 576, 800, 1536, 4096}) {
       if (k % dtype_info(dtype).block_elements != 0) continue;
       for (int64_t num_rows : {1, 16, 17, 40, 72}) {
         const PackedMatrix w = random_rows(dtype, num_rows, k, static_cast<uint32_t>(k + num_rows)).packed();
@@ -92,7 +93,8 @@ TEST(Gemm, EveryVariantMatchesTheReference) {
           set_random_activations(num_tokens, k, static_cast<uint32_t>(num_tokens), x);
           const auto want = run_gemm(Isa::kScalar, GemmPath::kFast, w, x.view);
           for (Isa isa : isas) {
-            SCOPED_TRACE(testing::Message() << isa_name(isa) << " " << dtype_name(dtype) << " rows=" << num_rows << " k=" << k << " tokens=" << num_tokens);
+            SCOPED_TRACE(testing::Message() << isa_name(isa) << " " << dtype_name(dtype) << " rows=" << num_rows << " k=" << k
+                                            << " tokens=" << num_tokens);
             const auto got = run_gemm(isa, GemmPath::kFast, w, x.view);
             if (activation_form(w.weight_class(), isa, GemmPath::kFast) == ActivationForm::kBf16) {
               // The reference of the rounded activations; what remains is f32 rounding in another order, of terms below about 4.
@@ -128,7 +130,8 @@ TEST(Gemm, PromptPathMultipliesBf16) {
             weights[i] = bf16_to_f32(static_cast<uint16_t>((bits + (i % 2 == 0 ? 0x7fffu : 0x8000u)) >> 16));
           }
           for (int64_t num_tokens : {1, 3, 16, 17, 32, 47, 64}) {
-            SCOPED_TRACE(testing::Message() << isa_name(isa) << " " << dtype_name(dtype) << " rows=" << num_rows << " k=" << k << " tokens=" << num_tokens);
+            SCOPED_TRACE(testing::Message() << isa_name(isa) << " " << dtype_name(dtype) << " rows=" << num_rows << " k=" << k
+                                            << " tokens=" << num_tokens);
             TestActivations x;
             set_random_activations(num_tokens, k, static_cast<uint32_t>(num_tokens), x);
             ASSERT_EQ(activation_form(w.weight_class(), isa, GemmPath::kPrompt), ActivationForm::kBf16);
@@ -138,7 +141,9 @@ TEST(Gemm, PromptPathMultipliesBf16) {
             for (int64_t m = 0; m < num_tokens; ++m) {
               for (int64_t r = 0; r < num_rows; ++r) {
                 double want = 0;
-                for (int64_t i = 0; i < k; ++i) want += static_cast<double>(weights[static_cast<std::size_t>(r * k + i)]) * bf16_to_f32(x.view.bf16[m * x.view.bf16_stride() + i]);
+                for (int64_t i = 0; i < k; ++i)
+                  want += static_cast<double>(weights[static_cast<std::size_t>(r * k + i)]) *
+                          bf16_to_f32(x.view.bf16[m * x.view.bf16_stride() + i]);
                 const double error = got[static_cast<std::size_t>(m * stride + r)] - want;
                 difference += error * error;
                 norm += want * want;
@@ -186,8 +191,8 @@ TEST(Gemm, ValuesDoNotDependOnTheRangesOfTheCall) {
           const int64_t panel_begin = random() % kPanels, panel_end = panel_begin + 1 + random() % (kPanels - panel_begin);
           const int64_t row_begin = random() % kTokens, row_end = row_begin + 1 + random() % (trial % 2 == 0 ? 4 : kTokens - row_begin);
           if (row_end > kTokens) continue;
-          SCOPED_TRACE(testing::Message() << isa_name(isa) << " " << dtype_name(dtype) << " panels [" << panel_begin << ", " << panel_end << ") tokens ["
-                                          << row_begin << ", " << row_end << ")");
+          SCOPED_TRACE(testing::Message() << isa_name(isa) << " " << dtype_name(dtype) << " panels [" << panel_begin << ", " << panel_end
+                                          << ") tokens [" << row_begin << ", " << row_end << ")");
           const int64_t width = (panel_end - panel_begin) * 16, stride = width + 5;
           std::vector<float> y(static_cast<std::size_t>((row_end - row_begin) * stride), 12345.0f);
           gemm(isa, path, w, x.view, panel_begin, panel_end, row_begin, row_end, y.data(), stride, scratch.data());
@@ -220,7 +225,8 @@ TEST(Gemm, ExtremeCodesDoNotSaturate) {
         const PackedMatrix w = rows.packed();
         std::vector<float> values(9 * 512);
         for (std::size_t i = 0; i < values.size(); ++i) values[i] = pattern % 2 == 0 ? 3.0f : (i % 2 == 0 ? -3.0f : 3.0f);
-        if (pattern == 2) for (auto& value : values) value = -value;
+        if (pattern == 2)
+          for (auto& value : values) value = -value;
         TestActivations x;
         set_activations(values, 9, 512, x);
         ASSERT_EQ(run_gemm(Isa::kScalar, GemmPath::kFast, w, x.view), run_gemm(isa, GemmPath::kFast, w, x.view));

@@ -13,10 +13,10 @@
 // Random weights and activations for the tests and benchmarks of gemm().
 namespace millrace {
 
-inline constexpr DType kGemmDTypes[] = {DType::kF32,  DType::kF16,  DType::kBf16, DType::kQ4_0, DType::kQ4_1, DType::kQ5_0,
-                                        DType::kQ5_1, DType::kQ8_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kQ2_K,
-                                        DType::kQ3_K, DType::kTQ1_0, DType::kTQ2_0, DType::kIQ4_NL, DType::kIQ4_XS, DType::kMXFP4,
-                                        DType::kNVFP4, DType::kIQ1_S, DType::kIQ1_M, DType::kIQ2_XXS, DType::kIQ2_XS, DType::kIQ2_S,
+inline constexpr DType kGemmDTypes[] = {DType::kF32,     DType::kF16,   DType::kBf16,  DType::kQ4_0,    DType::kQ4_1,   DType::kQ5_0,
+                                        DType::kQ5_1,    DType::kQ8_0,  DType::kQ4_K,  DType::kQ5_K,    DType::kQ6_K,   DType::kQ2_K,
+                                        DType::kQ3_K,    DType::kTQ1_0, DType::kTQ2_0, DType::kIQ4_NL,  DType::kIQ4_XS, DType::kMXFP4,
+                                        DType::kNVFP4,   DType::kIQ1_S, DType::kIQ1_M, DType::kIQ2_XXS, DType::kIQ2_XS, DType::kIQ2_S,
                                         DType::kIQ3_XXS, DType::kIQ3_S};
 
 // Rows as a file would store them: random bytes, but finite scales and plain numbers.
@@ -37,13 +37,20 @@ struct StoredRows {
 // The f16 scales (and minima) of a block, by their places.
 inline std::vector<int64_t> f16_places(DType dtype) {
   switch (dtype) {
-    case DType::kQ4_1: case DType::kQ5_1: case DType::kQ4_K: case DType::kQ5_K: return {0, 2};
+    case DType::kQ4_1:
+    case DType::kQ5_1:
+    case DType::kQ4_K:
+    case DType::kQ5_K: return {0, 2};
     case DType::kQ2_K: return {80, 82};
     case DType::kQ3_K: return {108};
     case DType::kQ6_K: return {208};
     case DType::kTQ1_0: return {52};
     case DType::kTQ2_0: return {64};
-    case DType::kF32: case DType::kBf16: case DType::kMXFP4: case DType::kNVFP4: case DType::kIQ1_M: return {};
+    case DType::kF32:
+    case DType::kBf16:
+    case DType::kMXFP4:
+    case DType::kNVFP4:
+    case DType::kIQ1_M: return {};
     default: return {0};
   }
 }
@@ -69,7 +76,8 @@ inline void set_random_scales(DType dtype, std::byte* block, std::mt19937& rando
   }
   if (dtype == DType::kIQ1_M) {  // a nibble at the top of each of four words
     const uint16_t half = f32_to_f16(uniform(random));
-    for (int i = 0; i < 4; ++i) block[49 + 2 * i] = (block[49 + 2 * i] & std::byte{15}) | static_cast<std::byte>(((half >> (4 * i)) & 15) << 4);
+    for (int i = 0; i < 4; ++i)
+      block[49 + 2 * i] = (block[49 + 2 * i] & std::byte{15}) | static_cast<std::byte>(((half >> (4 * i)) & 15) << 4);
   }
 }
 
@@ -79,7 +87,8 @@ inline StoredRows random_rows(DType dtype, int64_t num_rows, int64_t k, uint32_t
   std::mt19937 random(seed);
   for (auto& byte : rows.bytes) byte = static_cast<std::byte>(random());
   const DTypeInfo& info = dtype_info(dtype);
-  for (std::byte* block = rows.bytes.data(); block != rows.bytes.data() + rows.bytes.size(); block += info.block_bytes) set_random_scales(dtype, block, random);
+  for (std::byte* block = rows.bytes.data(); block != rows.bytes.data() + rows.bytes.size(); block += info.block_bytes)
+    set_random_scales(dtype, block, random);
   return rows;
 }
 
@@ -108,8 +117,14 @@ inline void set_activations(const std::vector<float>& values, int64_t num_rows, 
                       result.sums16.data() + m * (k_padded / 16));
     convert_row_bf16(Isa::kScalar, row, k, result.bf16.as<uint16_t>() + m * bf16_row_stride(k));
   }
-  result.view = Activations{.num_rows = num_rows, .k = k, .f32 = result.f32.data(), .f32_stride = k_padded, .codes = result.codes.data(),
-                            .scales = result.scales.data(), .sums16 = result.sums16.data(), .bf16 = result.bf16.as<uint16_t>()};
+  result.view = Activations{.num_rows = num_rows,
+                            .k = k,
+                            .f32 = result.f32.data(),
+                            .f32_stride = k_padded,
+                            .codes = result.codes.data(),
+                            .scales = result.scales.data(),
+                            .sums16 = result.sums16.data(),
+                            .bf16 = result.bf16.as<uint16_t>()};
 }
 
 inline void set_random_activations(int64_t num_rows, int64_t k, uint32_t seed, TestActivations& result) {

@@ -13,8 +13,9 @@ namespace millrace {
 namespace {
 
 // The numbers that bitsandbytes calls NF4, rounded.
-constexpr std::array<float, 16> kNormalFloat = {-1.0f, -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.09105004f, 0.0f,
-                                                0.0795803f, 0.1609302f, 0.2461123f, 0.33791524f, 0.44070983f, 0.562617f, 0.72295684f, 1.0f};
+constexpr std::array<float, 16> kNormalFloat = {-1.0f,        -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f,
+                                                -0.09105004f, 0.0f,        0.0795803f,   0.1609302f,  0.2461123f,   0.33791524f,
+                                                0.44070983f,  0.562617f,   0.72295684f,  1.0f};
 
 // FP4 (E2M1), OCP Microscaling Formats specification 1.0.
 constexpr float kFp4Numbers[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
@@ -23,7 +24,8 @@ class RandomWeights : public GroupedWeights {
  public:
   enum class Codes { kRandom, kLowest, kHighest };
 
-  RandomWeights(CodeKind code_kind, bool symmetric, DType scales, int64_t num_rows, int64_t num_k, int64_t group, uint32_t seed, Codes which = Codes::kRandom) {
+  RandomWeights(CodeKind code_kind, bool symmetric, DType scales, int64_t num_rows, int64_t num_k, int64_t group, uint32_t seed,
+                Codes which = Codes::kRandom) {
     kind = code_kind;
     scale_dtype = scales;
     rows = num_rows;
@@ -40,15 +42,22 @@ class RandomWeights : public GroupedWeights {
     std::uniform_real_distribution<float> uniform(-1, 1);
     for (int64_t i = 0; i < rows * num_groups(); ++i) {
       const float scale = kind == CodeKind::kMxfp4 ? std::ldexp(1.0f, static_cast<int>(random() % 5) - 4) : uniform(random);
-      scales_.push_back(scales == DType::kF16 ? f16_to_f32(f32_to_f16(scale)) : scales == DType::kBf16 ? bf16_to_f32(f32_to_bf16(scale)) : scale);
+      scales_.push_back(scales == DType::kF16    ? f16_to_f32(f32_to_f16(scale))
+                        : scales == DType::kBf16 ? bf16_to_f32(f32_to_bf16(scale))
+                                                 : scale);
       zeros_.push_back(static_cast<uint8_t>(symmetric ? (mask + 1) / 2 : static_cast<int>(random()) & mask));
     }
-    stored_bytes = (rows * k * code_bits(kind) + rows * num_groups() * (kind == CodeKind::kMxfp4 ? 8 : (scales == DType::kF32 ? 32 : 16) + (symmetric ? 0 : code_bits(kind)))) / 8;
+    stored_bytes =
+        (rows * k * code_bits(kind) +
+         rows * num_groups() * (kind == CodeKind::kMxfp4 ? 8 : (scales == DType::kF32 ? 32 : 16) + (symmetric ? 0 : code_bits(kind)))) /
+        8;
   }
 
   void read_codes(int64_t row, uint8_t* codes) const override { std::copy_n(codes_.begin() + row * k, k, codes); }
   void read_scales(int64_t row, float* scales) const override { std::copy_n(scales_.begin() + row * num_groups(), num_groups(), scales); }
-  void read_zero_points(int64_t row, uint8_t* zeros) const override { std::copy_n(zeros_.begin() + row * num_groups(), num_groups(), zeros); }
+  void read_zero_points(int64_t row, uint8_t* zeros) const override {
+    std::copy_n(zeros_.begin() + row * num_groups(), num_groups(), zeros);
+  }
 
   // The formula of grouped_weights.h.
   float value(int64_t row, int64_t i) const {
@@ -99,7 +108,8 @@ constexpr Case kCases[] = {
     {"f8_row_f16", CodeKind::kF8E4M3, true, DType::kF16, 0, WeightClass::kF8E4M3},
 };
 
-RandomWeights weights_of(const Case& c, int64_t rows, int64_t k, uint32_t seed, RandomWeights::Codes which = RandomWeights::Codes::kRandom) {
+RandomWeights weights_of(const Case& c, int64_t rows, int64_t k, uint32_t seed,
+                         RandomWeights::Codes which = RandomWeights::Codes::kRandom) {
   return RandomWeights(c.kind, c.symmetric, c.scales, rows, k, c.group_size == 0 ? k : c.group_size, seed, which);
 }
 
@@ -138,7 +148,8 @@ TEST_P(GroupedGemm, UnpackedRowsAreWhatTheFormatMeansBitForBit) {
       std::vector<float> got(static_cast<std::size_t>(k));
       for (int64_t row = 0; row < num_rows; ++row) {
         matrix.unpack_row(row, got.data());
-        for (int64_t i = 0; i < k; ++i) ASSERT_EQ(got[static_cast<std::size_t>(i)], weights.value(row, i)) << "row " << row << " column " << i << " of " << k;
+        for (int64_t i = 0; i < k; ++i)
+          ASSERT_EQ(got[static_cast<std::size_t>(i)], weights.value(row, i)) << "row " << row << " column " << i << " of " << k;
       }
     }
   }
@@ -181,7 +192,8 @@ TEST_P(GroupedGemm, EveryVariantMatchesTheReferenceBitForBit) {
       for (GemmPath path : {GemmPath::kFast, GemmPath::kExact}) {
         const auto want = run_gemm(Isa::kScalar, path, w, x.view);
         for (Isa isa : runnable_isas()) {
-          SCOPED_TRACE(testing::Message() << isa_name(isa) << " k=" << k << " tokens=" << num_tokens << (path == GemmPath::kFast ? " fast" : " exact"));
+          SCOPED_TRACE(testing::Message() << isa_name(isa) << " k=" << k << " tokens=" << num_tokens
+                                          << (path == GemmPath::kFast ? " fast" : " exact"));
           ASSERT_EQ(std::memcmp(want.data(), run_gemm(isa, path, w, x.view).data(), want.size() * sizeof(float)), 0);
         }
       }
@@ -201,9 +213,11 @@ TEST_P(GroupedGemm, ValuesDoNotDependOnTheRangesOfTheCall) {
     std::mt19937 random(8);
     for (int trial = 0; trial < (isa == Isa::kScalar ? 2 : 8); ++trial) {
       const int64_t panel_begin = random() % kPanels, panel_end = panel_begin + 1 + random() % (kPanels - panel_begin);
-      const int64_t row_begin = random() % kTokens, row_end = row_begin + 1 + random() % (trial % 2 == 0 ? std::min<int64_t>(4, kTokens - row_begin) : kTokens - row_begin);
+      const int64_t row_begin = random() % kTokens,
+                    row_end = row_begin + 1 + random() % (trial % 2 == 0 ? std::min<int64_t>(4, kTokens - row_begin) : kTokens - row_begin);
       const int64_t width = (panel_end - panel_begin) * 16, stride = width + 5;
-      SCOPED_TRACE(testing::Message() << isa_name(isa) << " panels [" << panel_begin << ", " << panel_end << ") tokens [" << row_begin << ", " << row_end << ")");
+      SCOPED_TRACE(testing::Message() << isa_name(isa) << " panels [" << panel_begin << ", " << panel_end << ") tokens [" << row_begin
+                                      << ", " << row_end << ")");
       std::vector<float> y(static_cast<std::size_t>((row_end - row_begin) * stride), 12345.0f);
       gemm(isa, GemmPath::kFast, w, x.view, panel_begin, panel_end, row_begin, row_end, y.data(), stride, scratch.data());
       for (int64_t m = row_begin; m < row_end; ++m) {
@@ -272,7 +286,8 @@ TEST(GroupedWeights, WhatNoPanelCanHoldIsRefused) {
   const std::vector<int32_t> rows = {0};
   EXPECT_EQ(PackedMatrix::pack(RandomWeights(CodeKind::kInt4, true, DType::kF16, 1, 40, 40, 1), rows).status().message(),
             "quantized weights with 40 columns: expected a multiple of 32");
-  EXPECT_EQ(PackedMatrix::pack(RandomWeights(CodeKind::kInt4, true, DType::kF16, 1, 64, 16, 1), rows).status().message(), "groups of 16 weights: expected a multiple of 32");
+  EXPECT_EQ(PackedMatrix::pack(RandomWeights(CodeKind::kInt4, true, DType::kF16, 1, 64, 16, 1), rows).status().message(),
+            "groups of 16 weights: expected a multiple of 32");
   class WithNan : public RandomWeights {
    public:
     WithNan() : RandomWeights(CodeKind::kF8E4M3, true, DType::kF32, 1, 32, 32, 1) {}
@@ -286,7 +301,8 @@ TEST(GroupedWeights, WhatNoPanelCanHoldIsRefused) {
 
 // FP4 of bitsandbytes: thirds, quarters and halves, and one number of 1/192.
 TEST(Codebook, CodesAreTheNearestThatOneUnitAllows) {
-  const Codebook book = make_codebook({0, 1.0f / 192, 2.0f / 3, 1, 1.0f / 3, 0.5f, 1.0f / 6, 0.25f, -0.0f, -1.0f / 192, -2.0f / 3, -1, -1.0f / 3, -0.5f, -1.0f / 6, -0.25f});
+  const Codebook book = make_codebook({0, 1.0f / 192, 2.0f / 3, 1, 1.0f / 3, 0.5f, 1.0f / 6, 0.25f, -0.0f, -1.0f / 192, -2.0f / 3, -1,
+                                       -1.0f / 3, -0.5f, -1.0f / 6, -0.25f});
   EXPECT_EQ(book.codes[3], -book.codes[11]);
   for (int i = 0; i < 16; ++i) EXPECT_NEAR(static_cast<float>(book.codes[i]) * book.unit, book.values[i], 0.005f) << i;
   const Codebook integers = make_codebook({-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7});

@@ -129,7 +129,8 @@ GroupedRow::GroupedRow(const GroupedWeights& weights)
       scales(static_cast<std::size_t>(weights.num_groups())) {}
 
 Status GroupedRow::read(const GroupedWeights& weights, int64_t row) {
-  if (const auto* rounded = dynamic_cast<const RoundedWeights*>(&weights)) return rounded->read_row(row, codes.data(), scales.data(), zero_points.data());
+  if (const auto* rounded = dynamic_cast<const RoundedWeights*>(&weights))
+    return rounded->read_row(row, codes.data(), scales.data(), zero_points.data());
   weights.read_codes(row, codes.data());
   weights.read_scales(row, scales.data());
   if (is_integer_code(weights.kind)) weights.read_zero_points(row, zero_points.data());
@@ -174,7 +175,8 @@ int group_shift_of(int64_t group_size, int64_t k) {
   return std::countr_zero(static_cast<uint64_t>(group_size / kBlockK));
 }
 
-void pack_grouped_row(WeightClass weight_class, const GroupFormat& group, const GroupedRow& from, int64_t group_size, int64_t k, int64_t row, std::byte* panel) {
+void pack_grouped_row(WeightClass weight_class, const GroupFormat& group, const GroupedRow& from, int64_t group_size, int64_t k,
+                      int64_t row, std::byte* panel) {
   const PanelStride stride = panel_stride(weight_class, group);
   const bool zeros = panel_layout(weight_class).has_minimum;
   for (int64_t block = 0; block < k / kBlockK; ++block) {
@@ -193,7 +195,8 @@ BlockRow load_grouped_block_row(WeightClass weight_class, const GroupFormat& gro
   const std::byte *codes = panel + stride.block_offset(block), *header = panel + stride.header_offset(block);
   BlockRow result{};
   float scale = load_scale(group.scale_type, header, row);
-  if (panel_layout(weight_class).has_minimum) result.minimum[0] = result.minimum[1] = -(scale * static_cast<float>(header[16 * scale_bytes(group) + row]));
+  if (panel_layout(weight_class).has_minimum)
+    result.minimum[0] = result.minimum[1] = -(scale * static_cast<float>(header[16 * scale_bytes(group) + row]));
   for (int i = 0; i < kBlockK; ++i) result.codes[i] = load_code(weight_class, codes, i, row);
   if (weight_class == WeightClass::kCode4) {
     for (int& code : result.codes) code = group.codebook->codes[code];
@@ -203,7 +206,8 @@ BlockRow load_grouped_block_row(WeightClass weight_class, const GroupFormat& gro
   return result;
 }
 
-void unpack_grouped_block(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t block, int64_t row, float* out, int64_t stride) {
+void unpack_grouped_block(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t block, int64_t row,
+                          float* out, int64_t stride) {
   const PanelStride at = panel_stride(weight_class, group);
   const PanelLayout layout = panel_layout(weight_class);
   const std::byte *codes = panel + at.block_offset(block), *header = panel + at.header_offset(block);
@@ -218,8 +222,10 @@ void unpack_grouped_block(WeightClass weight_class, const GroupFormat& group, co
   }
 }
 
-void unpack_grouped_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t k, int64_t row, float* out, int64_t stride) {
-  for (int64_t block = 0; block < k / kBlockK; ++block) unpack_grouped_block(weight_class, group, panel, block, row, out + block * kBlockK * stride, stride);
+void unpack_grouped_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t k, int64_t row, float* out,
+                        int64_t stride) {
+  for (int64_t block = 0; block < k / kBlockK; ++block)
+    unpack_grouped_block(weight_class, group, panel, block, row, out + block * kBlockK * stride, stride);
 }
 
 }  // namespace millrace

@@ -23,11 +23,14 @@ ScaleType scale_type_of(DType dtype);
 int group_shift_of(int64_t group_size, int64_t k);
 
 // Writes `from` as row `row` (0..15) of a panel.
-void pack_grouped_row(WeightClass weight_class, const GroupFormat& group, const GroupedRow& from, int64_t group_size, int64_t k, int64_t row, std::byte* panel);
+void pack_grouped_row(WeightClass weight_class, const GroupFormat& group, const GroupedRow& from, int64_t group_size, int64_t k,
+                      int64_t row, std::byte* panel);
 
 BlockRow load_grouped_block_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t block, int64_t row);
 // One block's 32 numbers, and a whole row's: out[i * stride].
-void unpack_grouped_block(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t block, int64_t row, float* out, int64_t stride);
-void unpack_grouped_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t k, int64_t row, float* out, int64_t stride);
+void unpack_grouped_block(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t block, int64_t row,
+                          float* out, int64_t stride);
+void unpack_grouped_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t k, int64_t row, float* out,
+                        int64_t stride);
 
 }  // namespace millrace

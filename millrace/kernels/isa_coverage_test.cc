@@ -16,10 +16,12 @@ class IsaCoverage : public testing::TestWithParam<Isa> {};
 std::vector<float> multiply(Isa isa, const PackedMatrix& weights, const std::vector<float>& x, GemmPath path) {
   const int64_t k = weights.k(), padded = (k + 31) / 32 * 32;
   std::vector<int8_t> codes(static_cast<std::size_t>(padded));
-  std::vector<float> scales(static_cast<std::size_t>(padded / 32)), y(static_cast<std::size_t>(weights.num_panels() * kPanelRows)), scratch(static_cast<std::size_t>(padded * kPanelRows));
+  std::vector<float> scales(static_cast<std::size_t>(padded / 32)), y(static_cast<std::size_t>(weights.num_panels() * kPanelRows)),
+      scratch(static_cast<std::size_t>(padded * kPanelRows));
   std::vector<int16_t> sums(static_cast<std::size_t>(padded / 16));
   quantize_row_int8(isa, x.data(), k, codes.data(), scales.data(), sums.data());
-  Activations activations{.num_rows = 1, .k = k, .f32 = x.data(), .f32_stride = padded, .codes = codes.data(), .scales = scales.data(), .sums16 = sums.data()};
+  Activations activations{
+      .num_rows = 1, .k = k, .f32 = x.data(), .f32_stride = padded, .codes = codes.data(), .scales = scales.data(), .sums16 = sums.data()};
   gemm(isa, path, weights, activations, 0, weights.num_panels(), 0, 1, y.data(), weights.num_panels() * kPanelRows, scratch.data());
   return y;
 }
@@ -37,7 +39,8 @@ TEST_P(IsaCoverage, AgreesWithScalarBitForBit) {
   ASSERT_TRUE(weights.is_ok()) << weights.status().message();
   std::vector<float> x(kColumns);
   for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>(i * 29 % 64) - 32) * 0.37f;
-  for (GemmPath path : {GemmPath::kFast, GemmPath::kExact}) EXPECT_EQ(multiply(GetParam(), *weights, x, path), multiply(Isa::kScalar, *weights, x, path));
+  for (GemmPath path : {GemmPath::kFast, GemmPath::kExact})
+    EXPECT_EQ(multiply(GetParam(), *weights, x, path), multiply(Isa::kScalar, *weights, x, path));
 }
 
 INSTANTIATE_TEST_SUITE_P(Levels, IsaCoverage, testing::ValuesIn(kAllIsas), [](const auto& level) {

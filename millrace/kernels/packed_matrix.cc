@@ -41,7 +41,9 @@ T load(const std::byte* bytes) {
   return value;
 }
 template <class T>
-void store(std::byte* bytes, T value) { std::memcpy(bytes, &value, sizeof value); }
+void store(std::byte* bytes, T value) {
+  std::memcpy(bytes, &value, sizeof value);
+}
 float load_f16(const std::byte* bytes) { return f16_to_f32(load<uint16_t>(bytes)); }
 
 // A quad in a register: byte j is the code of k = 4 quad + j. All work on codes below is on four of them at once.
@@ -78,7 +80,8 @@ struct ScaleMin {
 ScaleMin k_scale_min(const std::byte* bytes, int64_t group) {
   const auto at = [&](int64_t i) { return static_cast<int>(bytes[i]); };
   if (group < 4) return {static_cast<uint8_t>(at(group) & 63), static_cast<uint8_t>(at(group + 4) & 63)};
-  return {static_cast<uint8_t>((at(group + 4) & 15) | (at(group - 4) >> 6 << 4)), static_cast<uint8_t>((at(group + 4) >> 4) | (at(group) >> 6 << 4))};
+  return {static_cast<uint8_t>((at(group + 4) & 15) | (at(group - 4) >> 6 << 4)),
+          static_cast<uint8_t>((at(group + 4) >> 4) | (at(group) >> 6 << 4))};
 }
 
 // ---- The planes of a packed block. `to` is the block; a row's quad is the 32-bit word at line * 64 + row * 4.
@@ -179,7 +182,8 @@ void pack_row(WeightClass weight_class, DType dtype, const std::byte* stored, in
   if (!is_quantized(weight_class)) return pack_plain_row<uint16_t>(stored, k, row, 2, panel);
   const PanelLayout layout = panel_layout(weight_class);
   for (int64_t block = 0; block < k / kBlockK; ++block) {
-    std::byte* header = layout.header_bytes > 0 ? panel + block_offset(layout, block / kSuperBlocks * kSuperBlocks) - layout.header_bytes : nullptr;
+    std::byte* header =
+        layout.header_bytes > 0 ? panel + block_offset(layout, block / kSuperBlocks * kSuperBlocks) - layout.header_bytes : nullptr;
     std::byte* to = panel + block_offset(layout, block);
     if (is_small_block(weight_class)) {
       pack_small_block(dtype, stored, block, row, header, to);
@@ -244,7 +248,8 @@ Result<PackedMatrix> PackedMatrix::plan(DType dtype, int64_t rows, int64_t k) {
   const auto weight_class = class_of(dtype);
   if (!weight_class) return Status::unsupported(fmt::format("{} weights: no kernel computes with this type", dtype_name(dtype)));
   if (k <= 0 || k % dtype_info(dtype).block_elements != 0) {
-    return Status::unsupported(fmt::format("{} weights with {} columns: expected a multiple of {}", dtype_name(dtype), k, dtype_info(dtype).block_elements));
+    return Status::unsupported(
+        fmt::format("{} weights with {} columns: expected a multiple of {}", dtype_name(dtype), k, dtype_info(dtype).block_elements));
   }
   PackedMatrix matrix;
   matrix.class_ = *weight_class;
@@ -255,7 +260,8 @@ Result<PackedMatrix> PackedMatrix::plan(DType dtype, int64_t rows, int64_t k) {
 }
 
 Result<PackedMatrix> PackedMatrix::plan(const GroupedWeights& weights, std::span<const int32_t> rows) {
-  if (weights.k <= 0 || weights.k % kBlockK != 0) return Status::unsupported(fmt::format("quantized weights with {} columns: expected a multiple of {}", weights.k, kBlockK));
+  if (weights.k <= 0 || weights.k % kBlockK != 0)
+    return Status::unsupported(fmt::format("quantized weights with {} columns: expected a multiple of {}", weights.k, kBlockK));
   if (weights.group_size < weights.k && (weights.group_size <= 0 || weights.group_size % kBlockK != 0)) {
     return Status::unsupported(fmt::format("groups of {} weights: expected a multiple of {}", weights.group_size, kBlockK));
   }
@@ -317,7 +323,8 @@ std::span<const T> rows_of_panel(std::span<const T> rows, int64_t panel) {
 Result<PackedMatrix> PackedMatrix::pack(DType dtype, std::span<const std::byte* const> rows, int64_t k) {
   MR_ASSIGN_OR_RETURN(PackedMatrix matrix, plan(dtype, static_cast<int64_t>(rows.size()), k));
   std::byte* data = matrix.allocate();
-  for (int64_t panel = 0; panel < matrix.num_panels(); ++panel) matrix.pack_panel(dtype, rows_of_panel(rows, panel), data + panel * matrix.panel_bytes_);
+  for (int64_t panel = 0; panel < matrix.num_panels(); ++panel)
+    matrix.pack_panel(dtype, rows_of_panel(rows, panel), data + panel * matrix.panel_bytes_);
   return matrix;
 }
 
@@ -361,7 +368,8 @@ BlockRow load_block_row(WeightClass weight_class, const GroupFormat& group, cons
   if (is_grouped(weight_class)) return load_grouped_block_row(weight_class, group, panel, block, row);
   const PanelLayout layout = panel_layout(weight_class);
   const std::byte* from = panel + block_offset(layout, block);
-  const std::byte* header = layout.header_bytes > 0 ? panel + block_offset(layout, block / kSuperBlocks * kSuperBlocks) - layout.header_bytes : nullptr;
+  const std::byte* header =
+      layout.header_bytes > 0 ? panel + block_offset(layout, block / kSuperBlocks * kSuperBlocks) - layout.header_bytes : nullptr;
   if (is_small_block(weight_class)) return load_small_block_row(weight_class, from, header, row);
   BlockRow result{};
   if (weight_class == WeightClass::kQ8_0) {
@@ -391,7 +399,8 @@ BlockRow load_block_row(WeightClass weight_class, const GroupFormat& group, cons
   return result;
 }
 
-void unpack_panel_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t k, int64_t row, float* out, int64_t stride) {
+void unpack_panel_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t k, int64_t row, float* out,
+                      int64_t stride) {
   if (is_grouped(weight_class)) return unpack_grouped_row(weight_class, group, panel, k, row, out, stride);
   const PanelLayout layout = panel_layout(weight_class);
   if (weight_class == WeightClass::kF32) {

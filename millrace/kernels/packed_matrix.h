@@ -17,13 +17,42 @@ inline constexpr int64_t kPanelRows = 16;
 // What one panel stores per block of weights. Imports are bit-exact: the class follows from the stored type, nothing is re-quantized.
 // Layouts: panel_layout.h.
 enum class WeightClass : uint8_t {
-  kF32, kF16, kBf16, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ4_K, kQ5_K, kQ6_K,
+  kF32,
+  kF16,
+  kBf16,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ8_0,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
   // grouped: GroupFormat says the rest
-  kInt2Zero, kInt3Zero, kInt4, kInt4Zero, kInt8, kInt8Zero, kCode4, kF8E4M3,
+  kInt2Zero,
+  kInt3Zero,
+  kInt4,
+  kInt4Zero,
+  kInt8,
+  kInt8Zero,
+  kCode4,
+  kF8E4M3,
   // GGUF's small blocks: codes of 2 to 4 bits
-  kQ2_K, kQ3_K, kTQ2_0, kIQ4_NL, kIQ4_XS, kMXFP4, kNVFP4,
+  kQ2_K,
+  kQ3_K,
+  kTQ2_0,
+  kIQ4_NL,
+  kIQ4_XS,
+  kMXFP4,
+  kNVFP4,
   // and those with a code book (tensor/grid_tables.h)
-  kIQ1_S, kIQ1_M, kIQ2_XXS, kIQ2_XS, kIQ2_S, kIQ3_XXS, kIQ3_S,
+  kIQ1_S,
+  kIQ1_M,
+  kIQ2_XXS,
+  kIQ2_XS,
+  kIQ2_S,
+  kIQ3_XXS,
+  kIQ3_S,
 };
 
 // What a grouped class leaves to the matrix: how many k share a scale, and how scales are stored.
@@ -40,8 +69,8 @@ Codebook make_codebook(const std::array<float, 16>& values);
 
 struct GroupFormat {
   ScaleType scale_type = ScaleType::kF32;
-  int group_shift = 0;                  // a scale serves 2^group_shift blocks of 32 k
-  const Codebook* codebook = nullptr;   // of kCode4
+  int group_shift = 0;                 // a scale serves 2^group_shift blocks of 32 k
+  const Codebook* codebook = nullptr;  // of kCode4
 };
 
 // How a GEMM wants its activations. A bit set, since the consumers of one activation may differ.
@@ -83,8 +112,8 @@ class PackedMatrix {
   int64_t bytes() const { return panel_bytes_ * num_panels(); }
   const std::byte* panel(int64_t index) const { return data_ + index * panel_bytes_; }
 
-  // Column i of the panels is column (*columns())[i] of the matrix: whoever makes the activations of gemm() gathers them in that order. Null:
-  // as they are.
+  // Column i of the panels is column (*columns())[i] of the matrix: whoever makes the activations of gemm() gathers them in that order.
+  // Null: as they are.
   const std::vector<int32_t>* columns() const { return columns_.get(); }
 
   // Writes row `row` as k floats: the exact values the stored type stands for. For embeddings tied to the head.
@@ -97,9 +126,9 @@ class PackedMatrix {
   WeightClass class_ = WeightClass::kF32;
   GroupFormat group_;
   int64_t rows_ = 0, k_ = 0, panel_bytes_ = 0;
-  const std::byte* data_ = nullptr;                // in *memory_, which matrices packed after one another share
+  const std::byte* data_ = nullptr;  // in *memory_, which matrices packed after one another share
   std::shared_ptr<const void> memory_;
-  std::shared_ptr<const Codebook> codebook_;       // what group_ points to
+  std::shared_ptr<const Codebook> codebook_;  // what group_ points to
   std::shared_ptr<const std::vector<int32_t>> columns_;
 };
 

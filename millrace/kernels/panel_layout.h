@@ -9,7 +9,8 @@
 // rows and then their scales, so that a thread streams one sequential range. Bytes are little endian and the same on every ISA.
 //
 // Quantized classes: blocks of 32 k. A *quad* is 4 consecutive k of one row; a *line* is 64 bytes = 16 rows x one quad, so that one
-// 32-bit lane is one row and a dot product needs neither shuffles nor horizontal sums. Byte [row * 4 + j] of a line belongs to k = 4 quad + j.
+// 32-bit lane is one row and a dot product needs neither shuffles nor horizontal sums. Byte [row * 4 + j] of a line belongs to k = 4 quad +
+// j.
 //   4-bit plane   4 lines; line q: low nibble quad q, high nibble quad q + 4
 //   5th-bit plane 1 line; bit q of a byte: quad q                                 (Q5_0, Q5_1, Q5_K)
 //   6-bit plane   2 lines; line p, bits 2i and 2i + 1: bits 4 and 5 of quad 4p + i  (Q6_K)
@@ -31,8 +32,8 @@
 //   NVFP4     4-bit plane, u8 e (E4M3, no sign) of k 0-15, the same of k 16-31           value = e / 2 table[code]
 // Q2_K, Q3_K, TQ2_0 and IQ4_XS have a header in front of every 8 blocks: f16 d[16], of Q2_K also f16 dmin[16].
 //
-// The code-book classes (tensor/grid_blocks.h): value = d (2 scale + 1) unit code. A header in front of every 8 blocks: f16 d[16]. A line is a
-// u32 of each row; its bytes, lowest first, are those of consecutive 8 numbers (of IQ3's indexes 4 numbers).
+// The code-book classes (tensor/grid_blocks.h): value = d (2 scale + 1) unit code. A header in front of every 8 blocks: f16 d[16]. A line
+// is a u32 of each row; its bytes, lowest first, are those of consecutive 8 numbers (of IQ3's indexes 4 numbers).
 //   IQ1_S     line of low indexes, u16 as stored: high bits, scale, sign of the shift
 //   IQ1_M     line of low indexes, u16: four nibbles of high bits and sign of the shift, u8 scales
 //   IQ2_XXS   line of indexes, line of signs and scale as stored
@@ -42,8 +43,8 @@
 //   IQ3_S     2 lines of low indexes, line of signs, u8 ninth bits, u8 scale
 // u8 scales: of k 0-15 in the low nibble, of k 16-31 in the high one.
 //
-// Grouped classes: blocks of codes only, and in front of every 2^group_shift of them (GroupFormat) a header: the scales [16], as f16, bf16 or
-// f32, and for the Zero classes u8 zero[16].
+// Grouped classes: blocks of codes only, and in front of every 2^group_shift of them (GroupFormat) a header: the scales [16], as f16, bf16
+// or f32, and for the Zero classes u8 zero[16].
 //   INT2_ZP          the 2-bit plane: 2 lines, line p, bits 2i and 2i + 1: quad 4p + i      value = scale (code - zero)
 //   INT3_ZP          the same, and a line of third bits; bit q of a byte: quad q            the same
 //   INT4, INT4_ZP    the 4-bit plane                                                        value = scale (code - 8), or - zero
@@ -55,19 +56,20 @@
 // Plain classes: f32 [k][16]; f16 and bf16 [k / 2][16][2], an odd k padded with zero weights.
 namespace millrace {
 
-// These are also called in files compiled for one instruction set, and such a copy may not become the whole program's (always_inline as in vec.h).
+// These are also called in files compiled for one instruction set, and such a copy may not become the whole program's (always_inline as in
+// vec.h).
 #define MR_PANEL_INLINE [[gnu::always_inline]] constexpr
 
-inline constexpr int64_t kBlockK = 32;       // of the quantized classes, and of int8 activations
-inline constexpr int64_t kSuperBlocks = 8;   // blocks per header in the K classes
+inline constexpr int64_t kBlockK = 32;      // of the quantized classes, and of int8 activations
+inline constexpr int64_t kSuperBlocks = 8;  // blocks per header in the K classes
 
 struct PanelLayout {
-  int64_t block_k;       // k of one block
+  int64_t block_k;  // k of one block
   int64_t block_bytes;
   int64_t header_bytes;  // in front of every kSuperBlocks blocks; 0: no headers
   int zero_point;
-  bool has_minimum;      // a term per block beside the codes': m, -dmin minimum, or -scale zero
-  int num_scales = 1;    // of a block: 1, or 2 of 16 k each (and as many minima)
+  bool has_minimum;    // a term per block beside the codes': m, -dmin minimum, or -scale zero
+  int num_scales = 1;  // of a block: 1, or 2 of 16 k each (and as many minima)
 };
 
 MR_PANEL_INLINE PanelLayout panel_layout(WeightClass weight_class) {
@@ -111,13 +113,17 @@ MR_PANEL_INLINE PanelLayout panel_layout(WeightClass weight_class) {
 
 // Whether the fast path multiplies integers with int8 activations.
 MR_PANEL_INLINE bool is_quantized(WeightClass weight_class) {
-  return weight_class != WeightClass::kF32 && weight_class != WeightClass::kF16 && weight_class != WeightClass::kBf16 && weight_class != WeightClass::kF8E4M3;
+  return weight_class != WeightClass::kF32 && weight_class != WeightClass::kF16 && weight_class != WeightClass::kBf16 &&
+         weight_class != WeightClass::kF8E4M3;
 }
 
-MR_PANEL_INLINE bool is_grouped(WeightClass weight_class) { return weight_class >= WeightClass::kInt2Zero && weight_class <= WeightClass::kF8E4M3; }
+MR_PANEL_INLINE bool is_grouped(WeightClass weight_class) {
+  return weight_class >= WeightClass::kInt2Zero && weight_class <= WeightClass::kF8E4M3;
+}
 MR_PANEL_INLINE bool is_grid(WeightClass weight_class) { return weight_class >= WeightClass::kIQ1_S; }
 
-// The sixteen numbers of the 4-bit classes with a fixed table: those of IQ4_NL and IQ4_XS, and twice those of FP4 (E2M1), so that they are whole.
+// The sixteen numbers of the 4-bit classes with a fixed table: those of IQ4_NL and IQ4_XS, and twice those of FP4 (E2M1), so that they are
+// whole.
 alignas(16) inline constexpr int8_t kIq4Table[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 alignas(16) inline constexpr int8_t kFp4Table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 MR_PANEL_INLINE const int8_t* fixed_table(WeightClass weight_class) {
@@ -125,7 +131,8 @@ MR_PANEL_INLINE const int8_t* fixed_table(WeightClass weight_class) {
   return weight_class == WeightClass::kMXFP4 || weight_class == WeightClass::kNVFP4 ? kFp4Table : nullptr;
 }
 
-// Byte offset of block `block` in its panel; of block num_blocks: the panel's size (num_blocks is a multiple of kSuperBlocks where there are headers).
+// Byte offset of block `block` in its panel; of block num_blocks: the panel's size (num_blocks is a multiple of kSuperBlocks where there
+// are headers).
 MR_PANEL_INLINE int64_t block_offset(const PanelLayout& layout, int64_t block) {
   return block * layout.block_bytes + (layout.header_bytes > 0 ? (block / kSuperBlocks + 1) * layout.header_bytes : 0);
 }
@@ -136,7 +143,9 @@ struct PanelStride {
   int header_shift;
 
   MR_PANEL_INLINE int64_t block_offset(int64_t block) const { return block * block_bytes + ((block >> header_shift) + 1) * header_bytes; }
-  MR_PANEL_INLINE int64_t header_offset(int64_t block) const { return (block >> header_shift) * (header_bytes + (block_bytes << header_shift)); }
+  MR_PANEL_INLINE int64_t header_offset(int64_t block) const {
+    return (block >> header_shift) * (header_bytes + (block_bytes << header_shift));
+  }
 };
 
 inline constexpr int kHeaderShiftMax = 30;  // more blocks than any row has: one header a panel
@@ -155,8 +164,8 @@ MR_PANEL_INLINE int64_t panel_bytes(WeightClass weight_class, const GroupFormat&
   return num_blocks * stride.block_bytes + ((num_blocks - 1) >> stride.header_shift) * stride.header_bytes + stride.header_bytes;
 }
 
-// One block of one row, taken apart as the fast path multiplies it: value(i) = scale[i / 16] * (codes[i] - zero_point) [+ minimum[i / 16] where
-// the class has one]. Not of plain classes, nor of F8_E4M3.
+// One block of one row, taken apart as the fast path multiplies it: value(i) = scale[i / 16] * (codes[i] - zero_point) [+ minimum[i / 16]
+// where the class has one]. Not of plain classes, nor of F8_E4M3.
 struct BlockRow {
   int codes[kBlockK];
   float scale[2];  // both the same where the class has one a block
@@ -165,6 +174,7 @@ struct BlockRow {
 BlockRow load_block_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t block, int64_t row);
 
 // Writes row `row` (0..15) of a panel as floats: out[i * stride], i < k. The exact values that the stored type stands for.
-void unpack_panel_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t k, int64_t row, float* out, int64_t stride);
+void unpack_panel_row(WeightClass weight_class, const GroupFormat& group, const std::byte* panel, int64_t k, int64_t row, float* out,
+                      int64_t stride);
 
 }  // namespace millrace

@@ -19,7 +19,9 @@ void quantize_row_int8(Isa isa, const float* x, int64_t k, int8_t* codes, float*
 }
 
 void convert_row_bf16(Isa isa, const float* x, int64_t k, uint16_t* out) {
-  const auto convert_blocks = isa == Isa::kScalar ? ref::convert_blocks_bf16 : isa >= Isa::kAvx512Vnni ? avx512::convert_blocks_bf16 : avx2::convert_blocks_bf16;
+  const auto convert_blocks = isa == Isa::kScalar       ? ref::convert_blocks_bf16
+                              : isa >= Isa::kAvx512Vnni ? avx512::convert_blocks_bf16
+                                                        : avx2::convert_blocks_bf16;
   const int64_t whole = k / 32, rest = k % 32;
   convert_blocks(x, whole, out);
   if (rest > 0) {

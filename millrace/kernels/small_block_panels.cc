@@ -17,7 +17,9 @@ T load(const std::byte* bytes) {
   return value;
 }
 template <class T>
-void store(std::byte* bytes, T value) { std::memcpy(bytes, &value, sizeof value); }
+void store(std::byte* bytes, T value) {
+  std::memcpy(bytes, &value, sizeof value);
+}
 float load_f16(const std::byte* bytes) { return f16_to_f32(load<uint16_t>(bytes)); }
 
 DType dtype_of_grid(WeightClass weight_class) {
@@ -65,13 +67,20 @@ void store_nibble_plane(const uint8_t* codes, std::byte* to, int64_t row) {
     store_line(to, q, row, low | high << 4);
   }
 }
-void store_split_nibbles(const std::byte* bytes, std::byte* to, int64_t row) {  // low halves are elements 0-15, high halves 16-31: as in the plane
+void store_split_nibbles(const std::byte* bytes, std::byte* to,
+                         int64_t row) {  // low halves are elements 0-15, high halves 16-31: as in the plane
   for (int q = 0; q < 4; ++q) store_line(to, q, row, load<uint32_t>(bytes + 4 * q));
 }
 
-int pair_code(const std::byte* block, int i, int64_t row) { return static_cast<int>((load_line(block, i / 16, row) >> (i % 4 * 8 + i / 4 % 4 * 2)) & 3); }
-int third_bit(const std::byte* block, int i, int64_t row) { return static_cast<int>((load_line(block, 2, row) >> (i % 4 * 8 + i / 4)) & 1); }
-int nibble_code(const std::byte* block, int i, int64_t row) { return static_cast<int>((load_line(block, i / 4 % 4, row) >> (i % 4 * 8 + i / 16 * 4)) & 15); }
+int pair_code(const std::byte* block, int i, int64_t row) {
+  return static_cast<int>((load_line(block, i / 16, row) >> (i % 4 * 8 + i / 4 % 4 * 2)) & 3);
+}
+int third_bit(const std::byte* block, int i, int64_t row) {
+  return static_cast<int>((load_line(block, 2, row) >> (i % 4 * 8 + i / 4)) & 1);
+}
+int nibble_code(const std::byte* block, int i, int64_t row) {
+  return static_cast<int>((load_line(block, i / 4 % 4, row) >> (i % 4 * 8 + i / 16 * 4)) & 15);
+}
 
 // ---- Stored blocks. `g` is the group of 32 in a block of 256.
 
@@ -273,9 +282,7 @@ void pack_small_block(DType dtype, const std::byte* stored, int64_t block, int64
       store_f16(header, from + 64);
       read_pairs(from, g, codes);
       return store_pair_plane(codes, to, row);
-    case DType::kIQ4_NL:
-      store_split_nibbles(from + 2, to, row);
-      return store_f16(to + 256, from);
+    case DType::kIQ4_NL: store_split_nibbles(from + 2, to, row); return store_f16(to + 256, from);
     case DType::kIQ4_XS: {
       store_f16(header, from);
       store_split_nibbles(from + 8 + 16 * g, to, row);
@@ -287,7 +294,8 @@ void pack_small_block(DType dtype, const std::byte* stored, int64_t block, int64
       to[256 + row] = from[0];
       return;
     case DType::kNVFP4:  // groups of 16 whose low nibbles are elements 0-7, high nibbles 8-15
-      for (int i = 0; i < kBlockK; ++i) codes[i] = static_cast<uint8_t>((static_cast<int>(from[4 + 16 * g + i / 16 * 8 + i % 8]) >> (i % 16 / 8 * 4)) & 15);
+      for (int i = 0; i < kBlockK; ++i)
+        codes[i] = static_cast<uint8_t>((static_cast<int>(from[4 + 16 * g + i / 16 * 8 + i % 8]) >> (i % 16 / 8 * 4)) & 15);
       store_nibble_plane(codes, to, row);
       for (int half = 0; half < 2; ++half) {
         const std::byte e = from[2 * g + half] & std::byte{0x7f};

@@ -16,7 +16,8 @@ constexpr bool is_small_block(WeightClass weight_class) { return weight_class >=
 // Of both ternary types TQ2_0.
 std::optional<WeightClass> small_block_class(DType dtype);
 
-// Packs block `block` (of 32 k) of one stored row as row `row` (0..15). `header` is the one before the 8 blocks, null where the class has none.
+// Packs block `block` (of 32 k) of one stored row as row `row` (0..15). `header` is the one before the 8 blocks, null where the class has
+// none.
 void pack_small_block(DType dtype, const std::byte* stored, int64_t block, int64_t row, std::byte* header, std::byte* to);
 
 BlockRow load_small_block_row(WeightClass weight_class, const std::byte* block, const std::byte* header, int64_t row);

@@ -256,7 +256,8 @@ Result<MachineProfile> probe_machine(std::span<const int> thread_counts, const P
     profile.threads.push_back({.num_threads = count});
   }
   if (pools.empty()) return profile;
-  profile.memory_buffer_bytes = std::min({std::max(2 * profile.last_level_cache_bytes, int64_t{256} << 20), options.memory_bytes_max, available_memory_bytes() / 4});
+  profile.memory_buffer_bytes =
+      std::min({std::max(2 * profile.last_level_cache_bytes, int64_t{256} << 20), options.memory_bytes_max, available_memory_bytes() / 4});
   // More threads first touch the buffer than may read it; on one memory node that makes no difference, on several it spreads the pages.
   ThreadPool& all = *pools.back();
   for (const bool huge_pages : {true, false}) {
@@ -264,7 +265,8 @@ Result<MachineProfile> probe_machine(std::span<const int> thread_counts, const P
     profile.memory_buffer_bytes = stream.num_bytes();
     if (huge_pages) profile.huge_page_bytes = stream.huge_page_bytes();
     for (std::size_t i = 0; i < pools.size(); ++i) {
-      (huge_pages ? profile.threads[i].read_huge_pages : profile.threads[i].read_small_pages) = stream.measure(*pools[i], 4 * options.seconds_each);
+      (huge_pages ? profile.threads[i].read_huge_pages : profile.threads[i].read_small_pages) =
+          stream.measure(*pools[i], 4 * options.seconds_each);
     }
   }
   for (std::size_t i = 0; i < pools.size(); ++i) {

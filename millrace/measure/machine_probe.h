@@ -32,7 +32,8 @@ class ReadStream {
 
   int64_t num_bytes() const { return num_bytes_; }
   int64_t huge_page_bytes() const;
-  // Reads the buffer from end to end for about `seconds` (at least three times) with all threads of the pool, each its own part: bytes a second.
+  // Reads the buffer from end to end for about `seconds` (at least three times) with all threads of the pool, each its own part: bytes a
+  // second.
   MeasuredRate measure(ThreadPool& pool, double seconds) const;
 
  private:

@@ -158,7 +158,8 @@ json::object to_json(const MachineProfile& profile) {
   for (const ThreadProfile& t : profile.threads) {
     json::array caches, compute;
     for (const auto& cache : t.caches) {
-      caches.push_back(json::object{{"level", cache.level}, {"buffer_bytes", cache.buffer_bytes}, {"bytes_per_second", rate_json(cache.read)}});
+      caches.push_back(
+          json::object{{"level", cache.level}, {"buffer_bytes", cache.buffer_bytes}, {"bytes_per_second", rate_json(cache.read)}});
     }
     for (const auto& level : t.compute) {
       json::object object{{"isa", isa_name(level.isa)}};
@@ -169,7 +170,8 @@ json::object to_json(const MachineProfile& profile) {
       compute.push_back(std::move(object));
     }
     threads.push_back(json::object{{"threads", t.num_threads},
-                                   {"read_bytes_per_second", json::object{{"small_pages", rate_json(t.read_small_pages)}, {"huge_pages", rate_json(t.read_huge_pages)}}},
+                                   {"read_bytes_per_second", json::object{{"small_pages", rate_json(t.read_small_pages)},
+                                                                          {"huge_pages", rate_json(t.read_huge_pages)}}},
                                    {"caches", std::move(caches)},
                                    {"compute", std::move(compute)},
                                    {"barrier_seconds", t.barrier_seconds},
@@ -219,7 +221,8 @@ Result<MachineProfile> machine_profile_from_json(const json::value& value) {
     });
     thread.barrier_seconds = t.number("barrier_seconds");
     thread.stage_seconds = t.number("stage_seconds");
-    if (thread.num_threads < 1 || thread.num_threads > 4096 || thread.read_bandwidth() <= 0 || thread.compute.empty()) t.fail("is no measurement");
+    if (thread.num_threads < 1 || thread.num_threads > 4096 || thread.read_bandwidth() <= 0 || thread.compute.empty())
+      t.fail("is no measurement");
     profile.threads.push_back(std::move(thread));
   });
   MR_RETURN_IF_ERROR(fields.status());

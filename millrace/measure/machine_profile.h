@@ -40,7 +40,7 @@ struct ThreadProfile {
   std::vector<Cache> caches;                       // from the nearest
   std::vector<Compute> compute;                    // every level that runs here, narrowest first
   double barrier_seconds = 0;                      // one ThreadPool::barrier, median; 0 with one thread
-  double stage_seconds = 0;                        // one stage of ThreadPool::run_stages with a chunk for each thread and nothing in it, median
+  double stage_seconds = 0;  // one stage of ThreadPool::run_stages with a chunk for each thread and nothing in it, median
 
   double read_bandwidth() const { return std::max(read_small_pages.best, read_huge_pages.best); }
   // Operations a second at most, on a level. bf16 may always be computed in f32 instead: where that is faster, or there is no instruction
@@ -49,13 +49,13 @@ struct ThreadProfile {
 };
 
 struct MachineProfile {
-  std::string cpu;                  // as the kernel names it, with family, model and stepping
-  std::string isa;                  // the widest level that runs
-  int num_cpus = 0;                 // that this process may use
-  std::string version;              // of millrace
+  std::string cpu;                     // as the kernel names it, with family, model and stepping
+  std::string isa;                     // the widest level that runs
+  int num_cpus = 0;                    // that this process may use
+  std::string version;                 // of millrace
   int64_t last_level_cache_bytes = 0;  // as the CPU reports it; a virtual machine may have the use of less. 0: unknown
-  int64_t memory_buffer_bytes = 0;  // what the bandwidth was measured over
-  int64_t huge_page_bytes = 0;      // of that buffer, what really was in 2 MB pages when they were asked for
+  int64_t memory_buffer_bytes = 0;     // what the bandwidth was measured over
+  int64_t huge_page_bytes = 0;         // of that buffer, what really was in 2 MB pages when they were asked for
   std::vector<ThreadProfile> threads;  // by ascending number
 
   // The profile of exactly `num_threads`; null: not measured.

@@ -23,11 +23,23 @@ struct PeakLoops {
   ReadLoop read;
 };
 
-namespace baseline { extern const PeakLoops kPeakLoops; }
-namespace avx2 { extern const PeakLoops kPeakLoops; }
-namespace avx2vnni { extern const PeakLoops kPeakLoops; }
-namespace avx512 { extern const PeakLoops kPeakLoops; }
-namespace avx512bf16 { extern const PeakLoops kPeakLoops; }
-namespace amx { extern const PeakLoops kPeakLoops; }
+namespace baseline {
+extern const PeakLoops kPeakLoops;
+}
+namespace avx2 {
+extern const PeakLoops kPeakLoops;
+}
+namespace avx2vnni {
+extern const PeakLoops kPeakLoops;
+}
+namespace avx512 {
+extern const PeakLoops kPeakLoops;
+}
+namespace avx512bf16 {
+extern const PeakLoops kPeakLoops;
+}
+namespace amx {
+extern const PeakLoops kPeakLoops;
+}
 
 }  // namespace millrace

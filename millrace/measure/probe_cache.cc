@@ -23,7 +23,8 @@ uint64_t fnv1a(std::string_view text) {
 }  // namespace
 
 std::string probe_cache_file(const std::string& folder, const MachineProfile& machine) {
-  const std::string key = fmt::format("{}|{}|{}|{}|{}|{}", kFormat, machine.cpu, machine.isa, machine.num_cpus, machine.version, machine.last_level_cache_bytes);
+  const std::string key = fmt::format("{}|{}|{}|{}|{}|{}", kFormat, machine.cpu, machine.isa, machine.num_cpus, machine.version,
+                                      machine.last_level_cache_bytes);
   return fmt::format("{}/probe-{:016x}.json", folder, fnv1a(key));
 }
 
@@ -59,7 +60,8 @@ Status write_probe_cache(const std::string& folder, const MachineProfile& profil
   return Status::ok();
 }
 
-Result<ProbedMachine> probe_machine_cached(std::span<const int> thread_counts, const std::string& folder, bool refresh, const ProbeOptions& options) {
+Result<ProbedMachine> probe_machine_cached(std::span<const int> thread_counts, const std::string& folder, bool refresh,
+                                           const ProbeOptions& options) {
   ProbedMachine probed;
   probed.profile = this_machine();
   if (!folder.empty()) {

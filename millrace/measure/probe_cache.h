@@ -18,13 +18,14 @@ Status write_probe_cache(const std::string& folder, const MachineProfile& profil
 
 struct ProbedMachine {
   MachineProfile profile;
-  std::string file;        // where it is kept; empty: nowhere
-  bool measured = false;   // something was measured now
-  Status cache_error;      // why it could not be kept
+  std::string file;       // where it is kept; empty: nowhere
+  bool measured = false;  // something was measured now
+  Status cache_error;     // why it could not be kept
 };
 
 // The profile of this machine for at least `thread_counts`: from the folder what is there, measured and kept what is not. `refresh`
 // measures all of them again. An empty folder keeps nothing.
-Result<ProbedMachine> probe_machine_cached(std::span<const int> thread_counts, const std::string& folder, bool refresh, const ProbeOptions& options = {});
+Result<ProbedMachine> probe_machine_cached(std::span<const int> thread_counts, const std::string& folder, bool refresh,
+                                           const ProbeOptions& options = {});
 
 }  // namespace millrace

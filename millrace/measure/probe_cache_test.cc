@@ -14,7 +14,9 @@ constexpr ProbeOptions kQuick{.seconds_each = 1e-3, .memory_bytes_max = 4 << 20}
 
 class ProbeCacheTest : public testing::Test {
  protected:
-  ProbeCacheTest() : folder_((std::filesystem::temp_directory_path() / ("millrace_probe_" + std::to_string(::getpid()))).string()) { clean(); }
+  ProbeCacheTest() : folder_((std::filesystem::temp_directory_path() / ("millrace_probe_" + std::to_string(::getpid()))).string()) {
+    clean();
+  }
   ~ProbeCacheTest() override { clean(); }
   void clean() { std::filesystem::remove_all(folder_); }
   std::string file() const { return probe_cache_file(folder_, this_machine()); }
@@ -47,7 +49,8 @@ TEST_F(ProbeCacheTest, MeasuresOnceAndReadsBack) {
   ASSERT_EQ(read.caches.size(), written.caches.size());
   for (std::size_t i = 0; i < read.caches.size(); ++i) EXPECT_EQ(read.caches[i].buffer_bytes, written.caches[i].buffer_bytes);
   ASSERT_EQ(read.compute.size(), written.compute.size());
-  for (const auto& level : written.compute) EXPECT_DOUBLE_EQ(read.peak(level.isa, Arithmetic::kInt8), written.peak(level.isa, Arithmetic::kInt8));
+  for (const auto& level : written.compute)
+    EXPECT_DOUBLE_EQ(read.peak(level.isa, Arithmetic::kInt8), written.peak(level.isa, Arithmetic::kInt8));
   EXPECT_TRUE(probe({1}, true).measured);
   // Nothing but the one file is left behind.
   int files = 0;
@@ -73,9 +76,19 @@ TEST_F(ProbeCacheTest, ABrokenFileIsMeasuredAgain) {
     EXPECT_NE(at, std::string::npos) << from;
     return text.replace(at, from.size(), to);
   };
-  const std::string texts[] = {"", "{", "[]", "null", "{\"cpu\": 1}", good.substr(0, good.size() / 2), std::string(100, '\0'),
-                               broken("\"num_cpus\":", "\"num_cpus\":-"), broken("\"profiles\":[", "\"profiles\":[7,"), broken("\"best\":", "\"best\":\"fast\",\"b\":"),
-                               broken("\"threads\":1", "\"threads\":0"), broken("\"isa\":\"scalar\"", "\"isa\":\"mmx\""), broken("\"barrier_seconds\":", "\"other\":")};
+  const std::string texts[] = {"",
+                               "{",
+                               "[]",
+                               "null",
+                               "{\"cpu\": 1}",
+                               good.substr(0, good.size() / 2),
+                               std::string(100, '\0'),
+                               broken("\"num_cpus\":", "\"num_cpus\":-"),
+                               broken("\"profiles\":[", "\"profiles\":[7,"),
+                               broken("\"best\":", "\"best\":\"fast\",\"b\":"),
+                               broken("\"threads\":1", "\"threads\":0"),
+                               broken("\"isa\":\"scalar\"", "\"isa\":\"mmx\""),
+                               broken("\"barrier_seconds\":", "\"other\":")};
   for (const std::string& text : texts) {
     SCOPED_TRACE(text.substr(0, 200));
     overwrite(text);
@@ -123,7 +136,8 @@ TEST(MachineProbe, MeasuresEverythingThatRunsHere) {
         continue;
       }
       ++levels;
-      for (Arithmetic arithmetic : {Arithmetic::kInt8, Arithmetic::kBf16, Arithmetic::kF32}) EXPECT_GT(t.peak(isa, arithmetic), 0) << isa_name(isa);
+      for (Arithmetic arithmetic : {Arithmetic::kInt8, Arithmetic::kBf16, Arithmetic::kF32})
+        EXPECT_GT(t.peak(isa, arithmetic), 0) << isa_name(isa);
     }
     EXPECT_EQ(t.compute.size(), levels);
     for (const auto& cache : t.caches) EXPECT_GT(cache.read.best, 0) << cache.level;

@@ -21,7 +21,8 @@ class Drawing {
   // A box with as much of `label` as fits; nothing where it would be too thin to see.
   void box(double x, double y, double width, const char* colour, std::string_view label, std::string_view tip) {
     if (width < 0.05) return;
-    body_ += fmt::format("<g><title>{}</title><rect x=\"{:.2f}\" y=\"{:.1f}\" width=\"{:.2f}\" height=\"{:.1f}\" fill=\"{}\"/>", escape_xml(tip), x, y, width, kRowHeight - 1, colour);
+    body_ += fmt::format("<g><title>{}</title><rect x=\"{:.2f}\" y=\"{:.1f}\" width=\"{:.2f}\" height=\"{:.1f}\" fill=\"{}\"/>",
+                         escape_xml(tip), x, y, width, kRowHeight - 1, colour);
     const auto room = static_cast<std::size_t>(std::max(0.0, (width - 6) / kCharacterWidth));
     if (room >= 3 && !label.empty()) {
       const std::string shown = label.size() <= room ? std::string(label) : fmt::format("{}..", label.substr(0, room - 2));
@@ -30,9 +31,11 @@ class Drawing {
     body_ += "</g>\n";
   }
   std::string finish(double height) const {
-    return fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:.0f}\" height=\"{1:.0f}\" viewBox=\"0 0 {0:.0f} {1:.0f}\" font-family=\"monospace\" font-size=\"11\">\n"
-                       "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n{2}</svg>\n",
-                       kWidth, height, body_);
+    return fmt::format(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:.0f}\" height=\"{1:.0f}\" viewBox=\"0 0 {0:.0f} {1:.0f}\" "
+        "font-family=\"monospace\" font-size=\"11\">\n"
+        "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n{2}</svg>\n",
+        kWidth, height, body_);
   }
 
  private:
@@ -42,9 +45,13 @@ class Drawing {
 // Draws a profile from `y` down and returns where it ends.
 double draw(Drawing& drawing, const StepProfile& profile, double y) {
   const double scale = profile.seconds > 0 ? (kWidth - 2 * kMargin) / profile.seconds : 0;
-  const auto tip = [&](std::string_view name, double time) { return fmt::format("{}: {:.3f} ms, {:.1f} % of the step", name, 1e3 * time, 100 * time / profile.seconds); };
-  drawing.text(kMargin, y + 14, fmt::format("{}: {:.3f} ms with {} threads; the machine's bound is {:.0f} % of it", profile.title, 1e3 * profile.seconds, profile.num_threads,
-                                            profile.seconds > 0 ? 100 * profile.bound_seconds() / profile.seconds : 0.0), "bold");
+  const auto tip = [&](std::string_view name, double time) {
+    return fmt::format("{}: {:.3f} ms, {:.1f} % of the step", name, 1e3 * time, 100 * time / profile.seconds);
+  };
+  drawing.text(kMargin, y + 14,
+               fmt::format("{}: {:.3f} ms with {} threads; the machine's bound is {:.0f} % of it", profile.title, 1e3 * profile.seconds,
+                           profile.num_threads, profile.seconds > 0 ? 100 * profile.bound_seconds() / profile.seconds : 0.0),
+               "bold");
   y += kTextHeight;
   drawing.box(kMargin, y, profile.seconds * scale, kStepColour, profile.title, tip(profile.title, profile.seconds));
   double x = kMargin;
@@ -114,8 +121,9 @@ std::string profile_svg(std::string_view heading, std::span<const StepProfile> p
   y += kTextHeight;
   for (const StepProfile& profile : profiles) y = draw(drawing, profile, y);
   double x = kMargin;
-  for (const auto& [colour, meaning] : {std::pair{kBoundColour, "what reading or computing needs at the machine's peak"}, std::pair{kAboveColour, "computed above that"},
-                                        std::pair{kWaitColour, "waiting for another thread, or starting"}}) {
+  for (const auto& [colour, meaning] :
+       {std::pair{kBoundColour, "what reading or computing needs at the machine's peak"}, std::pair{kAboveColour, "computed above that"},
+        std::pair{kWaitColour, "waiting for another thread, or starting"}}) {
     drawing.box(x, y, kRowHeight - 1, colour, "", meaning);
     drawing.text(x + kRowHeight + 4, y + 16, meaning);
     x += 420;

@@ -49,14 +49,15 @@ OpCost linear_cost(const CpuExecutor& executor, const Op& op, int64_t num_rows, 
     cost.weight_bytes += static_cast<int64_t>(segment.bias.size() * sizeof(float));
     const auto add = [&](GemmPath path, int64_t rows) {
       const ActivationForm form = activation_form(weight.weight_class(), executor.options().isa, path);
-      operations(cost, arithmetic_of(form)) += 2.0 * static_cast<double>(weight.rows()) * static_cast<double>(weight.k()) * static_cast<double>(rows);
+      operations(cost, arithmetic_of(form)) +=
+          2.0 * static_cast<double>(weight.rows()) * static_cast<double>(weight.k()) * static_cast<double>(rows);
     };
     add(op.exact ? GemmPath::kExact : executor.options().path, num_rows - prompt_rows);
     add(op.exact ? GemmPath::kExact : GemmPath::kPrompt, prompt_rows);
   }
   if (op.mixture == nullptr) return cost;
-  // Above all experts were counted for all rows. A row is computed by some of them, and read are those that some row takes: how many is known only
-  // after routing, so it is what independent, even choices would give.
+  // Above all experts were counted for all rows. A row is computed by some of them, and read are those that some row takes: how many is
+  // known only after routing, so it is what independent, even choices would give.
   const double share = static_cast<double>(op.mixture->rule.experts_per_token) / static_cast<double>(op.mixture->rule.num_experts);
   cost.weight_bytes = std::llround(static_cast<double>(cost.weight_bytes) * (1 - std::pow(1 - share, static_cast<double>(num_rows))));
   for (double& count : cost.operations) count *= share;
@@ -71,13 +72,15 @@ OpCost attention_cost(const CpuExecutor& executor, const Op& op, const StepPlan&
   OpCost cost;
   for (const auto& sequence : plan.sequences) {
     const int64_t first = sequence.first_position, end = first + sequence.row_end - sequence.row_begin, window = layer.window.value_or(end);
-    cost.kv_bytes += (end - std::max<int64_t>(0, first + 1 - window)) * kv_token_bytes(executor.program().kv_groups[static_cast<std::size_t>(op.kv_group)]);
+    cost.kv_bytes += (end - std::max<int64_t>(0, first + 1 - window)) *
+                     kv_token_bytes(executor.program().kv_groups[static_cast<std::size_t>(op.kv_group)]);
     int64_t keys = 0;
     for (int64_t position = first; position < end; ++position) {
       const int64_t keys_end = layer.causal ? position + 1 : std::min(end, position + window);
       keys += keys_end - std::max<int64_t>(0, position + 1 - window);
     }
-    operations(cost, arithmetic_of(executor.options().kv_dtype)) += 4.0 * static_cast<double>(layer.head_dim * layer.num_heads) * static_cast<double>(keys);
+    operations(cost, arithmetic_of(executor.options().kv_dtype)) +=
+        4.0 * static_cast<double>(layer.head_dim * layer.num_heads) * static_cast<double>(keys);
   }
   return cost;
 }
@@ -101,7 +104,8 @@ std::vector<OpCost> step_cost(const CpuExecutor& executor, const StepPlan& plan)
     OpCost& cost = costs[i];
     switch (op.kind) {
       case OpKind::kEmbed:
-        cost.weight_bytes = published_bytes(network.embedding, num_rows) + (network.positions ? published_bytes(*network.positions, num_rows) : 0) +
+        cost.weight_bytes = published_bytes(network.embedding, num_rows) +
+                            (network.positions ? published_bytes(*network.positions, num_rows) : 0) +
                             (network.token_types ? published_bytes(*network.token_types, num_rows) : 0);
         if (op.norm != nullptr) cost.weight_bytes += norm_bytes(*op.norm);
         break;

@@ -16,7 +16,8 @@ struct OpCost {
   int64_t weight_bytes = 0;
   // Keys and values in the cache's format. Read once per sequence and layer, what a window masks for every row not at all; written once.
   int64_t kv_bytes = 0;
-  // A multiplication and an addition are two. 2 rows k tokens of a matrix; of attention 4 head_dim for every query head and key that it sees.
+  // A multiplication and an addition are two. 2 rows k tokens of a matrix; of attention 4 head_dim for every query head and key that it
+  // sees.
   std::array<double, kNumArithmetics> operations{};
 
   int64_t bytes() const { return weight_bytes + kv_bytes; }

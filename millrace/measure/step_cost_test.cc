@@ -31,7 +31,9 @@ class StepCostTest : public testing::Test {
     weights_ = std::make_shared<const Weights>(std::move(weights).value());
     Program program = lower_network(network_, *weights_, *choose_isa(), GemmPath::kFast);
     fuse(program);
-    executor_ = std::move(CpuExecutor::create(network_, weights_, std::move(program), pool_, {*choose_isa(), GemmPath::kFast, kv_dtype, 64})).value();
+    executor_ =
+        std::move(CpuExecutor::create(network_, weights_, std::move(program), pool_, {*choose_isa(), GemmPath::kFast, kv_dtype, 64}))
+            .value();
   }
 
   OpCost sum(const StepPlan& plan, std::optional<OpKind> kind = std::nullopt) const {
@@ -134,7 +136,8 @@ TEST_F(StepCostTest, AWindowHidesKeys) {
   const auto layers = static_cast<double>(network_.layers.size());
   const auto depth = static_cast<int32_t>(2 * window);
   const OpCost decode = sum(plan_of(1, depth), OpKind::kAttention);
-  EXPECT_DOUBLE_EQ(decode.operations[static_cast<std::size_t>(Arithmetic::kInt8)], layers * 4.0 * static_cast<double>(layer.head_dim * layer.num_heads * window));
+  EXPECT_DOUBLE_EQ(decode.operations[static_cast<std::size_t>(Arithmetic::kInt8)],
+                   layers * 4.0 * static_cast<double>(layer.head_dim * layer.num_heads * window));
   // Two rows see one key more than one row.
   const OpCost rows = sum(plan_of(2, depth), OpKind::kAttention);
   EXPECT_EQ(rows.kv_bytes * window, decode.kv_bytes * (window + 1));

@@ -22,7 +22,8 @@ OpLabel norm_label(const Network& network, const Op& op) {
   const DecoderLayer& layer = network.layers[static_cast<std::size_t>(op.layer)];
   if (is(layer.attention.norm, op.norm)) return {"attention", "norm"};
   if (is(layer.attention.post_norm, op.norm)) return {"attention", "norm after"};
-  if (layer.attention.latent && (op.norm == &layer.attention.latent->kv_norm || is(layer.attention.latent->q_norm, op.norm))) return {"attention", "latent norm"};
+  if (layer.attention.latent && (op.norm == &layer.attention.latent->kv_norm || is(layer.attention.latent->q_norm, op.norm)))
+    return {"attention", "latent norm"};
   if (is(layer.attention.sum_norm, op.norm)) return {"attention", "norm of the sum"};
   if (is(layer.mlp.sum_norm, op.norm)) return {"mlp", "norm of the sum"};
   if (is(layer.mlp.norm, op.norm)) return {"mlp", "norm"};
@@ -93,7 +94,8 @@ void ProfileSampler::add(const StepPlan& plan, const StepTimes& times) {
   for (std::size_t i = 0; i < num_run; ++i) {
     const double whole = seconds((i + 1 < num_run ? times.op_begin_ns[i + 1] : times.end_ns) - times.op_begin_ns[i]);
     int64_t busy_ns = 0;
-    for (int worker = 0; worker < times.num_threads; ++worker) busy_ns += times.op_busy_ns[i * static_cast<std::size_t>(times.num_threads) + static_cast<std::size_t>(worker)];
+    for (int worker = 0; worker < times.num_threads; ++worker)
+      busy_ns += times.op_busy_ns[i * static_cast<std::size_t>(times.num_threads) + static_cast<std::size_t>(worker)];
     const double busy = seconds(busy_ns) / times.num_threads;
     open_.busy_seconds[i] += busy;
     open_.wait_seconds[i] += whole - busy;
@@ -122,7 +124,8 @@ StepProfile ProfileSampler::profile(std::string_view title, const MachineBound& 
   for (std::size_t i = 0; i < ops.size(); ++i) {
     OpLabel label = op_label(executor_, ops[i]);
     if (per_layer && ops[i].layer >= 0) label = {fmt::format("layer {}", ops[i].layer), fmt::format("{}: {}", label.group, label.name)};
-    auto row = std::find_if(profile.rows.begin(), profile.rows.end(), [&](const ProfileRow& known) { return known.group == label.group && known.name == label.name; });
+    auto row = std::find_if(profile.rows.begin(), profile.rows.end(),
+                            [&](const ProfileRow& known) { return known.group == label.group && known.name == label.name; });
     if (row == profile.rows.end()) row = profile.rows.insert(row, {.group = label.group, .name = label.name});
     ++row->count;
     OpCost cost;
@@ -144,22 +147,28 @@ StepProfile ProfileSampler::profile(std::string_view title, const MachineBound& 
 std::string profile_table(const StepProfile& profile) {
   const auto ms = [](double time) { return 1e3 * time; };
   const auto percent = [](double part, double whole) { return whole > 0 ? 100 * part / whole : 0; };
-  std::string text = fmt::format("{}: {:.3f} ms with {} thread{}\n", profile.title, ms(profile.seconds), profile.num_threads, profile.num_threads == 1 ? "" : "s");
-  text += fmt::format("  {:<12}{:<22}{:>5}{:>10}{:>8}{:>10}{:>8}{:>9}{:>10}{:>10}{:>10}\n", "", "", "times", "ms", "step", "MB", "GB/s", "Gop/s", "bound ms", "of bound", "wait ms");
+  std::string text = fmt::format("{}: {:.3f} ms with {} thread{}\n", profile.title, ms(profile.seconds), profile.num_threads,
+                                 profile.num_threads == 1 ? "" : "s");
+  text += fmt::format("  {:<12}{:<22}{:>5}{:>10}{:>8}{:>10}{:>8}{:>9}{:>10}{:>10}{:>10}\n", "", "", "times", "ms", "step", "MB", "GB/s",
+                      "Gop/s", "bound ms", "of bound", "wait ms");
   for (const ProfileRow& row : profile.rows) {
     const double operations = row.cost.all_operations(), busy = row.busy_seconds;
-    text += fmt::format("  {:<12}{:<22}{:>5}{:>10.3f}{:>7.1f}%{:>10.3f}{:>8.1f}{:>9}{:>10.3f}{:>10}{:>10.3f}\n", row.group, row.name, row.count, ms(busy),
-                        percent(busy, profile.seconds), 1e-6 * static_cast<double>(row.cost.bytes()), busy > 0 ? 1e-9 * static_cast<double>(row.cost.bytes()) / busy : 0.0,
+    text += fmt::format("  {:<12}{:<22}{:>5}{:>10.3f}{:>7.1f}%{:>10.3f}{:>8.1f}{:>9}{:>10.3f}{:>10}{:>10.3f}\n", row.group, row.name,
+                        row.count, ms(busy), percent(busy, profile.seconds), 1e-6 * static_cast<double>(row.cost.bytes()),
+                        busy > 0 ? 1e-9 * static_cast<double>(row.cost.bytes()) / busy : 0.0,
                         operations > 0 && busy > 0 ? fmt::format("{:.1f}", 1e-9 * operations / busy) : "-", ms(row.bound_seconds),
                         operations > 0 && busy > 0 ? fmt::format("{:.0f}%", percent(row.bound_seconds, busy)) : "-", ms(row.wait_seconds));
   }
-  const auto line = [&](const char* what, double time) { text += fmt::format("  {:<39}{:>10.3f}{:>7.1f}%\n", what, ms(time), percent(time, profile.seconds)); };
+  const auto line = [&](const char* what, double time) {
+    text += fmt::format("  {:<39}{:>10.3f}{:>7.1f}%\n", what, ms(time), percent(time, profile.seconds));
+  };
   line("waiting for one another", profile.wait_seconds());
   line("start of the step", profile.start_seconds);
   OpCost cost;
   for (const ProfileRow& row : profile.rows) cost += row.cost;
-  text += fmt::format("  {:<39}{:>10.3f}{:>7.1f}%{:>10.3f}{:>8.1f}{:>9.1f}{:>10.3f}{:>9.0f}%{:>10.3f}\n", "step", ms(profile.seconds), 100.0, 1e-6 * static_cast<double>(cost.bytes()),
-                      1e-9 * static_cast<double>(cost.bytes()) / profile.seconds, 1e-9 * cost.all_operations() / profile.seconds, ms(profile.bound_seconds()),
+  text += fmt::format("  {:<39}{:>10.3f}{:>7.1f}%{:>10.3f}{:>8.1f}{:>9.1f}{:>10.3f}{:>9.0f}%{:>10.3f}\n", "step", ms(profile.seconds),
+                      100.0, 1e-6 * static_cast<double>(cost.bytes()), 1e-9 * static_cast<double>(cost.bytes()) / profile.seconds,
+                      1e-9 * cost.all_operations() / profile.seconds, ms(profile.bound_seconds()),
                       percent(profile.bound_seconds(), profile.seconds), ms(profile.wait_seconds()));
   return text;
 }

@@ -10,10 +10,10 @@
 namespace millrace {
 
 struct ProfileRow {
-  std::string group, name;       // "attention", "q k v"; of one layer: "layer 3", "attention: q k v"
-  int64_t count = 0;             // operations a step that the row sums up
-  double busy_seconds = 0;       // computing, mean over the workers
-  double wait_seconds = 0;       // until the last of them was done, mean over the workers
+  std::string group, name;  // "attention", "q k v"; of one layer: "layer 3", "attention: q k v"
+  int64_t count = 0;        // operations a step that the row sums up
+  double busy_seconds = 0;  // computing, mean over the workers
+  double wait_seconds = 0;  // until the last of them was done, mean over the workers
   OpCost cost;
   double bound_seconds = 0;
 };

@@ -15,7 +15,9 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr ThreadProfile::Compute compute_of(Isa isa) { return {isa, {MeasuredRate{4e9, 4e9}, MeasuredRate{2e9, 2e9}, MeasuredRate{1e9, 1e9}}}; }
+constexpr ThreadProfile::Compute compute_of(Isa isa) {
+  return {isa, {MeasuredRate{4e9, 4e9}, MeasuredRate{2e9, 2e9}, MeasuredRate{1e9, 1e9}}};
+}
 
 class StepProfileTest : public testing::TestWithParam<const char*> {
  protected:
@@ -34,7 +36,8 @@ class StepProfileTest : public testing::TestWithParam<const char*> {
     auto shared = std::make_shared<const Weights>(std::move(weights).value());
     Program program = lower_network(network_, *shared, isa, GemmPath::kFast);
     fuse(program);
-    executor_ = std::move(CpuExecutor::create(network_, shared, std::move(program), pool_, {isa, GemmPath::kFast, KvDType::kBf16, 64})).value();
+    executor_ =
+        std::move(CpuExecutor::create(network_, shared, std::move(program), pool_, {isa, GemmPath::kFast, KvDType::kBf16, 64})).value();
     machine_.num_threads = 2;
     machine_.read_huge_pages = {1e9, 1e9};
     machine_.compute = {compute_of(isa)};
@@ -69,7 +72,8 @@ void expect_whole(const StepProfile& profile, const OpCost& cost, double bound_s
 
 TEST_P(StepProfileTest, PartsAddUpToTheStep) {
   // One step of each kind, so that its cost is known.
-  const StepTimingResult result = run({.prompt_tokens = 12, .new_tokens = 1, .batch = 2, .depth = 3, .chunk = 64, .repeat = 3, .profile = true});
+  const StepTimingResult result =
+      run({.prompt_tokens = 12, .new_tokens = 1, .batch = 2, .depth = 3, .chunk = 64, .repeat = 3, .profile = true});
   ASSERT_TRUE(result.prefill && result.prefill->profile && result.decode && result.decode->profile);
   for (const PhaseResult* phase : {&*result.prefill, &*result.decode}) {
     SCOPED_TRACE(phase->profile->title);
@@ -88,12 +92,14 @@ TEST_P(StepProfileTest, EveryOperationIsInOneRow) {
     EXPECT_TRUE(names.insert(row.group + "/" + row.name).second) << row.group << " " << row.name;
   }
   EXPECT_EQ(count, static_cast<int64_t>(executor_->program().ops.size()));
-  for (const char* name : {"attention/q k v", "attention/attention", "attention/output", "mlp/down", "head/logits", "embedding/embedding"}) {
+  for (const char* name :
+       {"attention/q k v", "attention/attention", "attention/output", "mlp/down", "head/logits", "embedding/embedding"}) {
     EXPECT_TRUE(names.count(name)) << name;
   }
   EXPECT_TRUE(names.count("mlp/gate and up") || names.count("mlp/up"));
   // A layer apart: as many rows as operations, since each is there once.
-  const StepTimingResult layers = run({.prompt_tokens = 0, .new_tokens = 1, .chunk = 16, .repeat = 1, .profile = true, .profile_layers = true});
+  const StepTimingResult layers =
+      run({.prompt_tokens = 0, .new_tokens = 1, .chunk = 16, .repeat = 1, .profile = true, .profile_layers = true});
   const StepProfile& profile = *layers.decode->profile;
   for (std::size_t layer = 0; layer < network_.layers.size(); ++layer) {
     const std::string group = "layer " + std::to_string(layer);
@@ -129,9 +135,21 @@ INSTANTIATE_TEST_SUITE_P(Families, StepProfileTest, testing::Values("llama", "ge
 
 StepProfile example() {
   StepProfile profile{.title = "decode <step> & \"more\"", .num_threads = 2, .seconds = 10e-3, .start_seconds = 1e-3};
-  profile.rows.push_back({.group = "attention", .name = "q k v", .count = 30, .busy_seconds = 5e-3, .wait_seconds = 1e-3, .cost = {.weight_bytes = 1'000'000}, .bound_seconds = 4e-3});
+  profile.rows.push_back({.group = "attention",
+                          .name = "q k v",
+                          .count = 30,
+                          .busy_seconds = 5e-3,
+                          .wait_seconds = 1e-3,
+                          .cost = {.weight_bytes = 1'000'000},
+                          .bound_seconds = 4e-3});
   profile.rows.back().cost.operations[0] = 2e6;
-  profile.rows.push_back({.group = "head", .name = "logits", .count = 1, .busy_seconds = 2e-3, .wait_seconds = 1e-3, .cost = {.weight_bytes = 500'000}, .bound_seconds = 3e-3});
+  profile.rows.push_back({.group = "head",
+                          .name = "logits",
+                          .count = 1,
+                          .busy_seconds = 2e-3,
+                          .wait_seconds = 1e-3,
+                          .cost = {.weight_bytes = 500'000},
+                          .bound_seconds = 3e-3});
   return profile;
 }
 
@@ -149,7 +167,8 @@ TEST(ProfileSvg, EscapesWhatItIsGiven) {
   EXPECT_EQ(escape_xml("a<b>&\"'c"), "a&lt;b&gt;&amp;&quot;&#39;c");
   EXPECT_EQ(escape_xml("tab\t bell\a"), "tab\t bell\xef\xbf\xbd");
   EXPECT_EQ(escape_xml("caf\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80"), "caf\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80");
-  for (const char* broken : {"\xff", "\xc3", "\xed\xa0\x80", "\xc0\xaf"}) EXPECT_THAT(escape_xml(broken), HasSubstr("\xef\xbf\xbd")) << broken;
+  for (const char* broken : {"\xff", "\xc3", "\xed\xa0\x80", "\xc0\xaf"})
+    EXPECT_THAT(escape_xml(broken), HasSubstr("\xef\xbf\xbd")) << broken;
   EXPECT_EQ(escape_xml("\xe2\x82").find('\xe2'), std::string::npos);
 }
 

@@ -33,8 +33,10 @@ double mbu(const PhaseResult& phase, const MachineBound& bound) { return bound.m
 
 double mfu(const PhaseResult& phase, const MachineBound& bound) { return bound.compute_seconds(phase.cost) / phase.median_seconds(); }
 
-Result<StepTimingResult> time_steps(CpuExecutor& executor, ThreadPool& pool, const ThreadProfile& machine, const StepTimingOptions& options) {
-  MR_ASSIGN_OR_RETURN(SequenceBatch batch, SequenceBatch::create(executor, options.batch, options.depth + std::max(options.prompt_tokens, options.new_tokens)));
+Result<StepTimingResult> time_steps(CpuExecutor& executor, ThreadPool& pool, const ThreadProfile& machine,
+                                    const StepTimingOptions& options) {
+  MR_ASSIGN_OR_RETURN(SequenceBatch batch,
+                      SequenceBatch::create(executor, options.batch, options.depth + std::max(options.prompt_tokens, options.new_tokens)));
   const auto ignore = [](const StepPlan&) {};
   if (options.depth > 0) batch.append(options.depth, options.chunk, true, ignore);
   std::vector<Phase> phases;
@@ -59,7 +61,8 @@ Result<StepTimingResult> time_steps(CpuExecutor& executor, ThreadPool& pool, con
   std::optional<ReadStream> stream;
   if (!phases.empty()) {
     result.step_bytes = phases.back().result.cost.bytes() / static_cast<int64_t>(phases.back().steps.size());
-    MR_ASSIGN_OR_RETURN(ReadStream made, ReadStream::create(std::min({result.step_bytes, int64_t{1} << 30, available_memory_bytes() / 4}), true, pool));
+    MR_ASSIGN_OR_RETURN(ReadStream made,
+                        ReadStream::create(std::min({result.step_bytes, int64_t{1} << 30, available_memory_bytes() / 4}), true, pool));
     stream.emplace(std::move(made));
   }
   for (int repeat = 0; repeat < options.repeat; ++repeat) {

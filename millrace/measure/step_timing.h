@@ -12,9 +12,9 @@ namespace millrace {
 
 struct StepTimingOptions {
   int64_t prompt_tokens = 512, new_tokens = 128;  // of each sequence; 0: that phase is left out
-  int64_t batch = 1;      // sequences: prefilled together, then decoding in one step
-  int64_t depth = 0;      // tokens of each sequence that are in the KV cache before
-  int64_t chunk = 512;    // most tokens of a prefill step
+  int64_t batch = 1;                              // sequences: prefilled together, then decoding in one step
+  int64_t depth = 0;                              // tokens of each sequence that are in the KV cache before
+  int64_t chunk = 512;                            // most tokens of a prefill step
   int repeat = 5;
   bool profile = false;         // runs as many repeats again, noting the times of operations
   bool profile_layers = false;  // a row for each layer, not for each kind of operation
@@ -22,10 +22,10 @@ struct StepTimingOptions {
 
 // One phase: prefill of `tokens` tokens, or decoding them.
 struct PhaseResult {
-  int64_t tokens = 0;           // of all sequences together
-  std::vector<double> seconds;  // [repeat], ascending
-  OpCost cost;                  // of the whole phase
-  double bound_seconds = 0;     // sum of each operation's bound
+  int64_t tokens = 0;                  // of all sequences together
+  std::vector<double> seconds;         // [repeat], ascending
+  OpCost cost;                         // of the whole phase
+  double bound_seconds = 0;            // sum of each operation's bound
   std::optional<StepProfile> profile;  // of the whole prefill, or of one step of decoding
 
   double median_seconds() const { return seconds[seconds.size() / 2]; }
@@ -33,7 +33,7 @@ struct PhaseResult {
 
 struct StepTimingResult {
   std::optional<PhaseResult> prefill, decode;
-  MachineBound bound;           // by which the shares were taken
+  MachineBound bound;  // by which the shares were taken
   // Where bound.bytes_per_second comes from, and what was seen: "memory" is the probe's stream through memory; "step" a stream through a
   // buffer of the size of what a step reads, between the repeats, which a large cache may hold as it may hold the model; "decode" the
   // phase itself, where it was faster than either.
@@ -49,6 +49,7 @@ double mfu(const PhaseResult& phase, const MachineBound& bound);
 
 // Runs and measures. Each repeat does both phases from `depth` tokens on; one more before them warms up and is not counted.
 // `machine` is the profile for the pool's number of threads. Errors: as SequenceBatch::create.
-Result<StepTimingResult> time_steps(CpuExecutor& executor, ThreadPool& pool, const ThreadProfile& machine, const StepTimingOptions& options);
+Result<StepTimingResult> time_steps(CpuExecutor& executor, ThreadPool& pool, const ThreadProfile& machine,
+                                    const StepTimingOptions& options);
 
 }  // namespace millrace

@@ -23,7 +23,9 @@ Status check_requirements(const Family& family, const BindConfig& config) {
     const json::object& requirement = list->get_array()[i].get_object();
     const BindWords words(config, &requirement, fmt::format("require[{}]", i), std::nullopt);
     MR_ASSIGN_OR_RETURN(const bool met, words.flag("that", "true"));
-    if (!met) return Status::unsupported(fmt::format("{}: {}", config.where(words.place("that")), std::string_view(requirement.at("message").get_string())));
+    if (!met)
+      return Status::unsupported(
+          fmt::format("{}: {}", config.where(words.place("that")), std::string_view(requirement.at("message").get_string())));
   }
   return Status::ok();
 }
@@ -35,11 +37,13 @@ Result<MatrixSource> bind_embedding(const BindContext& context, const BindPlace&
   const int64_t stored = tokens->shape.empty() ? 0 : tokens->shape[0];
   const int64_t rows = vocab_size.value_or(stored);
   if (rows < 1 || rows > kVocabMax) {
-    return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected 1 to {} rows", context.checkpoint.path(), tokens->name, shape_text(tokens->shape), kVocabMax));
+    return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected 1 to {} rows", context.checkpoint.path(), tokens->name,
+                                                shape_text(tokens->shape), kVocabMax));
   }
   MR_RETURN_IF_ERROR(context.tensors.use(*tokens, {rows, context.hidden_size}, "[vocab_size, hidden_size]", "embedding", ""));
   if (context.encoding != nullptr && tokens->dtype != DType::kF32 && tokens->dtype != DType::kF16 && tokens->dtype != DType::kBf16) {
-    return Status::unsupported(fmt::format("{}: \"{}\" is {}; quantized embeddings are not supported", context.checkpoint.path(), tokens->name, dtype_name(tokens->dtype)));
+    return Status::unsupported(fmt::format("{}: \"{}\" is {}; quantized embeddings are not supported", context.checkpoint.path(),
+                                           tokens->name, dtype_name(tokens->dtype)));
   }
   return MatrixSource{tokens, false, nullptr, consecutive_rows(0, rows), context.hidden_size};
 }
@@ -52,11 +56,13 @@ Status bind_token_types(const BindContext& context, const BindPlace& place, Netw
   constexpr int64_t kTypesMax = 1024;
   const int64_t rows = tensor->shape.empty() ? 0 : tensor->shape[0];
   if (rows < 1 || rows > kTypesMax) {
-    return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected 1 to {} rows", context.checkpoint.path(), tensor->name, shape_text(tensor->shape), kTypesMax));
+    return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected 1 to {} rows", context.checkpoint.path(), tensor->name,
+                                                shape_text(tensor->shape), kTypesMax));
   }
   MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {rows, context.hidden_size}, "[token types, hidden_size]", "embedding.token_types", ""));
   if (!can_dequantize(tensor->dtype)) {
-    return Status::unsupported(fmt::format("{}: \"{}\" is stored as {}, which cannot be read as numbers", context.checkpoint.path(), tensor->name, dtype_name(tensor->dtype)));
+    return Status::unsupported(fmt::format("{}: \"{}\" is stored as {}, which cannot be read as numbers", context.checkpoint.path(),
+                                           tensor->name, dtype_name(tensor->dtype)));
   }
   network.token_types = MatrixSource{tensor, false, nullptr, consecutive_rows(0, rows), context.hidden_size};
   return Status::ok();
@@ -75,7 +81,8 @@ Status bind_positions(const BindContext& context, const BindPlace& place, Networ
   }
   MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {rows, context.hidden_size}, "[positions, hidden_size]", "embedding.positions", ""));
   if (!can_dequantize(tensor->dtype)) {  // its rows are read in every step
-    return Status::unsupported(fmt::format("{}: \"{}\" is stored as {}, which cannot be read as numbers", context.checkpoint.path(), tensor->name, dtype_name(tensor->dtype)));
+    return Status::unsupported(fmt::format("{}: \"{}\" is stored as {}, which cannot be read as numbers", context.checkpoint.path(),
+                                           tensor->name, dtype_name(tensor->dtype)));
   }
   network.positions = MatrixSource{tensor, false, nullptr, consecutive_rows(0, rows), context.hidden_size};
   network.max_positions = std::min(network.max_positions, rows - network.position_offset);
@@ -118,7 +125,8 @@ Status bind_head(const BindContext& context, const BindPlace& place, Network& ne
   // Some files store a tied head a second time; the reference does not read it either.
   const json::value& word = *place.words.find("weight");
   const json::value& names = word.is_object() ? word.get_object().at("name") : word;
-  if (const SourceTensor* copy = context.tensors.find(names, nullptr, std::nullopt, ".weight"); copy != nullptr && copy != network.embedding.tensor) {
+  if (const SourceTensor* copy = context.tensors.find(names, nullptr, std::nullopt, ".weight");
+      copy != nullptr && copy != network.embedding.tensor) {
     context.tensors.set_aside(*copy, "head, tied to the embedding");
   }
   return Status::ok();
@@ -128,8 +136,9 @@ Status bind_head(const BindContext& context, const BindPlace& place, Network& ne
 Status check_directions(const BindConfig& config, const Network& network) {
   for (std::size_t i = 0; i < network.layers.size(); ++i) {
     if (network.layers[i].attention.causal != network.is_encoder()) continue;
-    return Status::unsupported(fmt::format("{}: layer {} is {}causal, expected that all layers of a network with a \"head\" are, and none of one that is \"pooled\"",
-                                           config.where("layers"), i, network.is_encoder() ? "" : "not "));
+    return Status::unsupported(fmt::format(
+        "{}: layer {} is {}causal, expected that all layers of a network with a \"head\" are, and none of one that is \"pooled\"",
+        config.where("layers"), i, network.is_encoder() ? "" : "not "));
   }
   return Status::ok();
 }
@@ -140,7 +149,8 @@ Result<Network> bind_network(const Family& family, const Checkpoint& checkpoint)
   const json::object& description = family.description();
   const bool gguf = checkpoint.kind() == Checkpoint::Kind::kGguf;
   if (gguf && !description.contains("gguf")) {
-    return Status::unsupported(fmt::format("{}: the family has no \"gguf\" section, and {} is a GGUF", family.file_name(), checkpoint.path()));
+    return Status::unsupported(
+        fmt::format("{}: the family has no \"gguf\" section, and {} is a GGUF", family.file_name(), checkpoint.path()));
   }
   MR_ASSIGN_OR_RETURN(const std::shared_ptr<const WeightEncoding> encoding, WeightEncoding::read(checkpoint));
   MR_ASSIGN_OR_RETURN(const BindConfig config, BindConfig::make(family, checkpoint));
@@ -152,7 +162,8 @@ Result<Network> bind_network(const Family& family, const Checkpoint& checkpoint)
   network.family = family.name();
   MR_ASSIGN_OR_RETURN(network.hidden_size, root.words.integer("hidden_size", "hidden_size", 1, kHiddenMax));
   MR_ASSIGN_OR_RETURN(network.max_positions, root.words.integer("max_positions", "max_position_embeddings", 1, kPositionsMax));
-  MR_ASSIGN_OR_RETURN(const std::optional<int64_t> vocab_size, root.words.optional_integer("vocab_size", "gguf ? none : vocab_size", 1, kVocabMax));
+  MR_ASSIGN_OR_RETURN(const std::optional<int64_t> vocab_size,
+                      root.words.optional_integer("vocab_size", "gguf ? none : vocab_size", 1, kVocabMax));
   const BindContext context{family, checkpoint, config, tensors, network.hidden_size, network.max_positions, encoding.get()};
 
   const BindPlace embedding{root.words.object("embedding"), nullptr, "embedding", false};

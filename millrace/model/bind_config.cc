@@ -74,9 +74,7 @@ const json::object* section(const json::object& object, std::string_view name) {
 }
 
 // A word of a family file as the text of an expression.
-std::string expression_text(const json::value& word) {
-  return word.is_string() ? std::string(word.get_string()) : json::serialize(word);
-}
+std::string expression_text(const json::value& word) { return word.is_string() ? std::string(word.get_string()) : json::serialize(word); }
 
 }  // namespace
 

@@ -38,7 +38,8 @@ class BindConfig {
   const Checkpoint* checkpoint_;
   bool is_gguf_ = false;
   json::object fields_;
-  mutable std::set<std::string, std::less<>> active_;  // defined fields being evaluated: inside its own definition a name is the file's field
+  mutable std::set<std::string, std::less<>>
+      active_;                        // defined fields being evaluated: inside its own definition a name is the file's field
   mutable int64_t fuel_ = 3'000'000;  // evaluation steps; published families take some hundred a layer
 };
 

@@ -14,11 +14,13 @@
 #include "millrace/model/family.h"
 #include "millrace/model/gguf_test_conversions.h"
 
-// Binding a GGUF file that llama.cpp's converter makes of a golden model must give the network that the Hugging Face directory gives, number by number.
+// Binding a GGUF file that llama.cpp's converter makes of a golden model must give the network that the Hugging Face directory gives,
+// number by number.
 namespace millrace {
 namespace {
 
-using gguf_test::Conversion, gguf_test::conversion_of, gguf_test::converted, gguf_test::kConversions, gguf_test::numbers_of, gguf_test::Tensor, gguf_test::Writer;
+using gguf_test::Conversion, gguf_test::conversion_of, gguf_test::converted, gguf_test::kConversions, gguf_test::numbers_of,
+    gguf_test::Tensor, gguf_test::Writer;
 using testing::HasSubstr;
 
 std::vector<float> numbers_of(const MatrixSource& matrix) {
@@ -28,7 +30,8 @@ std::vector<float> numbers_of(const MatrixSource& matrix) {
   for (const int32_t row : matrix.row_map) {
     for (int64_t i = 0; i < matrix.k; ++i) {
       const int64_t rows = stored.shape.back();  // of one matrix of a transposed stack
-      numbers.push_back(stored.data[static_cast<std::size_t>(matrix.transposed ? (row / rows * matrix.k + i) * rows + row % rows : row * matrix.k + i)]);
+      numbers.push_back(
+          stored.data[static_cast<std::size_t>(matrix.transposed ? (row / rows * matrix.k + i) * rows + row % rows : row * matrix.k + i)]);
     }
   }
   return numbers;
@@ -77,7 +80,8 @@ void expect_same(const DecoderLayer& a, const DecoderLayer& b, std::string_view 
     expect_same(a.attention.q, b.attention.q);
     expect_same(a.attention.k, b.attention.k);
   } else {
-    // The converter reorders q and k also where nothing turns: they stay in a common order that is not the directory's, and q . k is the same.
+    // The converter reorders q and k also where nothing turns: they stay in a common order that is not the directory's, and q . k is the
+    // same.
     const auto sorted = [](const Linear& linear) {
       std::vector<float> numbers = numbers_of(linear.weight);
       std::sort(numbers.begin(), numbers.end());
@@ -155,12 +159,11 @@ TEST_P(BindConvertedGguf, IsTheNetworkOfTheDirectory) {
   std::filesystem::remove(path);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, BindConvertedGguf, testing::ValuesIn(kConversions),
-                         [](const auto& conversion) {
-                           std::string name(conversion.param.golden);
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(Families, BindConvertedGguf, testing::ValuesIn(kConversions), [](const auto& conversion) {
+  std::string name(conversion.param.golden);
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
 
 // The first step would have ended the process: positions were read without asking whether their type can be.
 TEST(BindGguf, LearnedPositionsOfAnUnreadableTypeAreRefused) {
@@ -202,17 +205,23 @@ TEST(BindGguf, PatternsAndMultipliersOfTheFileCount) {
   };
   const std::vector<bool> usual = slides(network_of("gemma2", {})), other = {false, false, true, true};
   ASSERT_EQ(usual, (std::vector<bool>{true, false, true, false}));
-  EXPECT_EQ(slides(network_of("gemma2", [&](auto& gguf, const auto& prefix) { gguf.booleans(prefix + "attention.sliding_window_pattern", other); })), other);
-  EXPECT_EQ(slides(network_of("gemma2", [](auto& gguf, const auto& prefix) { gguf.integer(prefix + "attention.sliding_window_pattern", 3); })),
-            (std::vector<bool>{true, true, false, true}));
+  EXPECT_EQ(slides(network_of("gemma2",
+                              [&](auto& gguf, const auto& prefix) { gguf.booleans(prefix + "attention.sliding_window_pattern", other); })),
+            other);
+  EXPECT_EQ(
+      slides(network_of("gemma2", [](auto& gguf, const auto& prefix) { gguf.integer(prefix + "attention.sliding_window_pattern", 3); })),
+      (std::vector<bool>{true, true, false, true}));
 
   const auto attention_factor = [&](float log_multiplier) {
-    return network_of("qwen2", [&](auto& gguf, const auto& prefix) {
-      gguf.text(prefix + "rope.scaling.type", "yarn");
-      gguf.real(prefix + "rope.scaling.factor", 4);
-      gguf.integer(prefix + "rope.scaling.original_context_length", 64);
-      if (log_multiplier != 0) gguf.real(prefix + "rope.scaling.yarn_log_multiplier", log_multiplier);
-    }).layers[0].attention.rope->attention_factor;
+    return network_of("qwen2",
+                      [&](auto& gguf, const auto& prefix) {
+                        gguf.text(prefix + "rope.scaling.type", "yarn");
+                        gguf.real(prefix + "rope.scaling.factor", 4);
+                        gguf.integer(prefix + "rope.scaling.original_context_length", 64);
+                        if (log_multiplier != 0) gguf.real(prefix + "rope.scaling.yarn_log_multiplier", log_multiplier);
+                      })
+        .layers[0]
+        .attention.rope->attention_factor;
   };
   const float plain = 0.1f * std::log(4.0f) + 1;
   EXPECT_FLOAT_EQ(attention_factor(0), plain);

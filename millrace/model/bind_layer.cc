@@ -57,7 +57,8 @@ Result<BoundPosition> bind_position(const BindContext& context, const BindPlace&
       MR_ASSIGN_OR_RETURN(share, words.number("partial_rotary_factor", "partial_rotary_factor ?? 1", 0, 1));
     }
     if (!(share >= 0 && share <= 1)) {
-      return Status::invalid_argument(fmt::format("{}: \"partial_rotary_factor\" is {}, expected a number from 0 to 1", context.checkpoint.path(), share));
+      return Status::invalid_argument(
+          fmt::format("{}: \"partial_rotary_factor\" is {}, expected a number from 0 to 1", context.checkpoint.path(), share));
     }
     settings.rotary_dim = static_cast<int64_t>(static_cast<double>(geometry.head_dim) * share);
   }
@@ -71,7 +72,8 @@ Result<BoundPosition> bind_position(const BindContext& context, const BindPlace&
   MR_ASSIGN_OR_RETURN(settings.long_factors, bind_vector(context, place, "long_factors", half, "rotary_dim / 2"));
   Result<ScaledRope> scaled = make_rope(settings);
   if (!scaled.is_ok()) {
-    return scaled.status().with_context(fmt::format("{}: {} (layer {})", context.checkpoint.path(), context.config.where(words.place("")), *place.layer()));
+    return scaled.status().with_context(
+        fmt::format("{}: {} (layer {})", context.checkpoint.path(), context.config.where(words.place("")), *place.layer()));
   }
   position.rope = std::move(scaled->rope);
   position.rope->pairing = pairing == 0 ? Rope::Pairing::kHalf : Rope::Pairing::kInterleaved;
@@ -80,7 +82,8 @@ Result<BoundPosition> bind_position(const BindContext& context, const BindPlace&
   return position;
 }
 
-Status bind_qkv(const BindContext& context, const BindPlace& place, const AttentionGeometry& geometry, const BoundPosition& position, AttentionLayer& attention) {
+Status bind_qkv(const BindContext& context, const BindPlace& place, const AttentionGeometry& geometry, const BoundPosition& position,
+                AttentionLayer& attention) {
   const int64_t q_rows = geometry.num_heads * geometry.head_dim, kv_rows = geometry.num_kv_heads * geometry.head_dim;
   const bool reorder = position.rope && position.stored_pairing != position.rope->pairing;
   const auto paired = [&](std::vector<int32_t> rows) {
@@ -89,9 +92,12 @@ Status bind_qkv(const BindContext& context, const BindPlace& place, const Attent
   };
   const std::string_view reordered = reorder ? "rows reordered for the pairing of rope" : "";
   if (place.words.find("qkv") == nullptr) {
-    MR_ASSIGN_OR_RETURN(const StoredLinear q, bind_linear(context, place, "q", q_rows, "num_heads * head_dim", context.hidden_size, "hidden_size", reordered));
-    MR_ASSIGN_OR_RETURN(const StoredLinear k, bind_linear(context, place, "k", kv_rows, "num_kv_heads * head_dim", context.hidden_size, "hidden_size", reordered));
-    MR_ASSIGN_OR_RETURN(const StoredLinear v, bind_linear(context, place, "v", kv_rows, "num_kv_heads * head_dim", context.hidden_size, "hidden_size"));
+    MR_ASSIGN_OR_RETURN(const StoredLinear q,
+                        bind_linear(context, place, "q", q_rows, "num_heads * head_dim", context.hidden_size, "hidden_size", reordered));
+    MR_ASSIGN_OR_RETURN(const StoredLinear k, bind_linear(context, place, "k", kv_rows, "num_kv_heads * head_dim", context.hidden_size,
+                                                          "hidden_size", reordered));
+    MR_ASSIGN_OR_RETURN(const StoredLinear v,
+                        bind_linear(context, place, "v", kv_rows, "num_kv_heads * head_dim", context.hidden_size, "hidden_size"));
     attention.q = q.take(paired(consecutive_rows(0, q_rows)));
     attention.k = k.take(paired(consecutive_rows(0, kv_rows)));
     attention.v = v.take(consecutive_rows(0, kv_rows));
@@ -100,8 +106,9 @@ Status bind_qkv(const BindContext& context, const BindPlace& place, const Attent
   static constexpr std::string_view kLayouts[] = {"concatenated", "per_kv_group"};
   MR_ASSIGN_OR_RETURN(const int layout, place.words.choice("layout", "concatenated", kLayouts));
   const std::string transforms = fmt::format("split into q, k, v ({}){}{}", kLayouts[layout], reorder ? ", " : "", reordered);
-  MR_ASSIGN_OR_RETURN(const StoredLinear qkv, bind_linear(context, place, "qkv", q_rows + 2 * kv_rows, "(num_heads + 2 * num_kv_heads) * head_dim",
-                                                          context.hidden_size, "hidden_size", transforms));
+  MR_ASSIGN_OR_RETURN(const StoredLinear qkv,
+                      bind_linear(context, place, "qkv", q_rows + 2 * kv_rows, "(num_heads + 2 * num_kv_heads) * head_dim",
+                                  context.hidden_size, "hidden_size", transforms));
   QkvRows rows = layout == 0 ? concatenated_rows(geometry) : per_kv_group_rows(geometry);
   attention.q = qkv.take(paired(std::move(rows.q)));
   attention.k = qkv.take(paired(std::move(rows.k)));
@@ -110,7 +117,8 @@ Status bind_qkv(const BindContext& context, const BindPlace& place, const Attent
 }
 
 // q by itself or by way of q_down; keys and values by way of kv_down.
-Status bind_latent(const BindContext& context, const BindPlace& place, const AttentionGeometry& geometry, const BoundPosition& position, AttentionLayer& attention) {
+Status bind_latent(const BindContext& context, const BindPlace& place, const AttentionGeometry& geometry, const BoundPosition& position,
+                   AttentionLayer& attention) {
   const BindPlace own{place.words.object("latent"), place.scopes, place.role_of("latent"), place.transposed};
   const BindWords& words = own.words;
   LatentAttention latent;
@@ -119,34 +127,41 @@ Status bind_latent(const BindContext& context, const BindPlace& place, const Att
   MR_ASSIGN_OR_RETURN(const int64_t kv_rank, words.integer("kv_rank", "", 1, kRankMax));
   MR_ASSIGN_OR_RETURN(const std::optional<int64_t> q_rank, words.optional_integer("q_rank", "none", 1, kRankMax));
   if (!position.rope || position.rope->rotary_dim != latent.rope_dim) {
-    return Status::invalid_argument(fmt::format("{}: {}: latent attention rotates the {} dimensions of rope_dim, expected \"position\" to do so", context.checkpoint.path(),
-                                                context.config.where(words.place("rope_dim")), latent.rope_dim));
+    return Status::invalid_argument(
+        fmt::format("{}: {}: latent attention rotates the {} dimensions of rope_dim, expected \"position\" to do so",
+                    context.checkpoint.path(), context.config.where(words.place("rope_dim")), latent.rope_dim));
   }
-  const int64_t own_dim = geometry.head_dim - latent.rope_dim, up_dim = own_dim + latent.value_dim, q_rows = geometry.num_heads * geometry.head_dim;
+  const int64_t own_dim = geometry.head_dim - latent.rope_dim, up_dim = own_dim + latent.value_dim,
+                q_rows = geometry.num_heads * geometry.head_dim;
   const auto paired = [&](const std::vector<int32_t>& rows, int64_t head_dim) {
     return reorder_pairing(rows, head_dim, latent.rope_dim, position.stored_pairing, position.rope->pairing);
   };
   if (q_rank) {
-    MR_ASSIGN_OR_RETURN(const StoredLinear q_down, bind_linear(context, own, "q_down", *q_rank, "q_rank", context.hidden_size, "hidden_size"));
+    MR_ASSIGN_OR_RETURN(const StoredLinear q_down,
+                        bind_linear(context, own, "q_down", *q_rank, "q_rank", context.hidden_size, "hidden_size"));
     latent.q_down = q_down.take(consecutive_rows(0, *q_rank));
     MR_ASSIGN_OR_RETURN(latent.q_norm, bind_norm(context, own, "q_norm", *q_rank, "q_rank"));
     if (!latent.q_norm) return Status::invalid_argument(fmt::format("{}: expected a norm", context.config.where(words.place("q_norm"))));
   }
-  MR_ASSIGN_OR_RETURN(const StoredLinear q, bind_linear(context, place, "q", q_rows, "num_heads * head_dim", q_rank.value_or(context.hidden_size),
-                                                        q_rank ? "q_rank" : "hidden_size", "rope's rows of each head first"));
+  MR_ASSIGN_OR_RETURN(const StoredLinear q,
+                      bind_linear(context, place, "q", q_rows, "num_heads * head_dim", q_rank.value_or(context.hidden_size),
+                                  q_rank ? "q_rank" : "hidden_size", "rope's rows of each head first"));
   attention.q = q.take(paired(last_rows_first(geometry.num_heads, geometry.head_dim, latent.rope_dim), geometry.head_dim));
-  MR_ASSIGN_OR_RETURN(const StoredLinear kv_down, bind_linear(context, own, "kv_down", kv_rank + latent.rope_dim, "kv_rank + rope_dim", context.hidden_size,
-                                                              "hidden_size", "split into the latent, the keys' part with rope"));
+  MR_ASSIGN_OR_RETURN(const StoredLinear kv_down,
+                      bind_linear(context, own, "kv_down", kv_rank + latent.rope_dim, "kv_rank + rope_dim", context.hidden_size,
+                                  "hidden_size", "split into the latent, the keys' part with rope"));
   latent.kv_down = kv_down.take(consecutive_rows(0, kv_rank));
   latent.k_rope = kv_down.take(paired(consecutive_rows(kv_rank, latent.rope_dim), latent.rope_dim));
   MR_ASSIGN_OR_RETURN(std::optional<Norm> kv_norm, bind_norm(context, own, "kv_norm", kv_rank, "kv_rank"));
   if (!kv_norm) return Status::invalid_argument(fmt::format("{}: expected a norm", context.config.where(words.place("kv_norm"))));
   latent.kv_norm = std::move(*kv_norm);
-  MR_ASSIGN_OR_RETURN(const StoredLinear kv_up, bind_linear(context, own, "kv_up", geometry.num_heads * up_dim, "num_heads * (head_dim - rope_dim + value_dim)", kv_rank,
-                                                            "kv_rank", "split into k, v of each head"));
+  MR_ASSIGN_OR_RETURN(const StoredLinear kv_up,
+                      bind_linear(context, own, "kv_up", geometry.num_heads * up_dim, "num_heads * (head_dim - rope_dim + value_dim)",
+                                  kv_rank, "kv_rank", "split into k, v of each head"));
   latent.k_up = kv_up.take(rows_of_blocks(geometry.num_heads, up_dim, 0, own_dim));
   latent.v_up = kv_up.take(rows_of_blocks(geometry.num_heads, up_dim, own_dim, up_dim));
-  if (latent.value_dim < geometry.head_dim) latent.value_columns = rows_of_blocks(geometry.num_heads, geometry.head_dim, 0, latent.value_dim);
+  if (latent.value_dim < geometry.head_dim)
+    latent.value_columns = rows_of_blocks(geometry.num_heads, geometry.head_dim, 0, latent.value_dim);
   attention.latent = std::move(latent);
   return Status::ok();
 }
@@ -163,8 +178,9 @@ Result<AttentionLayer> bind_attention(const BindContext& context, const BindPlac
   }
   MR_ASSIGN_OR_RETURN(geometry.head_dim, words.integer("head_dim", "head_dim", 1, kHeadDimMax));
   if (geometry.num_heads % geometry.num_kv_heads != 0) {
-    return Status::invalid_argument(fmt::format("{}: num_heads is {}, expected a multiple of num_kv_heads = {} ({})", context.checkpoint.path(),
-                                                geometry.num_heads, geometry.num_kv_heads, context.config.where(words.place("num_heads"))));
+    return Status::invalid_argument(fmt::format("{}: num_heads is {}, expected a multiple of num_kv_heads = {} ({})",
+                                                context.checkpoint.path(), geometry.num_heads, geometry.num_kv_heads,
+                                                context.config.where(words.place("num_heads"))));
   }
   attention.num_heads = geometry.num_heads;
   attention.num_kv_heads = geometry.num_kv_heads;
@@ -181,7 +197,8 @@ Result<AttentionLayer> bind_attention(const BindContext& context, const BindPlac
   MR_ASSIGN_OR_RETURN(BoundPosition position, bind_position(context, place, geometry));
   MR_ASSIGN_OR_RETURN(attention.norm, bind_norm(context, place, "norm", context.hidden_size, "hidden_size"));
   const bool has_latent = words.find("latent") != nullptr;
-  MR_RETURN_IF_ERROR(has_latent ? bind_latent(context, place, geometry, position, attention) : bind_qkv(context, place, geometry, position, attention));
+  MR_RETURN_IF_ERROR(has_latent ? bind_latent(context, place, geometry, position, attention)
+                                : bind_qkv(context, place, geometry, position, attention));
   const int64_t q_rows = geometry.num_heads * geometry.head_dim;
   static constexpr std::string_view kHeadNorms[] = {"head", "each_head", "all_heads"};
   MR_ASSIGN_OR_RETURN(const int head_norm, words.choice("head_norm", "head", kHeadNorms));
@@ -198,7 +215,8 @@ Result<AttentionLayer> bind_attention(const BindContext& context, const BindPlac
   MR_ASSIGN_OR_RETURN(const StoredLinear o, bind_linear(context, place, "o", context.hidden_size, "hidden_size", o_columns,
                                                         has_latent ? "num_heads * value_dim" : "num_heads * head_dim"));
   if (has_latent && o.grouped && !o.grouped->columns.empty()) {
-    return Status::unsupported(fmt::format("{}: \"{}\": act-order is not supported after latent attention", context.checkpoint.path(), o.weight->name));
+    return Status::unsupported(
+        fmt::format("{}: \"{}\": act-order is not supported after latent attention", context.checkpoint.path(), o.weight->name));
   }
   attention.o = o.take(consecutive_rows(0, context.hidden_size));
   MR_ASSIGN_OR_RETURN(attention.post_norm, bind_norm(context, place, "post_norm", context.hidden_size, "hidden_size"));
@@ -227,7 +245,8 @@ Result<BoundLayer> bind_layer(const BindContext& context, const json::object& de
   MR_ASSIGN_OR_RETURN(bound.layer.attention, bind_attention(context, attention, bound.max_positions));
   MR_ASSIGN_OR_RETURN(bound.layer.mlp, bind_mlp(context, words, {words, &scopes, role + ".mlp", transposed}));
   if (bound.layer.parallel_residual && (bound.layer.attention.sum_norm || bound.layer.mlp.sum_norm)) {
-    return Status::invalid_argument(fmt::format("{}: \"sum_norm\" beside \"parallel_residual\": both branches would be of different sums", context.config.where(words.place(""))));
+    return Status::invalid_argument(fmt::format("{}: \"sum_norm\" beside \"parallel_residual\": both branches would be of different sums",
+                                                context.config.where(words.place(""))));
   }
   bound.layer.shared_norm = bound.layer.parallel_residual && bound.layer.attention.norm && !bound.layer.mlp.norm;
   return bound;

@@ -17,10 +17,17 @@ struct ActivationName {
 
 // The names of transformers' ACT2FN. "gelu_new", "gelu_pytorch_tanh" and "gelu_fast" are one formula.
 constexpr ActivationName kActivations[] = {
-    {"silu", Activation::kSilu},          {"swish", Activation::kSilu},           {"gelu", Activation::kGeluErf},
-    {"gelu_new", Activation::kGeluTanh},  {"gelu_pytorch_tanh", Activation::kGeluTanh}, {"gelu_fast", Activation::kGeluTanh},
-    {"gelu_tanh", Activation::kGeluTanh}, {"gelu_erf", Activation::kGeluErf},     {"relu", Activation::kRelu},
-    {"relu2", Activation::kReluSquared},  {"quick_gelu", Activation::kQuickGelu},
+    {"silu", Activation::kSilu},
+    {"swish", Activation::kSilu},
+    {"gelu", Activation::kGeluErf},
+    {"gelu_new", Activation::kGeluTanh},
+    {"gelu_pytorch_tanh", Activation::kGeluTanh},
+    {"gelu_fast", Activation::kGeluTanh},
+    {"gelu_tanh", Activation::kGeluTanh},
+    {"gelu_erf", Activation::kGeluErf},
+    {"relu", Activation::kRelu},
+    {"relu2", Activation::kReluSquared},
+    {"quick_gelu", Activation::kQuickGelu},
     {"tanh", Activation::kTanh},
 };
 
@@ -31,13 +38,18 @@ Status bind_common(const BindContext& context, const BindPlace& place, MlpLayer&
   MR_ASSIGN_OR_RETURN(const int kind, words.choice("kind", "gated", kKinds));
   mlp.gated = kind == 0;
   if (mlp.gated != (words.find("gate_up") != nullptr || words.find("gate") != nullptr)) {
-    return Status::invalid_argument(fmt::format("{}: a gated mlp has \"gate\" and \"up\" or \"gate_up\", a plain one only \"up\"", context.config.where(words.place("kind"))));
+    return Status::invalid_argument(fmt::format("{}: a gated mlp has \"gate\" and \"up\" or \"gate_up\", a plain one only \"up\"",
+                                                context.config.where(words.place("kind"))));
   }
   MR_ASSIGN_OR_RETURN(mlp.activation, bind_activation(words, "hidden_act"));
   MR_ASSIGN_OR_RETURN(const std::optional<double> limit, words.optional_number("gate_limit", "none", 1e-6, 1e9));
   MR_ASSIGN_OR_RETURN(const double offset, words.number("up_offset", "0", -1e6, 1e6));
-  if (limit && !mlp.gated) return Status::invalid_argument(fmt::format("{}: only a gated mlp has a gate to limit", context.config.where(words.place("gate_limit"))));
-  if (!limit && offset != 0) return Status::invalid_argument(fmt::format("{}: \"up_offset\" goes with \"gate_limit\"", context.config.where(words.place("up_offset"))));
+  if (limit && !mlp.gated)
+    return Status::invalid_argument(
+        fmt::format("{}: only a gated mlp has a gate to limit", context.config.where(words.place("gate_limit"))));
+  if (!limit && offset != 0)
+    return Status::invalid_argument(
+        fmt::format("{}: \"up_offset\" goes with \"gate_limit\"", context.config.where(words.place("up_offset"))));
   if (limit) mlp.gate_limit = GateLimit{static_cast<float>(*limit), static_cast<float>(offset)};
   MR_ASSIGN_OR_RETURN(mlp.norm, bind_norm(context, place, "norm", context.hidden_size, "hidden_size"));
   MR_ASSIGN_OR_RETURN(mlp.post_norm, bind_norm(context, place, "post_norm", context.hidden_size, "hidden_size"));
@@ -50,25 +62,29 @@ Result<Expert> bind_dense(const BindContext& context, const BindPlace& place, in
   // Beside its parts the fused matrix is an alternative.
   const bool fused = place.words.find("gate_up") != nullptr && (place.words.find("up") == nullptr || has_linear(context, place, "gate_up"));
   if (fused) {
-    MR_ASSIGN_OR_RETURN(const StoredLinear gate_up, bind_linear(context, place, "gate_up", 2 * size, "2 * intermediate_size", context.hidden_size,
-                                                                "hidden_size", "split into gate, up"));
+    MR_ASSIGN_OR_RETURN(const StoredLinear gate_up, bind_linear(context, place, "gate_up", 2 * size, "2 * intermediate_size",
+                                                                context.hidden_size, "hidden_size", "split into gate, up"));
     mlp.gate = gate_up.take(consecutive_rows(0, size));
     mlp.up = gate_up.take(consecutive_rows(size, size));
   } else {
     if (place.words.find("gate") != nullptr) {
-      MR_ASSIGN_OR_RETURN(const StoredLinear gate, bind_linear(context, place, "gate", size, "intermediate_size", context.hidden_size, "hidden_size"));
+      MR_ASSIGN_OR_RETURN(const StoredLinear gate,
+                          bind_linear(context, place, "gate", size, "intermediate_size", context.hidden_size, "hidden_size"));
       mlp.gate = gate.take(consecutive_rows(0, size));
     }
-    MR_ASSIGN_OR_RETURN(const StoredLinear up, bind_linear(context, place, "up", size, "intermediate_size", context.hidden_size, "hidden_size"));
+    MR_ASSIGN_OR_RETURN(const StoredLinear up,
+                        bind_linear(context, place, "up", size, "intermediate_size", context.hidden_size, "hidden_size"));
     mlp.up = up.take(consecutive_rows(0, size));
   }
-  MR_ASSIGN_OR_RETURN(const StoredLinear down, bind_linear(context, place, "down", context.hidden_size, "hidden_size", size, "intermediate_size"));
+  MR_ASSIGN_OR_RETURN(const StoredLinear down,
+                      bind_linear(context, place, "down", context.hidden_size, "hidden_size", size, "intermediate_size"));
   mlp.down = down.take(consecutive_rows(0, context.hidden_size));
   return mlp;
 }
 
-Result<std::vector<StoredLinear>> bind_required_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count, int64_t rows,
-                                                        std::string_view rows_words, int64_t k, std::string_view k_words) {
+Result<std::vector<StoredLinear>> bind_required_experts(const BindContext& context, const BindPlace& place, std::string_view word,
+                                                        int64_t count, int64_t rows, std::string_view rows_words, int64_t k,
+                                                        std::string_view k_words) {
   MR_ASSIGN_OR_RETURN(std::vector<StoredLinear> experts, bind_experts(context, place, word, count, rows, rows_words, k, k_words));
   if (experts.empty()) return missing_tensor(context, place, word, *place.words.find(word), ".weight");
   return experts;
@@ -93,22 +109,27 @@ Status bind_all_experts(const BindContext& context, const BindPlace& place, int6
   MR_ASSIGN_OR_RETURN(const int layout, place.words.choice("gate_up_layout", "concatenated", kLayouts));
   const GateUpRows rows = gate_up_rows(size, layout == 1);
   const auto count = static_cast<int64_t>(experts.size()), hidden = context.hidden_size;
-  MR_ASSIGN_OR_RETURN(const auto gate_up, bind_experts(context, place, "gate_up", count, 2 * size, "2 * intermediate_size", hidden, "hidden_size",
-                                                       layout == 1 ? "split into gate (even rows), up (odd rows)" : "split into gate, up"));
-  if (gate_up.empty() && place.words.find("up") == nullptr) return missing_tensor(context, place, "gate_up", *place.words.find("gate_up"), ".weight");
+  MR_ASSIGN_OR_RETURN(const auto gate_up,
+                      bind_experts(context, place, "gate_up", count, 2 * size, "2 * intermediate_size", hidden, "hidden_size",
+                                   layout == 1 ? "split into gate (even rows), up (odd rows)" : "split into gate, up"));
+  if (gate_up.empty() && place.words.find("up") == nullptr)
+    return missing_tensor(context, place, "gate_up", *place.words.find("gate_up"), ".weight");
   for (std::size_t e = 0; e < gate_up.size(); ++e) {
     experts[e].gate = gate_up[e].take(rows.gate);
     experts[e].up = gate_up[e].take(rows.up);
   }
   if (gate_up.empty()) {
     if (place.words.find("gate") != nullptr) {
-      MR_ASSIGN_OR_RETURN(const auto gate, bind_required_experts(context, place, "gate", count, size, "intermediate_size", hidden, "hidden_size"));
+      MR_ASSIGN_OR_RETURN(const auto gate,
+                          bind_required_experts(context, place, "gate", count, size, "intermediate_size", hidden, "hidden_size"));
       for (std::size_t e = 0; e < experts.size(); ++e) experts[e].gate = gate[e].take(consecutive_rows(0, size));
     }
-    MR_ASSIGN_OR_RETURN(const auto up, bind_required_experts(context, place, "up", count, size, "intermediate_size", hidden, "hidden_size"));
+    MR_ASSIGN_OR_RETURN(const auto up,
+                        bind_required_experts(context, place, "up", count, size, "intermediate_size", hidden, "hidden_size"));
     for (std::size_t e = 0; e < experts.size(); ++e) experts[e].up = up[e].take(consecutive_rows(0, size));
   }
-  MR_ASSIGN_OR_RETURN(const auto down, bind_required_experts(context, place, "down", count, hidden, "hidden_size", size, "intermediate_size"));
+  MR_ASSIGN_OR_RETURN(const auto down,
+                      bind_required_experts(context, place, "down", count, hidden, "hidden_size", size, "intermediate_size"));
   for (std::size_t e = 0; e < experts.size(); ++e) experts[e].down = down[e].take(consecutive_rows(0, hidden));
   return Status::ok();
 }
@@ -116,9 +137,10 @@ Status bind_all_experts(const BindContext& context, const BindPlace& place, int6
 // Experts' rows are copied from the router's input, in its order of columns: act-order would need a gather for every expert.
 Status refuse_act_order(const BindContext& context, const Linear& linear) {
   if (linear.weight.grouped == nullptr || linear.weight.grouped->columns.empty()) return Status::ok();
-  return Status::unsupported(fmt::format("{}: \"{}\": columns in act-order (desc_act, a g_idx that is not i / group_size), expected columns in order: "
-                                         "act-order is not supported in a mixture's router and experts",
-                                         context.checkpoint.path(), linear.weight.tensor->name));
+  return Status::unsupported(
+      fmt::format("{}: \"{}\": columns in act-order (desc_act, a g_idx that is not i / group_size), expected columns in order: "
+                  "act-order is not supported in a mixture's router and experts",
+                  context.checkpoint.path(), linear.weight.tensor->name));
 }
 
 Result<Mixture> bind_mixture(const BindContext& context, const BindPlace& place) {
@@ -135,9 +157,10 @@ Result<Mixture> bind_mixture(const BindContext& context, const BindPlace& place)
   MR_ASSIGN_OR_RETURN(rule.num_groups, words.integer("num_groups", "1", 1, rule.num_experts));
   MR_ASSIGN_OR_RETURN(rule.groups_per_token, words.integer("groups_per_token", "1", 1, rule.num_groups));
   if (rule.num_experts % rule.num_groups != 0 || rule.groups_per_token * (rule.num_experts / rule.num_groups) < rule.experts_per_token) {
-    return Status::invalid_argument(fmt::format("{}: {} experts in {} groups, {} experts of {} groups a token: expected equal groups that have as many ({})",
-                                                context.checkpoint.path(), rule.num_experts, rule.num_groups, rule.experts_per_token, rule.groups_per_token,
-                                                context.config.where(words.place("num_groups"))));
+    return Status::invalid_argument(
+        fmt::format("{}: {} experts in {} groups, {} experts of {} groups a token: expected equal groups that have as many ({})",
+                    context.checkpoint.path(), rule.num_experts, rule.num_groups, rule.experts_per_token, rule.groups_per_token,
+                    context.config.where(words.place("num_groups"))));
   }
   static constexpr std::string_view kGroupScores[] = {"largest", "two_largest"};
   MR_ASSIGN_OR_RETURN(const int group_score, words.choice("group_score", "largest", kGroupScores));
@@ -148,9 +171,11 @@ Result<Mixture> bind_mixture(const BindContext& context, const BindPlace& place)
   MR_ASSIGN_OR_RETURN(rule.normalize, words.flag("normalize", "true"));
   MR_ASSIGN_OR_RETURN(const double scale, words.number("scale", "1", 1e-6, 1e6));
   rule.scale = static_cast<float>(scale);
-  MR_ASSIGN_OR_RETURN(const int64_t size, words.integer("intermediate_size", "moe_intermediate_size ?? intermediate_size", 1, kIntermediateMax));
+  MR_ASSIGN_OR_RETURN(const int64_t size,
+                      words.integer("intermediate_size", "moe_intermediate_size ?? intermediate_size", 1, kIntermediateMax));
 
-  MR_ASSIGN_OR_RETURN(const StoredLinear router, bind_linear(context, place, "router", rule.num_experts, "num_experts", context.hidden_size, "hidden_size"));
+  MR_ASSIGN_OR_RETURN(const StoredLinear router,
+                      bind_linear(context, place, "router", rule.num_experts, "num_experts", context.hidden_size, "hidden_size"));
   mixture.router = router.take(consecutive_rows(0, rule.num_experts));
   mixture.experts.resize(static_cast<std::size_t>(rule.num_experts));
   MR_RETURN_IF_ERROR(bind_all_experts(context, of_experts, size, mixture.experts));
@@ -194,7 +219,8 @@ Result<MlpLayer> bind_mlp(const BindContext& context, const BindWords& layer, co
     }
   }
   if (layer.find("mlp") == nullptr) {
-    return Status::invalid_argument(fmt::format("{}: layer {} is no mixture of experts, and the family has no \"mlp\"", context.config.where(layer.place("moe")), *layer.layer()));
+    return Status::invalid_argument(fmt::format("{}: layer {} is no mixture of experts, and the family has no \"mlp\"",
+                                                context.config.where(layer.place("moe")), *layer.layer()));
   }
   own.words = layer.object("mlp");
   MR_RETURN_IF_ERROR(bind_common(context, own, mlp));

@@ -28,7 +28,8 @@ std::filesystem::path golden(std::string_view name) { return source_dir() / "tes
 // A golden model under another configuration or with other tensors.
 class ChangedModel {
  public:
-  explicit ChangedModel(std::string_view name) : directory_(std::filesystem::path(testing::TempDir()) / fmt::format("millrace_bind_{}", name)) {
+  explicit ChangedModel(std::string_view name)
+      : directory_(std::filesystem::path(testing::TempDir()) / fmt::format("millrace_bind_{}", name)) {
     std::filesystem::remove_all(directory_);
     std::filesystem::create_directories(directory_);
     config_ = parse_json(read_text(golden(name) / "config.json")).value().get_object();
@@ -62,10 +63,12 @@ class ChangedModel {
     std::memcpy(&header_bytes, weights_.data(), sizeof(header_bytes));
     json::object header = parse_json(weights_.substr(sizeof(header_bytes), header_bytes)).value().get_object();
     std::string data = weights_.substr(sizeof(header_bytes) + header_bytes);
-    const auto add = [&](std::string_view part, std::string_view dtype, const std::vector<int64_t>& shape, const std::vector<int32_t>& numbers) {
+    const auto add = [&](std::string_view part, std::string_view dtype, const std::vector<int64_t>& shape,
+                         const std::vector<int32_t>& numbers) {
       const auto begin = static_cast<int64_t>(data.size());
       data.append(reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(int32_t));
-      header[fmt::format("{}.{}", module, part)] = {{"dtype", dtype}, {"shape", json::value_from(shape)}, {"data_offsets", {begin, static_cast<int64_t>(data.size())}}};
+      header[fmt::format("{}.{}", module, part)] = {
+          {"dtype", dtype}, {"shape", json::value_from(shape)}, {"data_offsets", {begin, static_cast<int64_t>(data.size())}}};
     };
     const auto zeros = [](int64_t count) { return std::vector<int32_t>(static_cast<std::size_t>(count)); };
     std::vector<int32_t> groups(static_cast<std::size_t>(k));
@@ -93,7 +96,7 @@ class ChangedModel {
  private:
   std::filesystem::path directory_;
   json::object config_;
-  std::string weights_;  // not yet written
+  std::string weights_;                     // not yet written
   std::unique_ptr<Checkpoint> checkpoint_;  // the network views it
 };
 
@@ -122,7 +125,8 @@ TEST(BindNetwork, RefusesHostileConfigurations) {
       {"vocab_size", "0", "vocab_size"},
       {"num_attention_heads", "0", "num_heads"},
       {"num_attention_heads", "-4", "expected an integer from 1 to 4096"},
-      {"num_attention_heads", "8", "\"model.layers.0.self_attn.q_proj.weight\" is [64, 64], expected [num_heads * head_dim, hidden_size] = [128, 64]"},
+      {"num_attention_heads", "8",
+       "\"model.layers.0.self_attn.q_proj.weight\" is [64, 64], expected [num_heads * head_dim, hidden_size] = [128, 64]"},
       {"num_attention_heads", "[4]", "is a list, expected an integer"},
       {"num_key_value_heads", "3", "expected a multiple of num_kv_heads = 3"},
       {"num_key_value_heads", "0", "expected an integer from 1 to 4096"},
@@ -167,8 +171,23 @@ TEST(BindNetwork, RefusesHostileConfigurations) {
 
 // Every field of every golden configuration with values that strangers send: an answer, whichever, and no crash.
 TEST(BindNetwork, SurvivesAnyValueOfAnyField) {
-  const std::string_view nasty[] = {"null", "true", "0", "-1", "0.5", "9223372036854775807", "-9223372036854775808", "18446744073709551615", "1e308", "-1e308",
-                                    "\"\"", "\"9\"", "[]", "[1, null]", "{}", R"({"rope_type": "yarn", "factor": 1e308})", R"({"full_attention": []})"};
+  const std::string_view nasty[] = {"null",
+                                    "true",
+                                    "0",
+                                    "-1",
+                                    "0.5",
+                                    "9223372036854775807",
+                                    "-9223372036854775808",
+                                    "18446744073709551615",
+                                    "1e308",
+                                    "-1e308",
+                                    "\"\"",
+                                    "\"9\"",
+                                    "[]",
+                                    "[1, null]",
+                                    "{}",
+                                    R"({"rope_type": "yarn", "factor": 1e308})",
+                                    R"({"full_attention": []})"};
   for (const char* name : {"llama", "gemma3_text", "phi3", "gpt2", "falcon", "qwen2_moe", "olmo3"}) {
     ChangedModel model(name);
     const json::object original = model.config();
@@ -192,13 +211,15 @@ TEST(BindNetwork, MissingAndUnusedTensorsAreNamed) {
   model.rename_tensor("model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.gate_prok.weight");
   const Result<Network> network = model.bind();
   ASSERT_FALSE(network.is_ok());
-  EXPECT_THAT(network.status().message(), HasSubstr("missing tensor \"model.layers.1.mlp.gate_proj.weight\" (llama.json: layers[0].mlp.gate)"));
+  EXPECT_THAT(network.status().message(),
+              HasSubstr("missing tensor \"model.layers.1.mlp.gate_proj.weight\" (llama.json: layers[0].mlp.gate)"));
 }
 
 TEST(BindNetwork, AlternativeNamesAreAllInTheMessage) {
   ChangedModel model("gpt2");
   model.rename_tensor("transformer.ln_f.weight", "transformer.ln_g.weight");
-  EXPECT_THAT(model.bind().status().message(), HasSubstr("missing tensor \"transformer.ln_f.weight\" or \"ln_f.weight\" (gpt2.json: final_norm)"));
+  EXPECT_THAT(model.bind().status().message(),
+              HasSubstr("missing tensor \"transformer.ln_f.weight\" or \"ln_f.weight\" (gpt2.json: final_norm)"));
 }
 
 TEST(BindNetwork, Gpt2WithoutItsPrefix) {
@@ -285,9 +306,12 @@ TEST(BindNetwork, LlamaOfTheNewerConfigHasBiasesAndLinearRope) {
 
 // Published configurations leave out what equals the class's default in transformers.
 TEST(BindNetwork, FieldsLeftOutTakeTheDefaultsOfTransformers) {
-  const struct { const char* model; int64_t max_positions; float eps; } cases[] = {
-      {"llama-v5cfg", 2048, 1e-6f}, {"mistral", 131072, 1e-6f}, {"qwen2", 32768, 1e-6f}, {"qwen3", 32768, 1e-6f},
-      {"gemma2", 8192, 1e-6f},      {"gemma3_text", 131072, 1e-6f}, {"phi3", 4096, 1e-5f}};
+  const struct {
+    const char* model;
+    int64_t max_positions;
+    float eps;
+  } cases[] = {{"llama-v5cfg", 2048, 1e-6f}, {"mistral", 131072, 1e-6f},     {"qwen2", 32768, 1e-6f}, {"qwen3", 32768, 1e-6f},
+               {"gemma2", 8192, 1e-6f},      {"gemma3_text", 131072, 1e-6f}, {"phi3", 4096, 1e-5f}};
   for (const auto& c : cases) {
     SCOPED_TRACE(c.model);
     ChangedModel model(c.model);
@@ -341,7 +365,8 @@ TEST(BindNetwork, Gemma2) {
   EXPECT_TRUE(layer.attention.post_norm && layer.mlp.post_norm && layer.mlp.norm);
   EXPECT_EQ(layer.mlp.activation, Activation::kGeluTanh);
   EXPECT_NEAR(layer.attention.norm->weight[0], 1.0f, 0.9f) << "the stored weight is a difference from one";
-  const auto transforms = std::find_if(network.bindings.begin(), network.bindings.end(), [](const auto& b) { return b.role == "final_norm"; });
+  const auto transforms =
+      std::find_if(network.bindings.begin(), network.bindings.end(), [](const auto& b) { return b.role == "final_norm"; });
   ASSERT_NE(transforms, network.bindings.end());
   EXPECT_EQ(transforms->transforms, "add one");
 }
@@ -430,16 +455,20 @@ TEST(BindNetwork, OpenMixturesOfExpertsAreRefusedByName) {
   struct {
     std::string_view model, field, value, message;
   } const table[] = {
-      {"mixtral", "num_local_experts", "0", "moe.num_experts (layer 0): \"num_experts ?? num_local_experts\" is 0, expected an integer from 1 to 1024"},
+      {"mixtral", "num_local_experts", "0",
+       "moe.num_experts (layer 0): \"num_experts ?? num_local_experts\" is 0, expected an integer from 1 to 1024"},
       {"mixtral", "num_local_experts", "100000", "expected an integer from 1 to 1024"},
       {"mixtral", "num_local_experts", "5", "block_sparse_moe.gate.weight\" is [4, 64], expected [num_experts, hidden_size] = [5, 64]"},
       {"mixtral", "num_local_experts", "3", "block_sparse_moe.gate.weight\" is [4, 64], expected [num_experts, hidden_size] = [3, 64]"},
-      {"mixtral", "num_experts_per_tok", "5", "moe.experts_per_token (layer 0): \"num_experts_per_tok\" is 5, expected an integer from 1 to 4"},
+      {"mixtral", "num_experts_per_tok", "5",
+       "moe.experts_per_token (layer 0): \"num_experts_per_tok\" is 5, expected an integer from 1 to 4"},
       {"mixtral", "num_experts_per_tok", "0", "expected an integer from 1 to 4"},
       {"mixtral", "intermediate_size", "161", "experts.0.w1.weight\" is [160, 64], expected [intermediate_size, hidden_size] = [161, 64]"},
       {"qwen2_moe", "shared_expert_intermediate_size", "81", "expected [intermediate_size, hidden_size] = [81, 64]"},
-      {"qwen2_moe", "mlp_only_layers", "[1]", "missing tensor \"model.layers.1.mlp.gate_proj.weight\" (qwen2_moe.json: layers[0].mlp.gate)"},
-      {"granite_moe", "intermediate_size", "33", "input_linear.weight\" is [6, 64, 64], expected [num_experts, 2 * intermediate_size, hidden_size] = [6, 66, 64]"},
+      {"qwen2_moe", "mlp_only_layers", "[1]",
+       "missing tensor \"model.layers.1.mlp.gate_proj.weight\" (qwen2_moe.json: layers[0].mlp.gate)"},
+      {"granite_moe", "intermediate_size", "33",
+       "input_linear.weight\" is [6, 64, 64], expected [num_experts, 2 * intermediate_size, hidden_size] = [6, 66, 64]"},
       {"granite_moe", "num_local_experts", "7", "expected [num_experts, hidden_size] = [7, 64]"},
   };
   for (const auto& bad : table) {
@@ -452,7 +481,8 @@ TEST(BindNetwork, OpenMixturesOfExpertsAreRefusedByName) {
   }
   ChangedModel model("mixtral");
   model.rename_tensor("model.layers.1.block_sparse_moe.experts.2.w3.weight", "model.layers.1.block_sparse_moe.experts.2.w4.weight");
-  EXPECT_THAT(model.bind().status().message(), HasSubstr("missing tensor \"model.layers.1.block_sparse_moe.experts.2.w3.weight\", expected 4 of them"));
+  EXPECT_THAT(model.bind().status().message(),
+              HasSubstr("missing tensor \"model.layers.1.block_sparse_moe.experts.2.w3.weight\", expected 4 of them"));
 }
 
 TEST(BindNetwork, ExpertsInActOrderAreRefusedByName) {
@@ -467,7 +497,8 @@ TEST(BindNetwork, ExpertsInActOrderAreRefusedByName) {
     return network.is_ok() ? std::string() : network.status().message();
   };
   EXPECT_THAT(bind_with("model.layers.0.block_sparse_moe.experts.3.w3"),
-              HasSubstr("\"model.layers.0.block_sparse_moe.experts.3.w3.qweight\": columns in act-order (desc_act, a g_idx that is not i / group_size), expected columns in order"));
+              HasSubstr("\"model.layers.0.block_sparse_moe.experts.3.w3.qweight\": columns in act-order (desc_act, a g_idx that is not i / "
+                        "group_size), expected columns in order"));
   EXPECT_THAT(bind_with("none"), testing::Not(HasSubstr("act-order")));
 }
 
@@ -495,7 +526,8 @@ TEST(BindNetwork, HeadsHaveNormsOfTheirOwn) {
   EXPECT_EQ(attention.head_norm, HeadNorm::kAllHeads);
   EXPECT_EQ(attention.q_norm->weight.size(), 64u);
   stablelm.config()["num_attention_heads"] = 8;
-  EXPECT_THAT(stablelm.bind().status().message(), HasSubstr("k_proj.weight\" is [32, 64], expected [num_kv_heads * head_dim, hidden_size] = [16, 64]"));
+  EXPECT_THAT(stablelm.bind().status().message(),
+              HasSubstr("k_proj.weight\" is [32, 64], expected [num_kv_heads * head_dim, hidden_size] = [16, 64]"));
   cohere.config()["num_key_value_heads"] = 1;
   EXPECT_THAT(cohere.bind().status().message(), HasSubstr("k_proj.weight"));
 }

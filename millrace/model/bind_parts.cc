@@ -29,7 +29,8 @@ Result<std::vector<float>> read_norm(const BindContext& context, const BindPlace
   std::vector<float> numbers;
   for (const SourceTensor* tensor : tensors) {
     if (tensors.size() == 1 && (size.num_heads > 1 || tensor->shape.size() == 2)) {
-      MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {size.num_heads, size.size}, fmt::format("[{}, {}]", size.num_heads_words, size.size_words), role, transforms));
+      MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {size.num_heads, size.size},
+                                             fmt::format("[{}, {}]", size.num_heads_words, size.size_words), role, transforms));
     } else {
       MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {size.size}, one, role, transforms));
     }
@@ -41,7 +42,8 @@ Result<std::vector<float>> read_norm(const BindContext& context, const BindPlace
 
 }  // namespace
 
-Status missing_tensor(const BindContext& context, const BindPlace& place, std::string_view word, const json::value& names, std::string_view suffix) {
+Status missing_tensor(const BindContext& context, const BindPlace& place, std::string_view word, const json::value& names,
+                      std::string_view suffix) {
   return Status::invalid_argument(fmt::format("{}: missing tensor {} ({})", context.checkpoint.path(),
                                               context.tensors.wanted(names, place.scopes, place.layer(), suffix),
                                               context.config.where(place.words.place(word))));
@@ -95,7 +97,8 @@ Linear StoredLinear::take(std::vector<int32_t> rows) const {
 namespace {
 
 // What the checkpoint's quantizer stored under one of the part's names; absent where the matrix is plain.
-Result<std::optional<EncodedMatrix>> find_encoded(const BindContext& context, const BindPlace& place, const json::value& names, int64_t rows, int64_t k) {
+Result<std::optional<EncodedMatrix>> find_encoded(const BindContext& context, const BindPlace& place, const json::value& names,
+                                                  int64_t rows, int64_t k) {
   if (context.encoding == nullptr) return std::optional<EncodedMatrix>();
   for (const std::string& module : context.tensors.candidates(names, place.scopes, place.layer(), "")) {
     MR_ASSIGN_OR_RETURN(std::optional<EncodedMatrix> encoded, context.encoding->find(context.checkpoint, module, rows, k));
@@ -105,10 +108,14 @@ Result<std::optional<EncodedMatrix>> find_encoded(const BindContext& context, co
 }
 
 std::string describe(const GroupedWeights& weights) {
-  const std::string_view kind = weights.kind == CodeKind::kCodebook4 ? "4-bit code book" : weights.kind == CodeKind::kMxfp4 ? "FP4 (E2M1)" : weights.kind == CodeKind::kF8E4M3 ? "8-bit float" : "integer";
+  const std::string_view kind = weights.kind == CodeKind::kCodebook4 ? "4-bit code book"
+                                : weights.kind == CodeKind::kMxfp4   ? "FP4 (E2M1)"
+                                : weights.kind == CodeKind::kF8E4M3  ? "8-bit float"
+                                                                     : "integer";
   const std::string bits = is_integer_code(weights.kind) ? fmt::format("{}-bit ", code_bits(weights.kind)) : "";
   const std::string group = weights.group_size == weights.k ? "rows" : fmt::format("{} weights", weights.group_size);
-  return fmt::format("{}{}, {} scales of {}{}", bits, kind, weights.kind == CodeKind::kMxfp4 ? "E8M0" : dtype_name(weights.scale_dtype), group, weights.columns.empty() ? "" : ", act-order");
+  return fmt::format("{}{}, {} scales of {}{}", bits, kind, weights.kind == CodeKind::kMxfp4 ? "E8M0" : dtype_name(weights.scale_dtype),
+                     group, weights.columns.empty() ? "" : ", act-order");
 }
 
 bool all_zero(const std::vector<float>& numbers) {
@@ -116,22 +123,24 @@ bool all_zero(const std::vector<float>& numbers) {
 }
 
 // Makes `stored` what the quantizer stored.
-Status take_encoded(const BindContext& context, EncodedMatrix encoded, const std::string& role, std::string_view transforms, StoredLinear& stored) {
+Status take_encoded(const BindContext& context, EncodedMatrix encoded, const std::string& role, std::string_view transforms,
+                    StoredLinear& stored) {
   // Quantizers write [out, in] whatever the plain checkpoint had.
   stored.transposed = false;
   stored.weight = encoded.parts[0].tensor;
   stored.grouped = std::move(encoded.weights);
   for (std::size_t i = 0; i < encoded.parts.size(); ++i) {
     const auto& part = encoded.parts[i];
-    const std::string meaning = i == 0 ? fmt::format("{}{}{}", describe(*stored.grouped), transforms.empty() ? "" : ", ", transforms) : std::string(part.meaning);
+    const std::string meaning =
+        i == 0 ? fmt::format("{}{}{}", describe(*stored.grouped), transforms.empty() ? "" : ", ", transforms) : std::string(part.meaning);
     context.tensors.use_part(*part.tensor, role, meaning);
   }
   return Status::ok();
 }
 
 // The experts that a quantizer stored, a module each or all in one; empty where they are plain.
-Result<std::vector<StoredLinear>> find_encoded_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count, int64_t rows, int64_t k,
-                                                       std::string_view transforms) {
+Result<std::vector<StoredLinear>> find_encoded_experts(const BindContext& context, const BindPlace& place, std::string_view word,
+                                                       int64_t count, int64_t rows, int64_t k, std::string_view transforms) {
   static constexpr std::string_view kPlace = "{expert}";
   std::vector<StoredLinear> experts;
   if (context.encoding == nullptr) return experts;
@@ -160,10 +169,13 @@ Result<std::vector<StoredLinear>> find_encoded_experts(const BindContext& contex
       numbered.replace(at, kPlace.size(), fmt::format("{}", e));
       MR_ASSIGN_OR_RETURN(std::optional<EncodedMatrix> encoded, context.encoding->find(context.checkpoint, numbered, rows, k));
       if (!encoded && e == 0) break;
-      if (!encoded) return Status::invalid_argument(fmt::format("{}: \"{}\" is not quantized as the experts before it are", context.checkpoint.path(), numbered));
+      if (!encoded)
+        return Status::invalid_argument(
+            fmt::format("{}: \"{}\" is not quantized as the experts before it are", context.checkpoint.path(), numbered));
       StoredLinear stored;
       stored.k = k;
-      MR_RETURN_IF_ERROR(take_encoded(context, std::move(*encoded), place.role_of(fmt::format("experts.{}.{}", e, word)), transforms, stored));
+      MR_RETURN_IF_ERROR(
+          take_encoded(context, std::move(*encoded), place.role_of(fmt::format("experts.{}.{}", e, word)), transforms, stored));
       experts.push_back(std::move(stored));
     }
     if (!experts.empty()) return experts;
@@ -173,8 +185,8 @@ Result<std::vector<StoredLinear>> find_encoded_experts(const BindContext& contex
 
 }  // namespace
 
-Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& place, std::string_view word, int64_t rows, std::string_view rows_words,
-                                 int64_t k, std::string_view k_words, std::string_view transforms) {
+Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& place, std::string_view word, int64_t rows,
+                                 std::string_view rows_words, int64_t k, std::string_view k_words, std::string_view transforms) {
   const json::value* value = place.words.find(word);
   MR_CHECK(value != nullptr, "the schema requires every matrix that is bound");
   const json::object no_words;
@@ -193,18 +205,22 @@ Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& pl
   if (encoded) {
     MR_RETURN_IF_ERROR(take_encoded(context, std::move(*encoded), place.role_of(word), transforms, stored));
   } else if (transposed) {
-    MR_RETURN_IF_ERROR(context.tensors.use(*stored.weight, {k, rows}, fmt::format("[{}, {}]", k_words, rows_words), place.role_of(word), done));
+    MR_RETURN_IF_ERROR(
+        context.tensors.use(*stored.weight, {k, rows}, fmt::format("[{}, {}]", k_words, rows_words), place.role_of(word), done));
     if (dtype_info(stored.weight->dtype).block_elements > 1) {
-      return Status::unsupported(fmt::format("{}: \"{}\" is stored transposed and quantized as {}, whose blocks run along the wrong dimension",
-                                             context.checkpoint.path(), stored.weight->name, dtype_name(stored.weight->dtype)));
+      return Status::unsupported(
+          fmt::format("{}: \"{}\" is stored transposed and quantized as {}, whose blocks run along the wrong dimension",
+                      context.checkpoint.path(), stored.weight->name, dtype_name(stored.weight->dtype)));
     }
   } else {
-    MR_RETURN_IF_ERROR(context.tensors.use(*stored.weight, {rows, k}, fmt::format("[{}, {}]", rows_words, k_words), place.role_of(word), done));
+    MR_RETURN_IF_ERROR(
+        context.tensors.use(*stored.weight, {rows, k}, fmt::format("[{}, {}]", rows_words, k_words), place.role_of(word), done));
   }
   const SourceTensor* bias = context.tensors.find(names, place.scopes, place.layer(), ".bias");
   if (wants_bias.value_or(bias != nullptr)) {
     if (bias == nullptr) return missing_tensor(context, place, word, names, ".bias");
-    MR_RETURN_IF_ERROR(context.tensors.use(*bias, {rows}, fmt::format("[{}]", rows_words), place.role_of(word) + ".bias", std::string(transforms)));
+    MR_RETURN_IF_ERROR(
+        context.tensors.use(*bias, {rows}, fmt::format("[{}]", rows_words), place.role_of(word) + ".bias", std::string(transforms)));
     MR_ASSIGN_OR_RETURN(stored.bias, context.tensors.read(*bias));
   } else if (bias != nullptr && stored.grouped) {
     // Some quantizers write a bias of zeros where the model has none.
@@ -221,24 +237,27 @@ Result<std::vector<const SourceTensor*>> find_expert_tensors(const BindContext& 
                                                              std::initializer_list<std::string_view> suffixes, int64_t count) {
   std::vector<const SourceTensor*> tensors;
   for (const std::string_view suffix : suffixes) {
-    MR_ASSIGN_OR_RETURN(tensors, context.tensors.find_each(*place.words.find(word), place.scopes, place.layer(), suffix, "{expert}", count));
+    MR_ASSIGN_OR_RETURN(tensors,
+                        context.tensors.find_each(*place.words.find(word), place.scopes, place.layer(), suffix, "{expert}", count));
     if (!tensors.empty()) break;
   }
   return tensors;
 }
 
-Status bind_expert_biases(const BindContext& context, const BindPlace& place, std::string_view word, int64_t rows, std::string_view rows_words,
-                          std::string_view transforms, std::vector<StoredLinear>& experts) {
+Status bind_expert_biases(const BindContext& context, const BindPlace& place, std::string_view word, int64_t rows,
+                          std::string_view rows_words, std::string_view transforms, std::vector<StoredLinear>& experts) {
   const auto count = static_cast<int64_t>(experts.size());
   MR_ASSIGN_OR_RETURN(const auto tensors, find_expert_tensors(context, place, word, {".bias", "_bias"}, count));
   const bool stacked = tensors.size() == 1 && (count > 1 || tensors[0]->shape.size() == 2);
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const std::string role = place.role_of(stacked ? fmt::format("experts.{}.bias", word) : fmt::format("experts.{}.{}.bias", i, word));
     const std::vector<int64_t> shape = stacked ? std::vector<int64_t>{count, rows} : std::vector<int64_t>{rows};
-    MR_RETURN_IF_ERROR(context.tensors.use(*tensors[i], shape, fmt::format("[{}{}]", stacked ? "num_experts, " : "", rows_words), role, std::string(transforms)));
+    MR_RETURN_IF_ERROR(context.tensors.use(*tensors[i], shape, fmt::format("[{}{}]", stacked ? "num_experts, " : "", rows_words), role,
+                                           std::string(transforms)));
     MR_ASSIGN_OR_RETURN(const std::vector<float> numbers, context.tensors.read(*tensors[i]));
     for (int64_t n = 0; n < (stacked ? count : 1); ++n) {
-      experts[static_cast<std::size_t>(stacked ? n : static_cast<int64_t>(i))].bias.assign(numbers.begin() + n * rows, numbers.begin() + (n + 1) * rows);
+      experts[static_cast<std::size_t>(stacked ? n : static_cast<int64_t>(i))].bias.assign(numbers.begin() + n * rows,
+                                                                                           numbers.begin() + (n + 1) * rows);
     }
   }
   return Status::ok();
@@ -246,8 +265,9 @@ Status bind_expert_biases(const BindContext& context, const BindPlace& place, st
 
 }  // namespace
 
-Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count, int64_t rows,
-                                               std::string_view rows_words, int64_t k, std::string_view k_words, std::string_view transforms) {
+Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count,
+                                               int64_t rows, std::string_view rows_words, int64_t k, std::string_view k_words,
+                                               std::string_view transforms) {
   std::vector<StoredLinear> experts;
   if (place.words.find(word) == nullptr) return experts;
   MR_ASSIGN_OR_RETURN(experts, find_encoded_experts(context, place, word, count, rows, k, transforms));
@@ -259,17 +279,20 @@ Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const
   const bool transposed = place.transposed;
   const bool stacked = tensors.size() == 1 && (count > 1 || tensors[0]->shape.size() == 3);
   if (stacked && count * rows > std::numeric_limits<int32_t>::max()) {
-    return Status::unsupported(fmt::format("{}: \"{}\" has {} rows in all, at most 2^31 - 1 are supported", context.checkpoint.path(), tensors[0]->name, count * rows));
+    return Status::unsupported(fmt::format("{}: \"{}\" has {} rows in all, at most 2^31 - 1 are supported", context.checkpoint.path(),
+                                           tensors[0]->name, count * rows));
   }
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     std::vector<int64_t> shape = transposed ? std::vector<int64_t>{k, rows} : std::vector<int64_t>{rows, k};
-    std::string words = transposed ? fmt::format("[{}, {}]", k_words, rows_words) : fmt::format("[{}, {}]", rows_words, k_words), role = place.role_of(stacked ? fmt::format("experts.{}", word) : fmt::format("experts.{}.{}", i, word));
+    std::string words = transposed ? fmt::format("[{}, {}]", k_words, rows_words) : fmt::format("[{}, {}]", rows_words, k_words),
+                role = place.role_of(stacked ? fmt::format("experts.{}", word) : fmt::format("experts.{}.{}", i, word));
     if (stacked) {
       shape.insert(shape.begin(), count);
       words.insert(1, "num_experts, ");
     }
-    MR_RETURN_IF_ERROR(context.tensors.use(*tensors[i], shape, words, std::move(role),
-                                           fmt::format("{}{}{}", transposed ? "transposed" : "", transposed && !transforms.empty() ? ", " : "", transforms)));
+    MR_RETURN_IF_ERROR(context.tensors.use(
+        *tensors[i], shape, words, std::move(role),
+        fmt::format("{}{}{}", transposed ? "transposed" : "", transposed && !transforms.empty() ? ", " : "", transforms)));
     const int64_t in_stack = stacked ? count : 1;
     for (int64_t n = 0; n < in_stack; ++n) {
       StoredLinear& stored = experts.emplace_back();
@@ -289,7 +312,8 @@ Result<int64_t> stored_rows(const BindContext& context, const BindPlace& place, 
   if (tensor == nullptr) return missing_tensor(context, place, word, names, ".weight");
   const int64_t rows = tensor->shape.empty() ? 0 : tensor->shape[0];
   if (rows >= 1 && rows <= most) return rows;
-  return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected 1 to {} rows", context.checkpoint.path(), tensor->name, shape_text(tensor->shape), most));
+  return Status::invalid_argument(
+      fmt::format("{}: \"{}\" is {}, expected 1 to {} rows", context.checkpoint.path(), tensor->name, shape_text(tensor->shape), most));
 }
 
 bool has_linear(const BindContext& context, const BindPlace& place, std::string_view word) {
@@ -297,7 +321,8 @@ bool has_linear(const BindContext& context, const BindPlace& place, std::string_
   return value != nullptr && context.tensors.find(names_of(*value), place.scopes, place.layer(), ".weight") != nullptr;
 }
 
-Result<std::vector<float>> bind_own_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words) {
+Result<std::vector<float>> bind_own_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size,
+                                           std::string_view size_words) {
   const json::value& names = *place.words.find(word);
   const SourceTensor* tensor = nullptr;
   for (const std::string_view suffix : {"", ".weight", ".bias"}) {
@@ -308,7 +333,8 @@ Result<std::vector<float>> bind_own_vector(const BindContext& context, const Bin
   return context.tensors.read(*tensor);
 }
 
-Result<std::vector<float>> bind_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words) {
+Result<std::vector<float>> bind_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size,
+                                       std::string_view size_words) {
   const json::value* names = place.words.find(word);
   // Vectors are named from the root: one serves all layers.
   const SourceTensor* tensor = names != nullptr ? context.tensors.find(*names, nullptr, place.layer(), ".weight") : nullptr;

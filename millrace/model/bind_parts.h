@@ -18,7 +18,7 @@ struct BindContext {
   const BindConfig& config;
   BindTensors& tensors;
   int64_t hidden_size = 0;
-  int64_t max_positions = 0;  // of the configuration
+  int64_t max_positions = 0;                 // of the configuration
   const WeightEncoding* encoding = nullptr;  // of a quantized checkpoint, or null
 };
 
@@ -34,10 +34,11 @@ struct BindPlace {
 };
 
 // Error "missing tensor ..." with the place that wants it.
-Status missing_tensor(const BindContext& context, const BindPlace& place, std::string_view word, const json::value& names, std::string_view suffix);
+Status missing_tensor(const BindContext& context, const BindPlace& place, std::string_view word, const json::value& names,
+                      std::string_view suffix);
 
-// How many numbers a norm is over. num_heads > 0: each head has its own weights, stored as [num_heads, size] or as a tensor each, with "{head}" in
-// its name.
+// How many numbers a norm is over. num_heads > 0: each head has its own weights, stored as [num_heads, size] or as a tensor each, with
+// "{head}" in its name.
 struct NormSize {
   int64_t size = 0;
   std::string_view size_words;  // for errors
@@ -47,7 +48,8 @@ struct NormSize {
 
 // Absent where the family does not name one or its "when" is false. A norm without a name has no weights.
 Result<std::optional<Norm>> bind_norm(const BindContext& context, const BindPlace& place, std::string_view word, const NormSize& size);
-inline Result<std::optional<Norm>> bind_norm(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words) {
+inline Result<std::optional<Norm>> bind_norm(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size,
+                                             std::string_view size_words) {
   return bind_norm(context, place, word, NormSize{size, size_words, 0, {}});
 }
 
@@ -64,14 +66,16 @@ struct StoredLinear {
 };
 
 // `rows_words` and `k_words` say in errors what the numbers are. `transforms` is what will be done to the rows, for people.
-// `bias`: true where there must be one, false where there must not; none: as stored. The component's "bias" word; a matrix may have its own.
-Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& place, std::string_view word, int64_t rows, std::string_view rows_words,
-                                 int64_t k, std::string_view k_words, std::string_view transforms = "");
+// `bias`: true where there must be one, false where there must not; none: as stored. The component's "bias" word; a matrix may have its
+// own.
+Result<StoredLinear> bind_linear(const BindContext& context, const BindPlace& place, std::string_view word, int64_t rows,
+                                 std::string_view rows_words, int64_t k, std::string_view k_words, std::string_view transforms = "");
 
-// The matrices of `count` experts: a tensor each, with "{expert}" in its name, or one tensor [count, rows, k] (NAME.weight or NAME; transposed:
-// [count, k, rows]), with their biases (NAME.bias or NAME_bias), if any. Empty where the checkpoint has none.
-Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count, int64_t rows,
-                                               std::string_view rows_words, int64_t k, std::string_view k_words, std::string_view transforms = "");
+// The matrices of `count` experts: a tensor each, with "{expert}" in its name, or one tensor [count, rows, k] (NAME.weight or NAME;
+// transposed: [count, k, rows]), with their biases (NAME.bias or NAME_bias), if any. Empty where the checkpoint has none.
+Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count,
+                                               int64_t rows, std::string_view rows_words, int64_t k, std::string_view k_words,
+                                               std::string_view transforms = "");
 
 // The first dimension of the matrix that `word` names, for what no configuration counts. Errors: missing, not from 1 to `most`.
 Result<int64_t> stored_rows(const BindContext& context, const BindPlace& place, std::string_view word, int64_t most);
@@ -80,9 +84,11 @@ Result<int64_t> stored_rows(const BindContext& context, const BindPlace& place, 
 bool has_linear(const BindContext& context, const BindPlace& place, std::string_view word);
 
 // The numbers of a layer's vector that must be there: NAME, NAME.weight or NAME.bias.
-Result<std::vector<float>> bind_own_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words);
+Result<std::vector<float>> bind_own_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size,
+                                           std::string_view size_words);
 
 // The numbers of an optional vector tensor, or empty.
-Result<std::vector<float>> bind_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size, std::string_view size_words);
+Result<std::vector<float>> bind_vector(const BindContext& context, const BindPlace& place, std::string_view word, int64_t size,
+                                       std::string_view size_words);
 
 }  // namespace millrace

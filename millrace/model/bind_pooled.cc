@@ -16,7 +16,10 @@ constexpr std::string_view kPoolings[] = {"cls", "mean", "last"};
 
 Norm unit_norm(int64_t size) {
   // x / sqrt(sum(x^2)); of a row of zeros zeros.
-  return {Norm::Kind::kRms, std::vector<float>(static_cast<std::size_t>(size), static_cast<float>(1 / std::sqrt(static_cast<double>(size)))), {}, 1e-30f};
+  return {Norm::Kind::kRms,
+          std::vector<float>(static_cast<std::size_t>(size), static_cast<float>(1 / std::sqrt(static_cast<double>(size)))),
+          {},
+          1e-30f};
 }
 
 Result<DenseLayer> bind_dense_layer(const BindContext& context, const BindPlace& place, int64_t& size) {
@@ -41,7 +44,9 @@ Result<PooledHead> bind_classes(const BindContext& context, const BindPlace& pla
   const json::array& layers = place.words.find("layers")->get_array();
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const std::string name = fmt::format("layers[{}]", i);
-    MR_ASSIGN_OR_RETURN(DenseLayer layer, bind_dense_layer(context, {place.words.object(layers[i].get_object(), name), nullptr, place.role_of(name), false}, head.size));
+    MR_ASSIGN_OR_RETURN(
+        DenseLayer layer,
+        bind_dense_layer(context, {place.words.object(layers[i].get_object(), name), nullptr, place.role_of(name), false}, head.size));
     head.layers.push_back(std::move(layer));
   }
   return head;
@@ -51,7 +56,8 @@ Result<PooledHead> bind_classes(const BindContext& context, const BindPlace& pla
 std::string_view last_name(std::string_view name) { return name.substr(name.rfind('.') + 1); }
 
 Status fail(const BindContext& context, const CheckpointModule& module, std::string_view message) {
-  return Status::unsupported(fmt::format("{}: modules.json: module \"{}\" ({}): {}", context.checkpoint.path(), module.path, last_name(module.type), message));
+  return Status::unsupported(
+      fmt::format("{}: modules.json: module \"{}\" ({}): {}", context.checkpoint.path(), module.path, last_name(module.type), message));
 }
 
 Result<Pooling> pooling_of(const BindContext& context, const CheckpointModule& module) {
@@ -75,24 +81,31 @@ Result<Pooling> pooling_of(const BindContext& context, const CheckpointModule& m
     if (found[0] == "mean") return Pooling::kMean;
     if (found[0] == "lasttoken") return Pooling::kLast;
   }
-  return fail(context, module, fmt::format("its config.json asks for pooling \"{}\", expected one of cls, mean, lasttoken", fmt::join(found, " + ")));
+  return fail(context, module,
+              fmt::format("its config.json asks for pooling \"{}\", expected one of cls, mean, lasttoken", fmt::join(found, " + ")));
 }
 
 Result<DenseLayer> dense_of(const BindContext& context, const CheckpointModule& module, int64_t& size) {
   const json::value* activation = module.config.if_contains("activation_function");
   const std::string_view name = activation != nullptr && activation->is_string() ? last_name(activation->get_string()) : "Tanh";
   DenseLayer layer;
-  if (name == "Tanh") layer.activation = Activation::kTanh;
-  else if (name == "ReLU") layer.activation = Activation::kRelu;
-  else if (name == "GELU") layer.activation = Activation::kGeluErf;
-  else if (name == "SiLU") layer.activation = Activation::kSilu;
-  else if (name != "Identity") return fail(context, module, fmt::format("activation_function \"{}\", expected Identity, Tanh, ReLU, GELU or SiLU", name));
+  if (name == "Tanh")
+    layer.activation = Activation::kTanh;
+  else if (name == "ReLU")
+    layer.activation = Activation::kRelu;
+  else if (name == "GELU")
+    layer.activation = Activation::kGeluErf;
+  else if (name == "SiLU")
+    layer.activation = Activation::kSilu;
+  else if (name != "Identity")
+    return fail(context, module, fmt::format("activation_function \"{}\", expected Identity, Tanh, ReLU, GELU or SiLU", name));
 
   const std::string prefix = module.path + ".linear";
   const SourceTensor* weight = context.checkpoint.find(prefix + ".weight");
   if (weight == nullptr) return fail(context, module, "has no \"linear.weight\" in a model.safetensors of its own");
   const int64_t rows = weight->shape.empty() ? 0 : weight->shape[0];
-  if (rows < 1 || rows > kDenseMax) return fail(context, module, fmt::format("\"linear.weight\" is {}, expected 1 to {} rows", shape_text(weight->shape), kDenseMax));
+  if (rows < 1 || rows > kDenseMax)
+    return fail(context, module, fmt::format("\"linear.weight\" is {}, expected 1 to {} rows", shape_text(weight->shape), kDenseMax));
   MR_RETURN_IF_ERROR(context.tensors.use(*weight, {rows, size}, "[out_features, the size before]", "pooled." + module.path, ""));
   layer.linear.weight = {weight, false, nullptr, consecutive_rows(0, rows), size};
   if (const SourceTensor* bias = context.checkpoint.find(prefix + ".bias")) {
@@ -124,7 +137,9 @@ Result<PooledHead> pooled_by_modules(const BindContext& context) {
       return fail(context, module, "is not known; known are Transformer, Pooling, Dense, Normalize, in this order");
     }
   }
-  if (!pooled) return Status::unsupported(fmt::format("{}: modules.json has no Pooling module: nothing makes one row of a text's", context.checkpoint.path()));
+  if (!pooled)
+    return Status::unsupported(
+        fmt::format("{}: modules.json has no Pooling module: nothing makes one row of a text's", context.checkpoint.path()));
   return head;
 }
 

@@ -13,7 +13,8 @@ namespace {
 
 std::string with_layer(std::string text, std::optional<int64_t> layer) {
   static constexpr std::string_view kPlace = "{layer}";
-  if (const std::size_t at = text.find(kPlace); layer && at != std::string::npos) text.replace(at, kPlace.size(), fmt::format("{}", *layer));
+  if (const std::size_t at = text.find(kPlace); layer && at != std::string::npos)
+    text.replace(at, kPlace.size(), fmt::format("{}", *layer));
   return text;
 }
 
@@ -65,8 +66,9 @@ const SourceTensor* BindTensors::find(const json::value& names, const json::valu
   return nullptr;
 }
 
-Result<std::vector<const SourceTensor*>> BindTensors::find_each(const json::value& names, const json::value* scopes, std::optional<int64_t> layer,
-                                                                std::string_view suffix, std::string_view placeholder, int64_t count) const {
+Result<std::vector<const SourceTensor*>> BindTensors::find_each(const json::value& names, const json::value* scopes,
+                                                                std::optional<int64_t> layer, std::string_view suffix,
+                                                                std::string_view placeholder, int64_t count) const {
   for (const std::string& name : candidates(names, scopes, layer, suffix)) {
     const std::size_t at = name.find(placeholder);
     if (at == std::string::npos) {
@@ -97,8 +99,8 @@ std::string BindTensors::wanted(const json::value& names, const json::value* sco
 Status BindTensors::use(const SourceTensor& tensor, const std::vector<int64_t>& shape, std::string_view shape_words, std::string role,
                         std::string transforms) {
   if (tensor.shape != shape) {
-    return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected {} = {}", checkpoint_.path(), tensor.name, shape_text(tensor.shape),
-                                                shape_words, shape_text(shape)));
+    return Status::invalid_argument(fmt::format("{}: \"{}\" is {}, expected {} = {}", checkpoint_.path(), tensor.name,
+                                                shape_text(tensor.shape), shape_words, shape_text(shape)));
   }
   used_.insert(&tensor);
   bindings_.push_back(
@@ -108,7 +110,8 @@ Status BindTensors::use(const SourceTensor& tensor, const std::vector<int64_t>& 
 
 void BindTensors::use_part(const SourceTensor& tensor, std::string role, std::string transforms) {
   used_.insert(&tensor);
-  bindings_.push_back({tensor.name, std::string(dtype_name(tensor.dtype)), shape_text(tensor.shape), std::move(role), std::move(transforms)});
+  bindings_.push_back(
+      {tensor.name, std::string(dtype_name(tensor.dtype)), shape_text(tensor.shape), std::move(role), std::move(transforms)});
 }
 
 void BindTensors::set_aside(const SourceTensor& tensor, std::string role) {

@@ -79,29 +79,36 @@ TEST_P(BindGolden, NamesOfFamiliesMeanNothing) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, BindGolden, testing::Values(
-    GoldenCase{"llama", "llama", 3, 4, 2, 16, 160, 640, false}, GoldenCase{"llama-v5cfg", "llama", 2, 4, 4, 24, 160, 640, true},
-    GoldenCase{"llama2-spm", "llama", 2, 4, 4, 16, 160, 876, false}, GoldenCase{"mistral", "mistral", 2, 4, 2, 16, 160, 876, false},
-    GoldenCase{"qwen2", "qwen2", 2, 4, 2, 16, 160, 640, true}, GoldenCase{"qwen3", "qwen3", 2, 4, 2, 32, 160, 640, false},
-    GoldenCase{"gemma2", "gemma2", 4, 4, 2, 16, 160, 640, true}, GoldenCase{"gemma3_text", "gemma3", 4, 4, 2, 16, 160, 640, true},
-    GoldenCase{"phi3", "phi3", 2, 4, 2, 16, 160, 640, false}, GoldenCase{"gpt2", "gpt2", 2, 4, 4, 16, 256, 600, true},
-    GoldenCase{"falcon", "falcon", 2, 4, 1, 16, 256, 600, true}, GoldenCase{"bloom", "bloom", 2, 4, 4, 16, 256, 600, true},
-    GoldenCase{"opt", "opt", 2, 4, 4, 16, 128, 600, true}, GoldenCase{"gptj", "gptj", 2, 4, 4, 16, 256, 600, false},
-    GoldenCase{"gpt_bigcode", "gpt_bigcode", 2, 4, 1, 16, 256, 600, true}, GoldenCase{"phi", "phi", 2, 4, 4, 16, 160, 640, false},
-    GoldenCase{"granite", "granite", 2, 4, 2, 16, 160, 640, false},
-    GoldenCase{"gpt_neox", "gpt_neox", 2, 4, 4, 16, 128, 600, false}, GoldenCase{"mpt", "mpt", 2, 6, 6, 8, 192, 600, true, 48},
-    GoldenCase{"starcoder2", "starcoder2", 2, 4, 2, 16, 112, 600, true}, GoldenCase{"stablelm", "stablelm", 2, 4, 2, 16, 112, 640, false},
-    GoldenCase{"stablelm-parallel", "stablelm", 2, 4, 2, 16, 112, 640, false}, GoldenCase{"olmo", "olmo", 2, 4, 4, 16, 112, 640, true},
-    GoldenCase{"olmo2", "olmo2", 2, 4, 2, 16, 112, 640, false}, GoldenCase{"olmo3", "olmo2", 4, 4, 2, 16, 64, 640, true},
-    GoldenCase{"cohere", "cohere", 2, 4, 2, 16, 112, 640, true}, GoldenCase{"cohere2", "cohere2", 4, 4, 2, 16, 64, 640, true},
-    GoldenCase{"glm", "glm4", 2, 4, 2, 16, 112, 640, false}, GoldenCase{"glm4", "glm4", 2, 4, 2, 16, 112, 640, false},
-    GoldenCase{"smollm3", "smollm3", 4, 4, 2, 16, 64, 640, true}, GoldenCase{"gemma", "gemma", 2, 4, 1, 32, 112, 640, true},
-    GoldenCase{"phi4-mini", "phi3", 2, 4, 2, 16, 112, 640, true}, GoldenCase{"llama-yarn", "llama", 2, 4, 2, 16, 112, 640, true},
-    GoldenCase{"mixtral", "mixtral", 2, 4, 2, 16, 160, 640, false}, GoldenCase{"qwen2_moe", "qwen2_moe", 2, 4, 2, 16, 48, 640, false},
-    GoldenCase{"qwen3_moe", "qwen3_moe", 2, 4, 2, 16, 16, 640, true}, GoldenCase{"olmoe", "olmoe", 2, 4, 4, 16, 32, 640, true}, GoldenCase{"granite_moe", "granite_moe", 2, 4, 2, 16, 32, 640, true},
-    GoldenCase{"granite_moe_shared", "granite_moe", 2, 4, 2, 16, 32, 640, true}, GoldenCase{"gpt_oss", "gpt_oss", 2, 4, 2, 16, 32, 640, false},
-    GoldenCase{"gpt_oss-mxfp4", "gpt_oss", 2, 4, 2, 16, 32, 640, false}),
-    [](const auto& golden) { std::string name = golden.param.name; std::replace(name.begin(), name.end(), '-', '_'); return name; });
+INSTANTIATE_TEST_SUITE_P(
+    Families, BindGolden,
+    testing::Values(
+        GoldenCase{"llama", "llama", 3, 4, 2, 16, 160, 640, false}, GoldenCase{"llama-v5cfg", "llama", 2, 4, 4, 24, 160, 640, true},
+        GoldenCase{"llama2-spm", "llama", 2, 4, 4, 16, 160, 876, false}, GoldenCase{"mistral", "mistral", 2, 4, 2, 16, 160, 876, false},
+        GoldenCase{"qwen2", "qwen2", 2, 4, 2, 16, 160, 640, true}, GoldenCase{"qwen3", "qwen3", 2, 4, 2, 32, 160, 640, false},
+        GoldenCase{"gemma2", "gemma2", 4, 4, 2, 16, 160, 640, true}, GoldenCase{"gemma3_text", "gemma3", 4, 4, 2, 16, 160, 640, true},
+        GoldenCase{"phi3", "phi3", 2, 4, 2, 16, 160, 640, false}, GoldenCase{"gpt2", "gpt2", 2, 4, 4, 16, 256, 600, true},
+        GoldenCase{"falcon", "falcon", 2, 4, 1, 16, 256, 600, true}, GoldenCase{"bloom", "bloom", 2, 4, 4, 16, 256, 600, true},
+        GoldenCase{"opt", "opt", 2, 4, 4, 16, 128, 600, true}, GoldenCase{"gptj", "gptj", 2, 4, 4, 16, 256, 600, false},
+        GoldenCase{"gpt_bigcode", "gpt_bigcode", 2, 4, 1, 16, 256, 600, true}, GoldenCase{"phi", "phi", 2, 4, 4, 16, 160, 640, false},
+        GoldenCase{"granite", "granite", 2, 4, 2, 16, 160, 640, false}, GoldenCase{"gpt_neox", "gpt_neox", 2, 4, 4, 16, 128, 600, false},
+        GoldenCase{"mpt", "mpt", 2, 6, 6, 8, 192, 600, true, 48}, GoldenCase{"starcoder2", "starcoder2", 2, 4, 2, 16, 112, 600, true},
+        GoldenCase{"stablelm", "stablelm", 2, 4, 2, 16, 112, 640, false},
+        GoldenCase{"stablelm-parallel", "stablelm", 2, 4, 2, 16, 112, 640, false}, GoldenCase{"olmo", "olmo", 2, 4, 4, 16, 112, 640, true},
+        GoldenCase{"olmo2", "olmo2", 2, 4, 2, 16, 112, 640, false}, GoldenCase{"olmo3", "olmo2", 4, 4, 2, 16, 64, 640, true},
+        GoldenCase{"cohere", "cohere", 2, 4, 2, 16, 112, 640, true}, GoldenCase{"cohere2", "cohere2", 4, 4, 2, 16, 64, 640, true},
+        GoldenCase{"glm", "glm4", 2, 4, 2, 16, 112, 640, false}, GoldenCase{"glm4", "glm4", 2, 4, 2, 16, 112, 640, false},
+        GoldenCase{"smollm3", "smollm3", 4, 4, 2, 16, 64, 640, true}, GoldenCase{"gemma", "gemma", 2, 4, 1, 32, 112, 640, true},
+        GoldenCase{"phi4-mini", "phi3", 2, 4, 2, 16, 112, 640, true}, GoldenCase{"llama-yarn", "llama", 2, 4, 2, 16, 112, 640, true},
+        GoldenCase{"mixtral", "mixtral", 2, 4, 2, 16, 160, 640, false}, GoldenCase{"qwen2_moe", "qwen2_moe", 2, 4, 2, 16, 48, 640, false},
+        GoldenCase{"qwen3_moe", "qwen3_moe", 2, 4, 2, 16, 16, 640, true}, GoldenCase{"olmoe", "olmoe", 2, 4, 4, 16, 32, 640, true},
+        GoldenCase{"granite_moe", "granite_moe", 2, 4, 2, 16, 32, 640, true},
+        GoldenCase{"granite_moe_shared", "granite_moe", 2, 4, 2, 16, 32, 640, true},
+        GoldenCase{"gpt_oss", "gpt_oss", 2, 4, 2, 16, 32, 640, false}, GoldenCase{"gpt_oss-mxfp4", "gpt_oss", 2, 4, 2, 16, 32, 640, false}),
+    [](const auto& golden) {
+      std::string name = golden.param.name;
+      std::replace(name.begin(), name.end(), '-', '_');
+      return name;
+    });
 
 }  // namespace
 }  // namespace millrace

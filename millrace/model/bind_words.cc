@@ -45,30 +45,34 @@ Result<ExpressionValue> BindWords::value(std::string_view name, std::string_view
   MR_ASSIGN_OR_RETURN(ExpressionValue found,
                       word != nullptr ? config_->evaluate(*word, place(name), layer_) : config_->evaluate(otherwise, place(name), layer_));
   if (const auto* absent = std::get_if<AbsentValue>(&found)) {
-    return Status::invalid_argument(fmt::format("{}{}: the configuration has no field \"{}\"", config_->where(place(name)), at_layer(layer_), absent->name));
+    return Status::invalid_argument(
+        fmt::format("{}{}: the configuration has no field \"{}\"", config_->where(place(name)), at_layer(layer_), absent->name));
   }
   return found;
 }
 
 Status BindWords::wrong(std::string_view name, std::string_view otherwise, const ExpressionValue& found, std::string_view expected) const {
   const json::value* word = find(name);
-  const std::string text = word == nullptr      ? fmt::format("\"{}\"", otherwise)
+  const std::string text = word == nullptr     ? fmt::format("\"{}\"", otherwise)
                            : word->is_string() ? fmt::format("\"{}\"", std::string_view(word->get_string()))
                                                : json::serialize(*word);
-  return Status::invalid_argument(fmt::format("{}{}: {} is {}, expected {}", config_->where(place(name)), at_layer(layer_), text, to_text(found), expected));
+  return Status::invalid_argument(
+      fmt::format("{}{}: {} is {}, expected {}", config_->where(place(name)), at_layer(layer_), text, to_text(found), expected));
 }
 
 Result<int64_t> BindWords::integer(std::string_view name, std::string_view otherwise, int64_t low, int64_t high) const {
   MR_ASSIGN_OR_RETURN(const ExpressionValue found, value(name, otherwise));
   const std::optional<int64_t> integer = as_integer(found);
-  if (!integer || *integer < low || *integer > high) return wrong(name, otherwise, found, fmt::format("an integer from {} to {}", low, high));
+  if (!integer || *integer < low || *integer > high)
+    return wrong(name, otherwise, found, fmt::format("an integer from {} to {}", low, high));
   return *integer;
 }
 
 Result<double> BindWords::number(std::string_view name, std::string_view otherwise, double low, double high) const {
   MR_ASSIGN_OR_RETURN(const ExpressionValue found, value(name, otherwise));
   const std::optional<double> number = as_number(found);
-  if (!number || !(*number >= low && *number <= high)) return wrong(name, otherwise, found, fmt::format("a number from {} to {}", low, high));
+  if (!number || !(*number >= low && *number <= high))
+    return wrong(name, otherwise, found, fmt::format("a number from {} to {}", low, high));
   return *number;
 }
 
@@ -78,7 +82,8 @@ Result<bool> BindWords::flag(std::string_view name, std::string_view otherwise) 
   return wrong(name, otherwise, found, "true or false");
 }
 
-Result<std::optional<int64_t>> BindWords::optional_integer(std::string_view name, std::string_view otherwise, int64_t low, int64_t high) const {
+Result<std::optional<int64_t>> BindWords::optional_integer(std::string_view name, std::string_view otherwise, int64_t low,
+                                                           int64_t high) const {
   MR_ASSIGN_OR_RETURN(const ExpressionValue found, value(name, otherwise));
   if (is_none(found)) return std::optional<int64_t>();
   MR_ASSIGN_OR_RETURN(const int64_t result, integer(name, otherwise, low, high));
@@ -115,7 +120,9 @@ Result<int> BindWords::choice(std::string_view name, std::string_view otherwise,
     return std::nullopt;
   };
   const json::value* word = find(name);
-  const std::string_view written = word == nullptr ? otherwise : word->is_string() ? std::string_view(word->get_string()) : std::string_view();
+  const std::string_view written = word == nullptr     ? otherwise
+                                   : word->is_string() ? std::string_view(word->get_string())
+                                                       : std::string_view();
   if (const std::optional<int> found = position(written)) return *found;
   MR_ASSIGN_OR_RETURN(const ExpressionValue found, value(name, otherwise));
   const std::string* text = std::get_if<std::string>(&found);

@@ -31,14 +31,20 @@ Activations CpuExecutor::Rows::view(int64_t num_rows) const {
   return a;
 }
 
-Result<std::unique_ptr<CpuExecutor>> CpuExecutor::create(const Network& network, std::shared_ptr<const Weights> weights, Program program, ThreadPool& pool,
-                                                         const CpuExecutorOptions& options) {
+Result<std::unique_ptr<CpuExecutor>> CpuExecutor::create(const Network& network, std::shared_ptr<const Weights> weights, Program program,
+                                                         ThreadPool& pool, const CpuExecutorOptions& options) {
   MR_CHECK(options.max_rows > 0, "a step needs room for at least one row");
   return std::unique_ptr<CpuExecutor>(new CpuExecutor(network, std::move(weights), std::move(program), pool, options));
 }
 
-CpuExecutor::CpuExecutor(const Network& network, std::shared_ptr<const Weights> weights, Program program, ThreadPool& pool, const CpuExecutorOptions& options)
-    : network_(network), weights_ptr_(std::move(weights)), weights_(*weights_ptr_), program_(std::move(program)), pool_(pool), options_(options) {
+CpuExecutor::CpuExecutor(const Network& network, std::shared_ptr<const Weights> weights, Program program, ThreadPool& pool,
+                         const CpuExecutorOptions& options)
+    : network_(network),
+      weights_ptr_(std::move(weights)),
+      weights_(*weights_ptr_),
+      program_(std::move(program)),
+      pool_(pool),
+      options_(options) {
   info_.vocab_size = network.vocab_size;
   info_.sampled_vocab_size = options.sampled_vocab_size > 0 ? std::min(options.sampled_vocab_size, network.vocab_size) : network.vocab_size;
   info_.max_positions = network.max_positions;
@@ -128,7 +134,8 @@ void CpuExecutor::plan_buffers() {
     scratch.tile = AlignedBuffer(bytes_of(tile_floats, sizeof(float)));
     scratch.attention = AlignedBuffer(bytes_of(attention_floats, sizeof(float)));
     scratch.row = AlignedBuffer(bytes_of(width_max, sizeof(float)));
-    for (const AlignedBuffer* buffer : {&scratch.gemm, &scratch.tile, &scratch.attention, &scratch.row}) activation_bytes_ += static_cast<int64_t>(buffer->size());
+    for (const AlignedBuffer* buffer : {&scratch.gemm, &scratch.tile, &scratch.attention, &scratch.row})
+      activation_bytes_ += static_cast<int64_t>(buffer->size());
   }
 }
 
@@ -145,13 +152,14 @@ void CpuExecutor::plan_stages() {
   for (const Op& op : program_.ops) {
     Stage* before = stages_.empty() ? nullptr : &stages_.back();
     Stage stage{.op = &op};
-    if (before != nullptr && op.kind == OpKind::kLinear && before->op->kind == OpKind::kNorm && before->op->residual < 0 && !before->op->in_place && before->op->out == op.in &&
-        is_last_reader(op)) {
+    if (before != nullptr && op.kind == OpKind::kLinear && before->op->kind == OpKind::kNorm && before->op->residual < 0 &&
+        !before->op->in_place && before->op->out == op.in && is_last_reader(op)) {
       const Rows& out = rows(op.in);
       if (normed == nullptr) normed = &out;
       before->absorbable = out.width == normed->width && out.forms == normed->forms;
     }
-    if (before != nullptr && op.kind == OpKind::kAttention && before->op->kind == OpKind::kPosition && before->op->kv_write) before->absorbable = true;
+    if (before != nullptr && op.kind == OpKind::kAttention && before->op->kind == OpKind::kPosition && before->op->kv_write)
+      before->absorbable = true;
     if (before != nullptr && before->absorbable) stage.absorbs = before->op;
     stages_.push_back(stage);
     if (op.kind == OpKind::kAttention) stages_.push_back({.op = &op, .merges = true});
@@ -184,7 +192,8 @@ ThreadPool::Upcoming CpuExecutor::first_weights(const Op& op, int worker) const 
     if (first >= weight.num_panels()) return {};
     return {weight.panel(first), static_cast<std::size_t>(std::min(bytes, (weight.num_panels() - first) * weight.panel_bytes()))};
   };
-  if (op.activation && op.gated) return {from(weights_[op.segments.back().weight], panel, kBytes / 2), from(weights_[op.segments.front().weight], panel, kBytes / 2)};
+  if (op.activation && op.gated)
+    return {from(weights_[op.segments.back().weight], panel, kBytes / 2), from(weights_[op.segments.front().weight], panel, kBytes / 2)};
   for (const LinearSegment& segment : op.segments) {
     const PackedMatrix& weight = weights_[segment.weight];
     if (panel < weight.num_panels()) return {from(weight, panel, kBytes), {}};
@@ -275,7 +284,9 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
   plan_attention();
   std::size_t num_stages = stages_.size();
   if (num_outputs_ == 0) {  // a prefill chunk of which nothing is wanted but its keys and values
-    const auto gather = std::find_if(stages_.begin(), stages_.end(), [](const Stage& stage) { return stage.op->kind == OpKind::kGather || stage.op->kind == OpKind::kPool; });
+    const auto gather = std::find_if(stages_.begin(), stages_.end(), [](const Stage& stage) {
+      return stage.op->kind == OpKind::kGather || stage.op->kind == OpKind::kPool;
+    });
     num_stages = static_cast<std::size_t>(gather - stages_.begin());
   }
   if (times_ != nullptr) times_->resize(op_index(stages_[num_stages - 1]) + 1, pool_.num_threads());
@@ -304,16 +315,19 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
   if (times_ != nullptr) times_->end_ns = StepTimes::now_ns();
 }
 
-// An encoder's keys and values. A text begins at a block, so that what it computes does not depend on where in the step it stands (docs/design.md D5).
+// An encoder's keys and values. A text begins at a block, so that what it computes does not depend on where in the step it stands
+// (docs/design.md D5).
 void CpuExecutor::reserve_step_kv() {
   MR_CHECK(plan_->token_types.empty() || plan_->token_types.size() == plan_->tokens.size(), "a type for each token or none");
-  for (const int32_t type : plan_->token_types) MR_CHECK(type >= 0 && type < std::max<int64_t>(1, info_.num_token_types), "a token type that the network does not have");
+  for (const int32_t type : plan_->token_types)
+    MR_CHECK(type >= 0 && type < std::max<int64_t>(1, info_.num_token_types), "a token type that the network does not have");
   step_block_begin_.assign(1, 0);
   for (const auto& sequence : plan_->sequences) {
     MR_CHECK(sequence.first_position == 0, "a text is computed whole");
     step_block_begin_.push_back(step_block_begin_.back() + (sequence.row_end - sequence.row_begin + kKvBlockTokens - 1) / kKvBlockTokens);
   }
-  while (step_blocks_.size() < static_cast<std::size_t>(step_block_begin_.back())) step_blocks_.push_back(static_cast<int32_t>(step_blocks_.size()));
+  while (step_blocks_.size() < static_cast<std::size_t>(step_block_begin_.back()))
+    step_blocks_.push_back(static_cast<int32_t>(step_blocks_.size()));
   for (std::size_t g = 0; g < kv_memory_.size(); ++g) {
     const std::size_t bytes = bytes_of(step_block_begin_.back(), static_cast<std::size_t>(program_.kv_groups[g].block_bytes));
     if (kv_memory_[g].size() < bytes) kv_memory_[g] = AlignedBuffer(bytes);
@@ -416,9 +430,11 @@ void CpuExecutor::store_forms(Rows& buffer, int64_t r, int64_t column, const flo
   if (wants(ActivationForm::kF32) && buffer.row(r) + column != values) std::copy(values, values + count, buffer.row(r) + column);
   if (wants(ActivationForm::kInt8)) {
     quantize_row_int8(options_.isa, values, count, buffer.codes.as<int8_t>() + r * buffer.k_padded + column,
-                      buffer.scales.as<float>() + (r * buffer.k_padded + column) / 32, buffer.sums16.as<int16_t>() + (r * buffer.k_padded + column) / 16);
+                      buffer.scales.as<float>() + (r * buffer.k_padded + column) / 32,
+                      buffer.sums16.as<int16_t>() + (r * buffer.k_padded + column) / 16);
   }
-  if (wants(ActivationForm::kBf16)) convert_row_bf16(options_.isa, values, count, buffer.bf16.as<uint16_t>() + r * bf16_row_stride(buffer.width) + column);
+  if (wants(ActivationForm::kBf16))
+    convert_row_bf16(options_.isa, values, count, buffer.bf16.as<uint16_t>() + r * bf16_row_stride(buffer.width) + column);
 }
 
 }  // namespace millrace

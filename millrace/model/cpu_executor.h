@@ -26,8 +26,8 @@ struct CpuExecutorOptions {
 class CpuExecutor final : public Executor {
  public:
   // The weights may serve several executors; network, checkpoint and pool must outlive the executor.
-  static Result<std::unique_ptr<CpuExecutor>> create(const Network& network, std::shared_ptr<const Weights> weights, Program program, ThreadPool& pool,
-                                                     const CpuExecutorOptions& options);
+  static Result<std::unique_ptr<CpuExecutor>> create(const Network& network, std::shared_ptr<const Weights> weights, Program program,
+                                                     ThreadPool& pool, const CpuExecutorOptions& options);
 
   const ExecutorInfo& info() const override { return info_; }
   Status allocate_kv(std::span<const int64_t> num_blocks) override;
@@ -75,7 +75,7 @@ class CpuExecutor final : public Executor {
   };
   // What one worker computes in without asking anyone.
   struct WorkerScratch {
-    Rows absorbed;                      // the norm before absorbed_op, of step absorbed_step
+    Rows absorbed;  // the norm before absorbed_op, of step absorbed_step
     int64_t absorbed_step = -1;
     const Op* absorbed_op = nullptr;
     AlignedBuffer gemm, tile, attention, row;
@@ -86,7 +86,8 @@ class CpuExecutor final : public Executor {
     int32_t sequence, row_begin, row_end, kv_head, segment;
   };
 
-  CpuExecutor(const Network& network, std::shared_ptr<const Weights> weights, Program program, ThreadPool& pool, const CpuExecutorOptions& options);
+  CpuExecutor(const Network& network, std::shared_ptr<const Weights> weights, Program program, ThreadPool& pool,
+              const CpuExecutorOptions& options);
   void plan_buffers();
   void plan_stages();
   int64_t allocate(Rows& buffer, int64_t capacity);
@@ -129,12 +130,13 @@ class CpuExecutor final : public Executor {
   };
   // Panels of one matrix that a visit computes.
   int64_t visit_panels(const Op& op) const;
-  // Calls visit(path, row_begin, row_end) for the part's rows that are multiplied in one way, at most `rows_max` of them at a time, of a prompt
-  // kPromptRows.
+  // Calls visit(path, row_begin, row_end) for the part's rows that are multiplied in one way, at most `rows_max` of them at a time, of a
+  // prompt kPromptRows.
   template <class Visit>
   void for_row_runs(const Op& op, const LinearPart& part, int64_t rows_max, const Visit& visit) const;
   void linear_part(const Op& op, const LinearPart& part, int64_t begin, int64_t end, WorkerScratch& scratch);
-  void linear_panels(const Op& op, const LinearPart& part, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch);
+  void linear_panels(const Op& op, const LinearPart& part, const LinearSegment& segment, int64_t panel_begin, int64_t panel_end,
+                     WorkerScratch& scratch);
   void activated_panels(const Op& op, const LinearPart& part, int64_t panel_begin, int64_t panel_end, WorkerScratch& scratch);
   std::span<const LinearSegment> expert_segments(const Op& op, int64_t expert) const;
   void route(const Op& op, int64_t begin, int64_t end);
@@ -199,8 +201,8 @@ class CpuExecutor final : public Executor {
   // Of the layer with a mixture of experts being computed. A place is a row of a buffer whose rows are sorted by expert.
   std::vector<int32_t> routed_experts_, routed_places_, place_tokens_;  // [num_rows * experts_per_token]; the last by place
   std::vector<float> routed_weights_;
-  std::vector<int32_t> expert_begin_;                          // [num_experts + 1] its first place
-  std::vector<int32_t> active_experts_;                        // those that some token takes, ascending
+  std::vector<int32_t> expert_begin_;    // [num_experts + 1] its first place
+  std::vector<int32_t> active_experts_;  // those that some token takes, ascending
   AlignedBuffer partials_;
   StepOutput output_;
   StepTimes* times_ = nullptr;

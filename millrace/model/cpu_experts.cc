@@ -1,6 +1,6 @@
-// Mixtures of experts on the CPU: every token chooses some experts, its row is copied to a place among theirs, each expert's matrices run over
-// its places at once (cpu_ops.cc, linear), and the results are summed for each token in the order of the experts. Where a row stands and what
-// stands beside it changes no bit of it (docs/design.md D5).
+// Mixtures of experts on the CPU: every token chooses some experts, its row is copied to a place among theirs, each expert's matrices run
+// over its places at once (cpu_ops.cc, linear), and the results are summed for each token in the order of the experts. Where a row stands
+// and what stands beside it changes no bit of it (docs/design.md D5).
 #include <algorithm>
 #include <cmath>
 
@@ -60,7 +60,8 @@ void CpuExecutor::dispatch(const Op& op, int64_t begin, int64_t end) {
       copy(in.scales, out.scales, token, place, in.k_padded / 32 * static_cast<int64_t>(sizeof(float)));
       copy(in.sums16, out.sums16, token, place, in.k_padded / 16 * static_cast<int64_t>(sizeof(int16_t)));
     }
-    if (wants(ActivationForm::kBf16)) copy(in.bf16, out.bf16, token, place, bf16_row_stride(in.width) * static_cast<int64_t>(sizeof(uint16_t)));
+    if (wants(ActivationForm::kBf16))
+      copy(in.bf16, out.bf16, token, place, bf16_row_stride(in.width) * static_cast<int64_t>(sizeof(uint16_t)));
   }
 }
 

@@ -120,13 +120,16 @@ void CpuExecutor::linear(const Stage& stage, int64_t begin, int64_t end, WorkerS
   const int64_t units = linear_units(op, expert_segments(op, 0));
   for (int64_t first = begin / units * units; first < end; first += units) {
     const int64_t expert = active_experts_[static_cast<std::size_t>(first / units)];
-    const LinearPart part{x, expert_segments(op, expert), expert_begin_[static_cast<std::size_t>(expert)], expert_begin_[static_cast<std::size_t>(expert) + 1]};
+    const LinearPart part{x, expert_segments(op, expert), expert_begin_[static_cast<std::size_t>(expert)],
+                          expert_begin_[static_cast<std::size_t>(expert) + 1]};
     linear_part(op, part, std::max(begin, first) - first, std::min(end, first + units) - first, scratch);
   }
 }
 
 void CpuExecutor::linear_part(const Op& op, const LinearPart& part, int64_t begin, int64_t end, WorkerScratch& scratch) {
-  if (op.activation) return activated_panels(op, part, begin * kTilePanels, std::min(weights_[part.segments.back().weight].num_panels(), end * kTilePanels), scratch);
+  if (op.activation)
+    return activated_panels(op, part, begin * kTilePanels, std::min(weights_[part.segments.back().weight].num_panels(), end * kTilePanels),
+                            scratch);
   int64_t first = 0;  // unit number of the segment's first panel
   for (const LinearSegment& segment : part.segments) {
     const int64_t panels = weights_[segment.weight].num_panels(), count = num_units(panels, kTilePanels);
@@ -166,7 +169,8 @@ void CpuExecutor::linear_panels(const Op& op, const LinearPart& part, const Line
     Rows& out = rows(op.out);
     const int64_t column = segment.column + panel_begin * kPanelRows, columns = columns_of(panel_begin, panel_end);
     for_row_runs(op, part, part.row_end - part.row_begin, [&](GemmPath path, int64_t row, int64_t row_end) {
-      gemm(isa, path, weight, part.x, panel_begin, panel_end, row, row_end, out.row(row) + column, out.f32_stride, scratch.gemm.as<float>());
+      gemm(isa, path, weight, part.x, panel_begin, panel_end, row, row_end, out.row(row) + column, out.f32_stride,
+           scratch.gemm.as<float>());
     });
     for (int64_t r = part.row_begin; r < part.row_end; ++r) {
       float* y = out.row(r) + column;
@@ -204,7 +208,8 @@ void CpuExecutor::activated_panels(const Op& op, const LinearPart& part, int64_t
   const int64_t visit = visit_panels(op), half = visit * kPanelRows, stride = op.gated ? 2 * half : half;
   float* tile = scratch.tile.as<float>();
   for (int64_t begin = panel_begin; begin < panel_end; begin += visit) {
-    const int64_t end = std::min(panel_end, begin + visit), column = begin * kPanelRows, columns = std::min(end * kPanelRows, up_weight.rows()) - column;
+    const int64_t end = std::min(panel_end, begin + visit), column = begin * kPanelRows,
+                  columns = std::min(end * kPanelRows, up_weight.rows()) - column;
     for_row_runs(op, part, kTileRows, [&](GemmPath path, int64_t row, int64_t row_end) {
       gemm(isa, path, up_weight, part.x, begin, end, row, row_end, tile, stride, scratch.gemm.as<float>());
       if (op.gated) gemm(isa, path, gate_weight, part.x, begin, end, row, row_end, tile + half, stride, scratch.gemm.as<float>());
@@ -228,7 +233,8 @@ void CpuExecutor::activated_panels(const Op& op, const LinearPart& part, int64_t
 void CpuExecutor::expand(const Op& op, int64_t begin, int64_t end) {
   const AttentionLayer& layer = *op.attention;
   const LatentAttention& latent = *layer.latent;
-  const int64_t size = layer.head_dim, own = size - latent.rope_dim, values = (latent.k_up.weight.rows() + kPanelRows - 1) / kPanelRows * kPanelRows;
+  const int64_t size = layer.head_dim, own = size - latent.rope_dim,
+                values = (latent.k_up.weight.rows() + kPanelRows - 1) / kPanelRows * kPanelRows;
   for (int64_t r = begin; r < end; ++r) {
     const float *shared = rows(op.shared).row(r), *from = rows(op.in).row(r);
     float* to = rows(op.out).row(r);
@@ -310,7 +316,8 @@ void CpuExecutor::plan_attention() {
     merges.clear();
     const int64_t num_kv_heads = program_.kv_groups[g].num_kv_heads;
     int64_t num_tiles = 0, segments_max = 0;
-    for (const auto& sequence : plan_->sequences) num_tiles += num_kv_heads * num_units(sequence.row_end - sequence.row_begin, kAttentionRows);
+    for (const auto& sequence : plan_->sequences)
+      num_tiles += num_kv_heads * num_units(sequence.row_end - sequence.row_begin, kAttentionRows);
     const bool split = num_tiles < 4 * pool_.num_threads();
     bool one_item = true;
     for (std::size_t s = 0; s < plan_->sequences.size(); ++s) {
@@ -339,7 +346,8 @@ void CpuExecutor::plan_attention() {
     num_segments_[g] = segments_max;
     if (segments_max > 0) {
       const auto floats = static_cast<int64_t>(plan_->sequences.size()) * num_kv_heads * segments_max * partial_floats_[g];
-      if (partials_.size() < static_cast<std::size_t>(floats) * sizeof(float)) partials_ = AlignedBuffer(static_cast<std::size_t>(2 * floats) * sizeof(float));
+      if (partials_.size() < static_cast<std::size_t>(floats) * sizeof(float))
+        partials_ = AlignedBuffer(static_cast<std::size_t>(2 * floats) * sizeof(float));
     }
   }
 }
@@ -396,13 +404,15 @@ void CpuExecutor::attention(const Stage& stage, int64_t begin, int64_t end, Work
     args.of_prompt = path_of_row_[static_cast<std::size_t>(first + item.row_begin)] == GemmPath::kPrompt;
     if (absorbs_position) {
       for (int64_t row = first + item.row_begin; row < first + item.row_end; ++row) {
-        for (int64_t head = item.kv_head * group_size; head < (item.kv_head + 1) * group_size; ++head) position_head(*stage.absorbs, row, head);
+        for (int64_t head = item.kv_head * group_size; head < (item.kv_head + 1) * group_size; ++head)
+          position_head(*stage.absorbs, row, head);
         position_head(*stage.absorbs, row, num_heads + item.kv_head);
       }
     }
     if (item.segment >= 0) {
       float* partial = partials_of(op, item) + item.segment * partial_floats(op);
-      millrace::attention_partial(options_.isa, kv, args, item.row_begin, item.kv_head, item.segment, partial, scratch.attention.as<float>());
+      millrace::attention_partial(options_.isa, kv, args, item.row_begin, item.kv_head, item.segment, partial,
+                                  scratch.attention.as<float>());
     } else {
       millrace::attention(options_.isa, kv, args, item.row_begin, item.row_end, item.kv_head, scratch.attention.as<float>());
       finish_rows(op, item);
@@ -415,7 +425,8 @@ void CpuExecutor::merge(const Op& op, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const AttentionItem& item = attention_items_[g][static_cast<std::size_t>(attention_merges_[g][static_cast<std::size_t>(i)])];
     const AttentionArgs args = attention_args(op, item.sequence);
-    attention_merge(options_.isa, kv_view(op), args, item.row_begin, item.kv_head, partials_of(op, item), attention_num_segments(args, item.row_begin));
+    attention_merge(options_.isa, kv_view(op), args, item.row_begin, item.kv_head, partials_of(op, item),
+                    attention_num_segments(args, item.row_begin));
     finish_rows(op, item);
   }
 }
@@ -425,7 +436,8 @@ void CpuExecutor::activate(const Op& op, int64_t begin, int64_t end) {
   const int64_t up_column = op.gated ? in.width / 2 : 0;
   for (int64_t r = begin; r < end; ++r) {
     if (op.gated) {
-      if (op.gate_limit) limit_gated_row(options_.isa, in.row(r), in.row(r) + up_column, op.gate_limit->limit, op.gate_limit->offset, out.width);
+      if (op.gate_limit)
+        limit_gated_row(options_.isa, in.row(r), in.row(r) + up_column, op.gate_limit->limit, op.gate_limit->offset, out.width);
       activate_mul_row(options_.isa, kind_of(*op.activation), in.row(r), in.row(r) + up_column, out.width, out.row(r));
     } else {
       activate_row(options_.isa, kind_of(*op.activation), in.row(r), out.width, out.row(r));

@@ -100,7 +100,8 @@ TEST_F(EncoderDirectory, ModulesSayHowATextBecomesARow) {
   EXPECT_TRUE(head().unit_norm.has_value());
 
   write_modules({{"Transformer", ""}, {"Pooling", "1_Pooling"}, {"Dense", "2_Dense"}, {"Normalize", "3_Normalize"}});
-  write("2_Dense/config.json", R"({"in_features": 64, "out_features": 24, "bias": true, "activation_function": "torch.nn.modules.activation.Tanh"})");
+  write("2_Dense/config.json",
+        R"({"in_features": 64, "out_features": 24, "bias": true, "activation_function": "torch.nn.modules.activation.Tanh"})");
   write_tensors("2_Dense/model.safetensors", {{"linear.bias", {24}}, {"linear.weight", {24, 64}}}, 0.01f);
   const PooledHead dense = head();
   ASSERT_EQ(dense.layers.size(), 1u);
@@ -151,13 +152,15 @@ TEST(Encoder, WordsOfHeadsAreChecked) {
   const auto refused = [](const char* words, bool causal) {
     const std::string text = fmt::format(
         R"({{"family": "x", "embedding": {{"tokens": "t"}}, "layers": [{{"count": 1, "scope": "l", "attention": {{"causal": {}, "q": "q", "k": "k", "v": "v", "o": "o"}},
-            "mlp": {{"up": "u", "down": "d"}}}}] {}}})", causal, words);
+            "mlp": {{"up": "u", "down": "d"}}}}] {}}})",
+        causal, words);
     const auto family = Family::parse(text, "x.json");
     return family.is_ok() ? std::string() : family.status().message();
   };
   EXPECT_NE(refused("", false).find("head: this word is missing, and so is \"pooled\""), std::string::npos) << refused("", false);
   EXPECT_NE(refused(R"(, "head": {"weight": "h"}, "pooled": {})", false).find("stands beside \"head\""), std::string::npos);
-  EXPECT_NE(refused(R"(, "head": {"weight": "h"}, "classes": {"when": true, "layers": [{"weight": "c"}]})", true).find("classes"), std::string::npos);
+  EXPECT_NE(refused(R"(, "head": {"weight": "h"}, "classes": {"when": true, "layers": [{"weight": "c"}]})", true).find("classes"),
+            std::string::npos);
   EXPECT_NE(refused(R"(, "pooled": {"poling": "cls"})", false).find("unknown word"), std::string::npos);
   EXPECT_EQ(refused(R"(, "pooled": {"pooling": "cls"})", false), "");
 }
@@ -172,7 +175,8 @@ TEST_F(EncoderDirectory, LayersOfTheWrongDirectionAreRefused) {
   EXPECT_NE(network.status().message().find("layer 0 is causal"), std::string::npos) << network.status().message();
 }
 
-std::vector<float> outputs(const Network& network, const std::shared_ptr<const Weights>& weights, Program program, ThreadPool& pool, const CpuExecutorOptions& options) {
+std::vector<float> outputs(const Network& network, const std::shared_ptr<const Weights>& weights, Program program, ThreadPool& pool,
+                           const CpuExecutorOptions& options) {
   auto executor = CpuExecutor::create(network, weights, std::move(program), pool, options).value();
   StepPlan plan;
   for (const int32_t length : {40, 1, 7, 33}) {
@@ -185,7 +189,8 @@ std::vector<float> outputs(const Network& network, const std::shared_ptr<const W
   const StepOutput& step = executor->wait();
   std::vector<float> all;
   for (std::size_t row = 0; row < plan.tokens.size(); ++row) {
-    const auto hidden = step.hidden.subspan(row * static_cast<std::size_t>(step.hidden_stride), static_cast<std::size_t>(network.hidden_size));
+    const auto hidden =
+        step.hidden.subspan(row * static_cast<std::size_t>(step.hidden_stride), static_cast<std::size_t>(network.hidden_size));
     all.insert(all.end(), hidden.begin(), hidden.end());
   }
   for (std::size_t i = 0; i < plan.outputs.size(); ++i) {
@@ -211,7 +216,8 @@ TEST(Encoder, FusingChangesNoBit) {
       EXPECT_LT(fused.ops.size(), unfused.ops.size());
       EXPECT_TRUE(std::none_of(fused.ops.begin(), fused.ops.end(), [](const Op& op) { return op.kind == OpKind::kAdd; }));
       // Norms of the hidden state make their readers' forms along the way; only the embedding does not.
-      const auto of_hidden = std::count_if(fused.ops.begin(), fused.ops.end(), [&](const Op& op) { return op.kind == OpKind::kConvert && op.in == fused.hidden; });
+      const auto of_hidden = std::count_if(fused.ops.begin(), fused.ops.end(),
+                                           [&](const Op& op) { return op.kind == OpKind::kConvert && op.in == fused.hidden; });
       EXPECT_LE(of_hidden, 1);
       const CpuExecutorOptions options{isa, path, KvDType::kBf16, 128};
       EXPECT_EQ(outputs(network, weights, fused, pool, options), outputs(network, weights, unfused, pool, options));

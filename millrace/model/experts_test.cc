@@ -24,7 +24,9 @@ std::vector<std::byte> random_blocks(DType dtype, int64_t elements, std::mt19937
   const DTypeInfo& info = dtype_info(dtype);
   std::vector<std::byte> bytes(static_cast<std::size_t>(elements / info.block_elements * info.block_bytes));
   for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
-  const auto put = [&](std::size_t at, int half) { bytes[at] = static_cast<std::byte>(half & 255), bytes[at + 1] = static_cast<std::byte>(half >> 8); };
+  const auto put = [&](std::size_t at, int half) {
+    bytes[at] = static_cast<std::byte>(half & 255), bytes[at + 1] = static_cast<std::byte>(half >> 8);
+  };
   const auto block_bytes = static_cast<std::size_t>(info.block_bytes);
   for (std::size_t block = 0; block < bytes.size(); block += block_bytes) {
     switch (dtype) {
@@ -67,7 +69,9 @@ std::vector<float> logits_of(const Network& network, const Checkpoint& checkpoin
   std::vector<int32_t> tokens(40);
   for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 13 % 500);
   std::vector<float> logits;
-  EXPECT_TRUE(runner->append(tokens, 17, true, [&](int64_t, std::span<const float> row) { logits.insert(logits.end(), row.begin(), row.end()); }).is_ok());
+  EXPECT_TRUE(
+      runner->append(tokens, 17, true, [&](int64_t, std::span<const float> row) { logits.insert(logits.end(), row.begin(), row.end()); })
+          .is_ok());
   return logits;
 }
 
@@ -144,8 +148,8 @@ class ShuffledWeights final : public GroupedWeights {
     auto* floats = reinterpret_cast<float*>(bytes.data());
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t i = 0; i < k; ++i) {
-        floats[row * k + columns[static_cast<std::size_t>(i)]] =
-            static_cast<float>(codes_[static_cast<std::size_t>(row * k + i)] - 128) * scales_[static_cast<std::size_t>(row * num_groups() + i / 32)];
+        floats[row * k + columns[static_cast<std::size_t>(i)]] = static_cast<float>(codes_[static_cast<std::size_t>(row * k + i)] - 128) *
+                                                                 scales_[static_cast<std::size_t>(row * num_groups() + i / 32)];
       }
     }
     return bytes;

@@ -196,11 +196,13 @@ Result<ExpressionValue> Expression::index(const Node& node, const ExpressionScop
   MR_ASSIGN_OR_RETURN(const ExpressionValue position, evaluate_present(node.operands[1], scope));
   if (const auto* name = std::get_if<std::string>(&position)) return member(base, *name, "the indexed value");
   const auto* value = std::get_if<const json::value*>(&base);
-  if (value == nullptr || !(*value)->is_array()) return error(fmt::format("{} is {} and cannot be indexed by {}", to_text(base), kind_name(base), to_text(position)));
+  if (value == nullptr || !(*value)->is_array())
+    return error(fmt::format("{} is {} and cannot be indexed by {}", to_text(base), kind_name(base), to_text(position)));
   const int64_t* at = std::get_if<int64_t>(&position);
   if (at == nullptr) return error(fmt::format("a list is indexed by an integer, not by {}", kind_name(position)));
   const json::array& list = (*value)->get_array();
-  if (*at < 0 || *at >= static_cast<int64_t>(list.size())) return error(fmt::format("index {} is outside of a list of {}", *at, list.size()));
+  if (*at < 0 || *at >= static_cast<int64_t>(list.size()))
+    return error(fmt::format("index {} is outside of a list of {}", *at, list.size()));
   return value_of(list[static_cast<std::size_t>(*at)]);
 }
 
@@ -262,7 +264,8 @@ Result<ExpressionValue> Expression::compare(Op op, const ExpressionValue& a, con
       default: return ExpressionValue(order >= 0);
     }
   };
-  if (std::holds_alternative<int64_t>(a) && std::holds_alternative<int64_t>(b)) return answer(std::get<int64_t>(a) <=> std::get<int64_t>(b));
+  if (std::holds_alternative<int64_t>(a) && std::holds_alternative<int64_t>(b))
+    return answer(std::get<int64_t>(a) <=> std::get<int64_t>(b));
   if (is_number(a) && is_number(b)) return answer(as_double(a) <=> as_double(b));
   if (equality) {
     const bool a_none = std::holds_alternative<NoneValue>(a), b_none = std::holds_alternative<NoneValue>(b);

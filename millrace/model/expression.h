@@ -26,9 +26,10 @@ namespace millrace {
 //   field      = name {"." name}                "i" is the layer's index; other names are fields of the configuration
 //   function   = exists | is_list | contains | has_tensor | min | max | sqrt | floor | log
 //
-// Values are none, booleans, integers (64 bits, overflow is an error), numbers, texts, and lists and objects of the configuration, which can
-// only be indexed. a / b is an integer where it divides exactly, else a number; a % b takes the sign of b. "and", "or", "?:" and "??" evaluate
-// only what they need. An absent field is an error everywhere but under "??", exists(), is_list() and contains(); null in a file is none.
+// Values are none, booleans, integers (64 bits, overflow is an error), numbers, texts, and lists and objects of the configuration, which
+// can only be indexed. a / b is an integer where it divides exactly, else a number; a % b takes the sign of b. "and", "or", "?:" and "??"
+// evaluate only what they need. An absent field is an error everywhere but under "??", exists(), is_list() and contains(); null in a file
+// is none.
 struct NoneValue {};
 struct AbsentValue {
   std::string name;  // what was looked up and is not there
@@ -62,14 +63,42 @@ class Expression {
 
  private:
   enum class Op {
-    kLiteral, kField, kMember, kIndex, kNegate, kNot, kAnd, kOr, kChoice, kDefault, kAdd, kSubtract, kMultiply, kDivide, kRemainder,
-    kEqual, kNotEqual, kLess, kLessEqual, kGreater, kGreaterEqual, kExists, kIsList, kHasTensor, kContains, kMin, kMax, kSqrt, kFloor, kLog,
+    kLiteral,
+    kField,
+    kMember,
+    kIndex,
+    kNegate,
+    kNot,
+    kAnd,
+    kOr,
+    kChoice,
+    kDefault,
+    kAdd,
+    kSubtract,
+    kMultiply,
+    kDivide,
+    kRemainder,
+    kEqual,
+    kNotEqual,
+    kLess,
+    kLessEqual,
+    kGreater,
+    kGreaterEqual,
+    kExists,
+    kIsList,
+    kHasTensor,
+    kContains,
+    kMin,
+    kMax,
+    kSqrt,
+    kFloor,
+    kLog,
   };
   struct Node {
     Op op;
     std::vector<int> operands;  // indices into nodes_
     ExpressionValue literal;
-    std::string name;           // of a field or member
+    std::string name;  // of a field or member
   };
   class Parser;
 

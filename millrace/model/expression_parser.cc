@@ -102,7 +102,7 @@ class Expression::Parser {
 
   Result<int> comparison() {
     MR_ASSIGN_OR_RETURN(const int left, fallback());
-    static constexpr Symbol kSymbols[] = {{"==", Op::kEqual},     {"!=", Op::kNotEqual}, {"<=", Op::kLessEqual},
+    static constexpr Symbol kSymbols[] = {{"==", Op::kEqual},        {"!=", Op::kNotEqual}, {"<=", Op::kLessEqual},
                                           {">=", Op::kGreaterEqual}, {"<", Op::kLess},      {">", Op::kGreater}};
     for (const Symbol& symbol : kSymbols) {
       if (!take(symbol.text)) continue;
@@ -206,9 +206,9 @@ class Expression::Parser {
       std::string_view name;
       Op op;
       std::size_t arguments;
-    } kFunctions[] = {{"exists", Op::kExists, 1}, {"is_list", Op::kIsList, 1}, {"has_tensor", Op::kHasTensor, 1}, {"sqrt", Op::kSqrt, 1},
-                      {"floor", Op::kFloor, 1},   {"log", Op::kLog, 1},   {"min", Op::kMin, 2},        {"max", Op::kMax, 2},
-                      {"contains", Op::kContains, 2}};
+    } kFunctions[] = {{"exists", Op::kExists, 1}, {"is_list", Op::kIsList, 1}, {"has_tensor", Op::kHasTensor, 1},
+                      {"sqrt", Op::kSqrt, 1},     {"floor", Op::kFloor, 1},    {"log", Op::kLog, 1},
+                      {"min", Op::kMin, 2},       {"max", Op::kMax, 2},        {"contains", Op::kContains, 2}};
     std::vector<int> arguments;
     do {
       MR_ASSIGN_OR_RETURN(const int argument, choice());

@@ -31,7 +31,8 @@ Result<Family> read_family(const std::filesystem::path& path) {
   std::error_code error;
   const std::uintmax_t size = std::filesystem::file_size(path, error);
   if (error) return Status::not_found(fmt::format("{}: {}", path.string(), error.message()));
-  if (size > kFamilyBytesMax) return Status::invalid_argument(fmt::format("{}: {} bytes are too many for a family file", path.string(), size));
+  if (size > kFamilyBytesMax)
+    return Status::invalid_argument(fmt::format("{}: {} bytes are too many for a family file", path.string(), size));
   std::ifstream file(path, std::ios::binary);
   const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   if (!file) return Status::not_found(fmt::format("{}: cannot be read", path.string()));
@@ -73,7 +74,8 @@ std::size_t distance(std::string_view a, std::string_view b) {
 std::vector<std::string> nearest(std::string_view name, std::vector<std::string> known) {
   constexpr std::size_t kNameBytesMax = 100, kNearest = 3;
   name = name.substr(0, kNameBytesMax);
-  std::stable_sort(known.begin(), known.end(), [&](const std::string& a, const std::string& b) { return distance(name, a) < distance(name, b); });
+  std::stable_sort(known.begin(), known.end(),
+                   [&](const std::string& a, const std::string& b) { return distance(name, a) < distance(name, b); });
   known.resize(std::min(known.size(), kNearest));
   return known;
 }
@@ -123,8 +125,9 @@ Result<Family> choose_family(const Checkpoint& checkpoint, const std::optional<s
       known.push_back(name);
     }
   }
-  return Status::unsupported(fmt::format("{}: architecture \"{}\" is not known; of those in docs/models.md the nearest names are {} (docs/add-a-model.md says how to add one)",
-                                         checkpoint.path(), fmt::join(found, "\", \""), fmt::join(nearest(found.front(), std::move(known)), ", ")));
+  return Status::unsupported(fmt::format(
+      "{}: architecture \"{}\" is not known; of those in docs/models.md the nearest names are {} (docs/add-a-model.md says how to add one)",
+      checkpoint.path(), fmt::join(found, "\", \""), fmt::join(nearest(found.front(), std::move(known)), ", ")));
 }
 
 }  // namespace millrace

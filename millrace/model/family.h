@@ -20,7 +20,7 @@ class Family {
 
   const std::string& name() const { return name_; }
   const std::string& file_name() const { return file_name_; }
-  const std::vector<std::string>& architectures() const { return architectures_; }          // Hugging Face config.json "architectures"
+  const std::vector<std::string>& architectures() const { return architectures_; }            // Hugging Face config.json "architectures"
   const std::vector<std::string>& gguf_architectures() const { return gguf_architectures_; }  // GGUF "general.architecture"
   const json::object& description() const { return description_; }
 

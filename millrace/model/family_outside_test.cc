@@ -10,9 +10,9 @@
 #include "millrace/model/program.h"
 #include "millrace/model/verify.h"
 
-// Families that the binary does not have, each described by a JSON file alone, against what the reference implementation computed. Between them
-// they use what few built-in families do: layer norms stored less one, a squared relu, a part of the head rotated, scores that are not scaled,
-// windows on every second layer.
+// Families that the binary does not have, each described by a JSON file alone, against what the reference implementation computed. Between
+// them they use what few built-in families do: layer norms stored less one, a squared relu, a part of the head rotated, scores that are not
+// scaled, windows on every second layer.
 namespace millrace {
 namespace {
 
@@ -27,7 +27,8 @@ TEST_P(OutsideFamily, BesideTheWeightsMatchesTheReference) {
   for (const Family& builtin : builtin_families()) {
     EXPECT_NE(builtin.name(), family->name());
     for (const std::string& architecture : family->architectures()) {
-      EXPECT_THAT(builtin.architectures(), testing::Not(testing::Contains(architecture))) << "this family is built in: it proves nothing here";
+      EXPECT_THAT(builtin.architectures(), testing::Not(testing::Contains(architecture)))
+          << "this family is built in: it proves nothing here";
     }
   }
   const Result<Network> network = bind_network(*family, *checkpoint);
@@ -41,7 +42,8 @@ TEST_P(OutsideFamily, BesideTheWeightsMatchesTheReference) {
   const auto make_executor = [&](GemmPath path, int32_t max_rows) -> Result<std::unique_ptr<Executor>> {
     Program program = lower_network(*network, *weights, isa, path);
     fuse(program);
-    const CpuExecutorOptions options{.isa = isa, .path = path, .kv_dtype = path == GemmPath::kExact ? KvDType::kF32 : KvDType::kBf16, .max_rows = max_rows};
+    const CpuExecutorOptions options{
+        .isa = isa, .path = path, .kv_dtype = path == GemmPath::kExact ? KvDType::kF32 : KvDType::kBf16, .max_rows = max_rows};
     MR_ASSIGN_OR_RETURN(auto executor, CpuExecutor::create(*network, weights, std::move(program), pool, options));
     return std::unique_ptr<Executor>(std::move(executor));
   };
@@ -49,7 +51,8 @@ TEST_P(OutsideFamily, BesideTheWeightsMatchesTheReference) {
   ASSERT_TRUE(text.is_ok()) << text.status().message();
   const Result<json::value> reference = parse_json(*text);
   ASSERT_TRUE(reference.is_ok()) << reference.status().message();
-  const Result<VerifyReport> report = verify_reference(*reference, make_executor, default_tolerance(false, KvDType::kBf16, network->has_mixture()));
+  const Result<VerifyReport> report =
+      verify_reference(*reference, make_executor, default_tolerance(false, KvDType::kBf16, network->has_mixture()));
   ASSERT_TRUE(report.is_ok()) << report.status().message();
   EXPECT_EQ(report->prompts.size(), 3u);
   for (const VerifyPrompt& prompt : report->prompts) {
@@ -58,7 +61,8 @@ TEST_P(OutsideFamily, BesideTheWeightsMatchesTheReference) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, OutsideFamily, testing::Values("gpt_neo", "nemotron"), [](const auto& name) { return std::string(name.param); });
+INSTANTIATE_TEST_SUITE_P(Golden, OutsideFamily, testing::Values("gpt_neo", "nemotron"),
+                         [](const auto& name) { return std::string(name.param); });
 
 }  // namespace
 }  // namespace millrace

@@ -14,7 +14,7 @@ namespace millrace {
 namespace {
 
 enum class Kind {
-  kExpression,   // a text that parses as one, a number or a boolean
+  kExpression,  // a text that parses as one, a number or a boolean
   kText,
   kTexts,        // a text or a list of texts
   kNames,        // of tensors: a text or a list of alternatives
@@ -34,8 +34,8 @@ struct Word {
 };
 
 constexpr Word kNormWords[] = {
-    {"name", Kind::kNames},           {"kind", Kind::kExpression}, {"eps", Kind::kExpression},
-    {"add_one", Kind::kExpression},   {"bias", Kind::kExpression}, {"when", Kind::kExpression},
+    {"name", Kind::kNames},         {"kind", Kind::kExpression}, {"eps", Kind::kExpression},
+    {"add_one", Kind::kExpression}, {"bias", Kind::kExpression}, {"when", Kind::kExpression},
 };
 
 constexpr Word kNormDefaultWords[] = {
@@ -44,18 +44,12 @@ constexpr Word kNormDefaultWords[] = {
 constexpr Word kLinearWords[] = {{"name", Kind::kNames, {}, true}, {"bias", Kind::kExpression}, {"transposed", Kind::kExpression}};
 
 constexpr Word kPositionWords[] = {
-    {"kind", Kind::kExpression, {}, true},
-    {"pairing", Kind::kExpression},
-    {"stored_pairing", Kind::kExpression},
-    {"theta", Kind::kExpression},
-    {"rotary_dim", Kind::kExpression},
-    {"max_bias", Kind::kExpression},
-    {"parameters", Kind::kExpression},
-    {"original_max_positions", Kind::kExpression},
-    {"truncate", Kind::kExpression},
-    {"frequency_factors", Kind::kNames},
-    {"short_factors", Kind::kNames},
-    {"long_factors", Kind::kNames},
+    {"kind", Kind::kExpression, {}, true}, {"pairing", Kind::kExpression},
+    {"stored_pairing", Kind::kExpression}, {"theta", Kind::kExpression},
+    {"rotary_dim", Kind::kExpression},     {"max_bias", Kind::kExpression},
+    {"parameters", Kind::kExpression},     {"original_max_positions", Kind::kExpression},
+    {"truncate", Kind::kExpression},       {"frequency_factors", Kind::kNames},
+    {"short_factors", Kind::kNames},       {"long_factors", Kind::kNames},
 };
 
 constexpr Word kLatentWords[] = {
@@ -98,18 +92,10 @@ constexpr Word kAttentionWords[] = {
 };
 
 constexpr Word kMlpWords[] = {
-    {"norm", Kind::kNormOrNames},
-    {"post_norm", Kind::kNormOrNames},
-    {"sum_norm", Kind::kNormOrNames},
-    {"kind", Kind::kExpression},
-    {"activation", Kind::kExpression},
-    {"gate", Kind::kLinearOrNames},
-    {"up", Kind::kLinearOrNames},
-    {"gate_up", Kind::kLinearOrNames},
-    {"down", Kind::kLinearOrNames, {}, true},
-    {"bias", Kind::kExpression},
-    {"intermediate_size", Kind::kExpression},
-    {"gate_limit", Kind::kExpression},
+    {"norm", Kind::kNormOrNames},     {"post_norm", Kind::kNormOrNames},        {"sum_norm", Kind::kNormOrNames},
+    {"kind", Kind::kExpression},      {"activation", Kind::kExpression},        {"gate", Kind::kLinearOrNames},
+    {"up", Kind::kLinearOrNames},     {"gate_up", Kind::kLinearOrNames},        {"down", Kind::kLinearOrNames, {}, true},
+    {"bias", Kind::kExpression},      {"intermediate_size", Kind::kExpression}, {"gate_limit", Kind::kExpression},
     {"up_offset", Kind::kExpression},
 };
 
@@ -153,31 +139,31 @@ constexpr Word kMoeWords[] = {
 };
 
 constexpr Word kLayerWords[] = {
-    {"count", Kind::kExpression, {}, true},
-    {"scope", Kind::kNames, {}, true},
-    {"transposed", Kind::kExpression},
-    {"parallel_residual", Kind::kExpression},
-    {"residual_multiplier", Kind::kExpression},
-    {"attention", Kind::kObject, kAttentionWords, true},
-    {"mlp", Kind::kObject, kMlpWords},
-    {"moe", Kind::kObject, kMoeWords},
+    {"count", Kind::kExpression, {}, true},     {"scope", Kind::kNames, {}, true},
+    {"transposed", Kind::kExpression},          {"parallel_residual", Kind::kExpression},
+    {"residual_multiplier", Kind::kExpression}, {"attention", Kind::kObject, kAttentionWords, true},
+    {"mlp", Kind::kObject, kMlpWords},          {"moe", Kind::kObject, kMoeWords},
 };
 
 constexpr Word kEmbeddingWords[] = {
-    {"tokens", Kind::kNames, {}, true},    {"multiplier", Kind::kExpression},      {"norm", Kind::kNormOrNames},
-    {"positions", Kind::kNames}, {"position_offset", Kind::kExpression},
-    {"token_types", Kind::kNames},
+    {"tokens", Kind::kNames, {}, true}, {"multiplier", Kind::kExpression},      {"norm", Kind::kNormOrNames},
+    {"positions", Kind::kNames},        {"position_offset", Kind::kExpression}, {"token_types", Kind::kNames},
 };
 
-constexpr Word kHeadWords[] = {
-    {"weight", Kind::kLinearOrNames, {}, true}, {"tied_when", Kind::kExpression}, {"multiplier", Kind::kExpression}, {"softcap", Kind::kExpression}};
+constexpr Word kHeadWords[] = {{"weight", Kind::kLinearOrNames, {}, true},
+                               {"tied_when", Kind::kExpression},
+                               {"multiplier", Kind::kExpression},
+                               {"softcap", Kind::kExpression}};
 
-constexpr Word kDenseWords[] = {
-    {"weight", Kind::kLinearOrNames, {}, true}, {"bias", Kind::kExpression}, {"activation", Kind::kExpression}, {"norm", Kind::kNormOrNames}};
+constexpr Word kDenseWords[] = {{"weight", Kind::kLinearOrNames, {}, true},
+                                {"bias", Kind::kExpression},
+                                {"activation", Kind::kExpression},
+                                {"norm", Kind::kNormOrNames}};
 
 constexpr Word kPooledWords[] = {{"pooling", Kind::kExpression}, {"normalize", Kind::kExpression}};
 
-constexpr Word kClassesWords[] = {{"when", Kind::kExpression, {}, true}, {"pooling", Kind::kExpression}, {"layers", Kind::kObjects, kDenseWords, true}};
+constexpr Word kClassesWords[] = {
+    {"when", Kind::kExpression, {}, true}, {"pooling", Kind::kExpression}, {"layers", Kind::kObjects, kDenseWords, true}};
 
 constexpr Word kRequireWords[] = {{"that", Kind::kExpression, {}, true}, {"message", Kind::kText, {}, true}};
 
@@ -236,7 +222,8 @@ Status check_word(const json::value& value, const Word& word, const std::string&
     case Kind::kTexts: return check_texts(value, place, "a text or a list of texts");
     case Kind::kNames: return check_texts(value, place, "a tensor's name or a list of alternatives");
     case Kind::kNormOrNames:
-      return value.is_object() ? check_object(value, kNormWords, place) : check_texts(value, place, "a norm's name, a list of alternatives or an object");
+      return value.is_object() ? check_object(value, kNormWords, place)
+                               : check_texts(value, place, "a norm's name, a list of alternatives or an object");
     case Kind::kLinearOrNames:
       return value.is_object() ? check_object(value, kLinearWords, place)
                                : check_texts(value, place, "a matrix's name, a list of alternatives or an object");
@@ -296,7 +283,8 @@ Status check_qkv(const json::object& attention, const std::string& place) {
     }
     const json::object& words = latent->get_object();
     for (const std::string_view part : {"q_down", "q_norm"}) {
-      if (words.contains(part) != words.contains("q_rank")) return fail(below(place + ".latent", part), "\"q_rank\", \"q_down\" and \"q_norm\" belong together");
+      if (words.contains(part) != words.contains("q_rank"))
+        return fail(below(place + ".latent", part), "\"q_rank\", \"q_down\" and \"q_norm\" belong together");
     }
     return Status::ok();
   }

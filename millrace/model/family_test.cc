@@ -63,7 +63,8 @@ TEST(Family, ErrorsNameTheirPlace) {
       {R"("o": "o")", R"("o": "o", "position": { "pairing": "half" })", "layers[0].attention.position.kind: this word is missing"},
       {R"("family": "small")", R"("family": 5)", "family: expected a text, found 5"},
       {R"({
-  "family")", R"([ "family")", "bad.json: invalid JSON"},
+  "family")",
+       R"([ "family")", "bad.json: invalid JSON"},
   };
   for (const BadFamily& bad : table) {
     SCOPED_TRACE(fmt::format("{} -> {}", bad.what, bad.with));
@@ -82,9 +83,11 @@ TEST(BuiltinFamilies, ParseAndNameEveryArchitectureOnce) {
     for (const std::string& name : family.architectures()) EXPECT_TRUE(architectures.insert(name).second) << name;
     for (const std::string& name : family.gguf_architectures()) EXPECT_TRUE(gguf.insert(name).second) << name;
   }
-  for (const char* name : {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "falcon", "bloom", "opt", "gptj", "gpt_bigcode",
-                           "phi", "granite", "gpt_neox", "mpt", "starcoder2", "stablelm", "olmo", "olmo2", "cohere", "cohere2", "glm4",
-                           "smollm3", "gemma", "mixtral", "qwen2_moe", "qwen3_moe", "granite_moe", "olmoe", "deepseek_v2", "deepseek_v3", "gpt_oss"}) {
+  for (const char* name :
+       {"llama",     "mistral",   "qwen2",       "qwen3",       "gemma2",      "gemma3",      "phi3",     "gpt2",  "falcon",
+        "bloom",     "opt",       "gptj",        "gpt_bigcode", "phi",         "granite",     "gpt_neox", "mpt",   "starcoder2",
+        "stablelm",  "olmo",      "olmo2",       "cohere",      "cohere2",     "glm4",        "smollm3",  "gemma", "mixtral",
+        "qwen2_moe", "qwen3_moe", "granite_moe", "olmoe",       "deepseek_v2", "deepseek_v3", "gpt_oss"}) {
     EXPECT_TRUE(names.contains(name)) << name;
   }
 }

@@ -5,7 +5,10 @@
 namespace millrace {
 namespace {
 
-bool reads(const Op& op, BufferId buffer) { return op.in == buffer || op.residual == buffer || op.shared == buffer || op.shared_gate == buffer || (op.kind == OpKind::kPosition && op.out == buffer); }
+bool reads(const Op& op, BufferId buffer) {
+  return op.in == buffer || op.residual == buffer || op.shared == buffer || op.shared_gate == buffer ||
+         (op.kind == OpKind::kPosition && op.out == buffer);
+}
 
 // Whether anything after op `index` sees what it left in `buffer`.
 bool read_later(const Program& program, std::size_t index, BufferId buffer) {
@@ -33,7 +36,8 @@ std::optional<Op> merged(const Program& program, std::size_t i) {
     return op;
   }
   // The hidden state of a post-norm network is read as f32 by the residual, too.
-  if (first.kind == OpKind::kNorm && first.in == first.out && first.residual < 0 && second.kind == OpKind::kConvert && second.in == first.out && second.columns == nullptr) {
+  if (first.kind == OpKind::kNorm && first.in == first.out && first.residual < 0 && second.kind == OpKind::kConvert &&
+      second.in == first.out && second.columns == nullptr) {
     Op op = first;
     op.out = second.out;
     op.in_place = true;
@@ -43,9 +47,9 @@ std::optional<Op> merged(const Program& program, std::size_t i) {
   if (second.kind == OpKind::kConvert && second.columns == nullptr) {
     const bool producer = first.kind == OpKind::kNorm || (first.kind == OpKind::kLinear && first.activation);
     // Attention works head by head, so it can quantize its output only where a group's heads fill whole blocks of 32.
-    const bool attention = first.kind == OpKind::kAttention &&
-                           (only_f32(program, second.out) ||
-                            first.attention->num_heads / first.attention->num_kv_heads * first.attention->head_dim % 32 == 0);
+    const bool attention =
+        first.kind == OpKind::kAttention &&
+        (only_f32(program, second.out) || first.attention->num_heads / first.attention->num_kv_heads * first.attention->head_dim % 32 == 0);
     if ((producer && first.residual < 0) || attention) {
       Op op = first;
       op.out = second.out;
@@ -54,7 +58,8 @@ std::optional<Op> merged(const Program& program, std::size_t i) {
   }
   // Gate and up from one operation: where they read different orders of columns they are two, each with half of the segments.
   const std::size_t parts = first.mixture != nullptr ? first.mixture->experts.size() : 1;
-  if (second.kind == OpKind::kActivate && first.kind == OpKind::kLinear && !first.activation && first.residual < 0 && first.segments.size() == parts * (second.gated ? 2 : 1)) {
+  if (second.kind == OpKind::kActivate && first.kind == OpKind::kLinear && !first.activation && first.residual < 0 &&
+      first.segments.size() == parts * (second.gated ? 2 : 1)) {
     Op op = first;
     op.activation = second.activation;
     op.gated = second.gated;
@@ -62,7 +67,9 @@ std::optional<Op> merged(const Program& program, std::size_t i) {
     op.out = second.out;
     return op;
   }
-  if (second.kind == OpKind::kAdd && (first.kind == OpKind::kNorm || first.kind == OpKind::kCombine || (first.kind == OpKind::kLinear && !first.activation)) && first.residual < 0) {
+  if (second.kind == OpKind::kAdd &&
+      (first.kind == OpKind::kNorm || first.kind == OpKind::kCombine || (first.kind == OpKind::kLinear && !first.activation)) &&
+      first.residual < 0) {
     Op op = first;
     op.out = -1;
     op.residual = second.residual;
@@ -103,13 +110,16 @@ void fuse(Program& program) {
   for (std::size_t i = 0; i < program.ops.size(); ++i) {
     const Op& op = program.ops[i];
     if (op.kind != OpKind::kConvert && op.kind != OpKind::kActivate && op.kind != OpKind::kAdd) continue;
-    const char* why = op.columns != nullptr ? "its columns are gathered, in the weights' act-order or without the zeros after values narrower than keys"
-                      : op.kind == OpKind::kConvert ? "a group's heads do not fill blocks of 32, or the producer has another reader" : "no producer to merge with";
+    const char* why = op.columns != nullptr
+                          ? "its columns are gathered, in the weights' act-order or without the zeros after values narrower than keys"
+                      : op.kind == OpKind::kConvert ? "a group's heads do not fill blocks of 32, or the producer has another reader"
+                                                    : "no producer to merge with";
     const Buffer& in = buffer_of(program, op.in);
     int64_t bytes = in.width * static_cast<int64_t>(sizeof(float));
     if (op.out >= 0) bytes += form_bytes(buffer_of(program, op.out));
     if (op.residual >= 0) bytes += 2 * in.width * static_cast<int64_t>(sizeof(float));  // read, and written
-    program.unfused.push_back({i, fmt::format("layer {}: {} of \"{}\": {}", op.layer, op_name(op.kind), in.name, why), bytes * in.rows_per_token});
+    program.unfused.push_back(
+        {i, fmt::format("layer {}: {} of \"{}\": {}", op.layer, op_name(op.kind), in.name, why), bytes * in.rows_per_token});
   }
 }
 

@@ -42,7 +42,9 @@ std::vector<float> logits(const Model& model, Program program, ThreadPool& pool,
   runner->reset(64);
   std::vector<int32_t> tokens(40);
   for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 13 % 500);
-  EXPECT_TRUE(runner->append(tokens, chunk, true, [&](int64_t, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); }).is_ok());
+  EXPECT_TRUE(
+      runner->append(tokens, chunk, true, [&](int64_t, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); })
+          .is_ok());
   if (num_stages != nullptr) *num_stages = (*executor)->num_stages();
   return out;
 }
@@ -63,7 +65,8 @@ TEST(Fuse, ChangesNoBitOfAnyFamily) {
         EXPECT_LT(fused.ops.size(), unfused.ops.size());
         // Only gate and up in different act-orders are two operations, which an activation cannot join.
         const bool act_order = std::any_of(fused.ops.begin(), fused.ops.end(), [](const Op& op) { return op.columns != nullptr; });
-        EXPECT_TRUE(std::none_of(fused.ops.begin(), fused.ops.end(), [&](const Op& op) { return op.kind == OpKind::kAdd || (op.kind == OpKind::kActivate && !act_order); }));
+        EXPECT_TRUE(std::none_of(fused.ops.begin(), fused.ops.end(),
+                                 [&](const Op& op) { return op.kind == OpKind::kAdd || (op.kind == OpKind::kActivate && !act_order); }));
         const CpuExecutorOptions options{isa, path, kv_dtype, 64};
         EXPECT_EQ(logits(*model, fused, pool, options), logits(*model, unfused, pool, options));
       }

@@ -58,10 +58,11 @@ struct Conversion {
 };
 
 inline const std::map<std::string_view, std::string_view> kLlamaNames = {
-    {"model.embed_tokens", "token_embd"}, {"model.norm", "output_norm"}, {"lm_head", "output"}, {"input_layernorm", "attn_norm"},
-    {"self_attn.q_proj", "attn_q"}, {"self_attn.k_proj", "attn_k"}, {"self_attn.v_proj", "attn_v"}, {"self_attn.o_proj", "attn_output"},
-    {"self_attn.q_norm", "attn_q_norm"}, {"self_attn.k_norm", "attn_k_norm"}, {"self_attn.qkv_proj", "attn_qkv"},
-    {"post_attention_layernorm", "ffn_norm"}, {"mlp.gate_proj", "ffn_gate"}, {"mlp.up_proj", "ffn_up"}, {"mlp.down_proj", "ffn_down"},
+    {"model.embed_tokens", "token_embd"}, {"model.norm", "output_norm"},       {"lm_head", "output"},
+    {"input_layernorm", "attn_norm"},     {"self_attn.q_proj", "attn_q"},      {"self_attn.k_proj", "attn_k"},
+    {"self_attn.v_proj", "attn_v"},       {"self_attn.o_proj", "attn_output"}, {"self_attn.q_norm", "attn_q_norm"},
+    {"self_attn.k_norm", "attn_k_norm"},  {"self_attn.qkv_proj", "attn_qkv"},  {"post_attention_layernorm", "ffn_norm"},
+    {"mlp.gate_proj", "ffn_gate"},        {"mlp.up_proj", "ffn_up"},           {"mlp.down_proj", "ffn_down"},
     {"mlp.gate_up_proj", "ffn_up"}};
 
 inline std::map<std::string_view, std::string_view> gemma_names() {
@@ -72,40 +73,76 @@ inline std::map<std::string_view, std::string_view> gemma_names() {
   return names;
 }
 
-inline const std::map<std::string_view, std::string_view> kTransformerNames = {
-    {"transformer.wte", "token_embd"}, {"transformer.wpe", "position_embd"}, {"transformer.ln_f", "output_norm"}, {"ln_1", "attn_norm"},
-    {"ln_2", "ffn_norm"}, {"attn.c_attn", "attn_qkv"}, {"attn.c_proj", "attn_output"}, {"mlp.c_fc", "ffn_up"}, {"mlp.c_proj", "ffn_down"},
-    {"transformer.word_embeddings", "token_embd"}, {"transformer.word_embeddings_layernorm", "token_embd_norm"},
-    {"input_layernorm", "attn_norm"}, {"post_attention_layernorm", "ffn_norm"}, {"self_attention.query_key_value", "attn_qkv"},
-    {"self_attention.dense", "attn_output"}, {"mlp.dense_h_to_4h", "ffn_up"}, {"mlp.dense_4h_to_h", "ffn_down"}};
+inline const std::map<std::string_view, std::string_view> kTransformerNames = {{"transformer.wte", "token_embd"},
+                                                                               {"transformer.wpe", "position_embd"},
+                                                                               {"transformer.ln_f", "output_norm"},
+                                                                               {"ln_1", "attn_norm"},
+                                                                               {"ln_2", "ffn_norm"},
+                                                                               {"attn.c_attn", "attn_qkv"},
+                                                                               {"attn.c_proj", "attn_output"},
+                                                                               {"mlp.c_fc", "ffn_up"},
+                                                                               {"mlp.c_proj", "ffn_down"},
+                                                                               {"transformer.word_embeddings", "token_embd"},
+                                                                               {"transformer.word_embeddings_layernorm", "token_embd_norm"},
+                                                                               {"input_layernorm", "attn_norm"},
+                                                                               {"post_attention_layernorm", "ffn_norm"},
+                                                                               {"self_attention.query_key_value", "attn_qkv"},
+                                                                               {"self_attention.dense", "attn_output"},
+                                                                               {"mlp.dense_h_to_4h", "ffn_up"},
+                                                                               {"mlp.dense_4h_to_h", "ffn_down"}};
 
-inline const std::map<std::string_view, std::string_view> kPhiNames = {
-    {"model.embed_tokens", "token_embd"}, {"model.final_layernorm", "output_norm"}, {"lm_head", "output"}, {"input_layernorm", "attn_norm"},
-    {"self_attn.q_proj", "attn_q"}, {"self_attn.k_proj", "attn_k"}, {"self_attn.v_proj", "attn_v"}, {"self_attn.dense", "attn_output"},
-    {"mlp.fc1", "ffn_up"}, {"mlp.fc2", "ffn_down"}};
+inline const std::map<std::string_view, std::string_view> kPhiNames = {{"model.embed_tokens", "token_embd"},
+                                                                       {"model.final_layernorm", "output_norm"},
+                                                                       {"lm_head", "output"},
+                                                                       {"input_layernorm", "attn_norm"},
+                                                                       {"self_attn.q_proj", "attn_q"},
+                                                                       {"self_attn.k_proj", "attn_k"},
+                                                                       {"self_attn.v_proj", "attn_v"},
+                                                                       {"self_attn.dense", "attn_output"},
+                                                                       {"mlp.fc1", "ffn_up"},
+                                                                       {"mlp.fc2", "ffn_down"}};
 
-inline std::map<std::string_view, std::string_view> with(std::map<std::string_view, std::string_view> names, const std::map<std::string_view, std::string_view>& more) {
+inline std::map<std::string_view, std::string_view> with(std::map<std::string_view, std::string_view> names,
+                                                         const std::map<std::string_view, std::string_view>& more) {
   for (const auto& [name, gguf] : more) names[name] = gguf;
   return names;
 }
 
-inline const std::map<std::string_view, std::string_view> kNeoxNames = {
-    {"gpt_neox.embed_in", "token_embd"}, {"gpt_neox.final_layer_norm", "output_norm"}, {"embed_out", "output"}, {"lm_head", "output"},
-    {"input_layernorm", "attn_norm"}, {"attention.query_key_value", "attn_qkv"}, {"attention.dense", "attn_output"},
-    {"post_attention_layernorm", "ffn_norm"}, {"mlp.dense_h_to_4h", "ffn_up"}, {"mlp.dense_4h_to_h", "ffn_down"}};
+inline const std::map<std::string_view, std::string_view> kNeoxNames = {{"gpt_neox.embed_in", "token_embd"},
+                                                                        {"gpt_neox.final_layer_norm", "output_norm"},
+                                                                        {"embed_out", "output"},
+                                                                        {"lm_head", "output"},
+                                                                        {"input_layernorm", "attn_norm"},
+                                                                        {"attention.query_key_value", "attn_qkv"},
+                                                                        {"attention.dense", "attn_output"},
+                                                                        {"post_attention_layernorm", "ffn_norm"},
+                                                                        {"mlp.dense_h_to_4h", "ffn_up"},
+                                                                        {"mlp.dense_4h_to_h", "ffn_down"}};
 
 inline const std::map<std::string_view, std::string_view> kMptNames = {
-    {"transformer.wte", "token_embd"}, {"transformer.norm_f", "output_norm"}, {"norm_1", "attn_norm"}, {"norm_2", "ffn_norm"},
-    {"attn.Wqkv", "attn_qkv"}, {"attn.out_proj", "attn_output"}, {"ffn.up_proj", "ffn_up"}, {"ffn.down_proj", "ffn_down"}};
+    {"transformer.wte", "token_embd"}, {"transformer.norm_f", "output_norm"}, {"norm_1", "attn_norm"},   {"norm_2", "ffn_norm"},
+    {"attn.Wqkv", "attn_qkv"},         {"attn.out_proj", "attn_output"},      {"ffn.up_proj", "ffn_up"}, {"ffn.down_proj", "ffn_down"}};
 
 // Experts' tensors are stacked first: "mlp.experts.gate_proj" of all of a layer's.
-inline const std::map<std::string_view, std::string_view> kExpertNames = {
-    {"mlp.gate", "ffn_gate_inp"}, {"block_sparse_moe.gate", "ffn_gate_inp"}, {"block_sparse_moe.experts.w1", "ffn_gate_exps"},
-    {"block_sparse_moe.experts.w3", "ffn_up_exps"}, {"block_sparse_moe.experts.w2", "ffn_down_exps"}, {"mlp.experts.gate_proj", "ffn_gate_exps"}, {"mlp.experts.up_proj", "ffn_up_exps"}, {"mlp.experts.down_proj", "ffn_down_exps"},
-    {"mlp.shared_expert.gate_proj", "ffn_gate_shexp"}, {"mlp.shared_expert.up_proj", "ffn_up_shexp"}, {"mlp.shared_expert.down_proj", "ffn_down_shexp"},
-    {"mlp.shared_expert_gate", "ffn_gate_inp_shexp"}, {"block_sparse_moe.router.layer", "ffn_gate_inp"}, {"block_sparse_moe.gate_linear", "ffn_gate_exps"},
-    {"block_sparse_moe.up_linear", "ffn_up_exps"}, {"block_sparse_moe.output_linear", "ffn_down_exps"}, {"shared_mlp.gate_linear", "ffn_gate_shexp"},
-    {"shared_mlp.up_linear", "ffn_up_shexp"}, {"shared_mlp.output_linear", "ffn_down_shexp"}};
+inline const std::map<std::string_view, std::string_view> kExpertNames = {{"mlp.gate", "ffn_gate_inp"},
+                                                                          {"block_sparse_moe.gate", "ffn_gate_inp"},
+                                                                          {"block_sparse_moe.experts.w1", "ffn_gate_exps"},
+                                                                          {"block_sparse_moe.experts.w3", "ffn_up_exps"},
+                                                                          {"block_sparse_moe.experts.w2", "ffn_down_exps"},
+                                                                          {"mlp.experts.gate_proj", "ffn_gate_exps"},
+                                                                          {"mlp.experts.up_proj", "ffn_up_exps"},
+                                                                          {"mlp.experts.down_proj", "ffn_down_exps"},
+                                                                          {"mlp.shared_expert.gate_proj", "ffn_gate_shexp"},
+                                                                          {"mlp.shared_expert.up_proj", "ffn_up_shexp"},
+                                                                          {"mlp.shared_expert.down_proj", "ffn_down_shexp"},
+                                                                          {"mlp.shared_expert_gate", "ffn_gate_inp_shexp"},
+                                                                          {"block_sparse_moe.router.layer", "ffn_gate_inp"},
+                                                                          {"block_sparse_moe.gate_linear", "ffn_gate_exps"},
+                                                                          {"block_sparse_moe.up_linear", "ffn_up_exps"},
+                                                                          {"block_sparse_moe.output_linear", "ffn_down_exps"},
+                                                                          {"shared_mlp.gate_linear", "ffn_gate_shexp"},
+                                                                          {"shared_mlp.up_linear", "ffn_up_shexp"},
+                                                                          {"shared_mlp.output_linear", "ffn_down_shexp"}};
 
 inline Tensor unchanged(std::string_view, const Tensor& tensor) { return tensor; }
 
@@ -186,7 +223,9 @@ inline const Conversion kConversions[] = {
        gguf.integer(prefix + "rope.scaling.original_context_length", 256);
      }},
     {"gpt2", "gpt2", kTransformerNames,
-     [](std::string_view name, const Tensor& tensor) { return name.starts_with("blk.") && tensor.shape.size() == 2 ? transposed(tensor) : tensor; },
+     [](std::string_view name, const Tensor& tensor) {
+       return name.starts_with("blk.") && tensor.shape.size() == 2 ? transposed(tensor) : tensor;
+     },
      [](Writer& gguf, const std::string& prefix) { gguf.real(prefix + "attention.layer_norm_epsilon", 1e-5f); }},
     {"falcon", "falcon", kTransformerNames, unchanged,  // of one kv head: its groups are concatenated already
      [](Writer& gguf, const std::string& prefix) {
@@ -194,7 +233,9 @@ inline const Conversion kConversions[] = {
        gguf.real(prefix + "attention.layer_norm_epsilon", 1e-5f);
      }},
     {"bloom", "bloom", kTransformerNames,
-     [](std::string_view name, const Tensor& tensor) { return name.find("attn_qkv") != name.npos ? with_rows(tensor, bloom_permutation) : tensor; },
+     [](std::string_view name, const Tensor& tensor) {
+       return name.find("attn_qkv") != name.npos ? with_rows(tensor, bloom_permutation) : tensor;
+     },
      [](Writer& gguf, const std::string& prefix) {
        gguf.integer(prefix + "attention.head_count_kv", 4);
        gguf.real(prefix + "attention.layer_norm_epsilon", 1e-5f);
@@ -208,7 +249,9 @@ inline const Conversion kConversions[] = {
        gguf.real(prefix + "logit_scale", 4);
      }},
     {"gpt_neox", "gptneox", kNeoxNames,
-     [](std::string_view name, const Tensor& tensor) { return name.find("attn_qkv") != name.npos ? with_rows(tensor, bloom_permutation) : tensor; },
+     [](std::string_view name, const Tensor& tensor) {
+       return name.find("attn_qkv") != name.npos ? with_rows(tensor, bloom_permutation) : tensor;
+     },
      [](Writer& gguf, const std::string& prefix) {
        gguf.integer(prefix + "rope.dimension_count", 4);
        gguf.boolean(prefix + "use_parallel_residual", true);
@@ -228,7 +271,8 @@ inline const Conversion kConversions[] = {
        gguf.real(prefix + "attention.layer_norm_epsilon", 1e-5f);
      }},
     {"stablelm", "stablelm", kLlamaNames, unchanged, stablelm_metadata},
-    {"stablelm-parallel", "stablelm", with(kLlamaNames, {{"self_attn.q_layernorm.norms", "attn_q_norm"}, {"self_attn.k_layernorm.norms", "attn_k_norm"}}), unchanged,
+    {"stablelm-parallel", "stablelm",
+     with(kLlamaNames, {{"self_attn.q_layernorm.norms", "attn_q_norm"}, {"self_attn.k_layernorm.norms", "attn_k_norm"}}), unchanged,
      stablelm_metadata},
     {"olmo", "olmo", kLlamaNames, llama_change,
      [](Writer& gguf, const std::string& prefix) {
@@ -263,13 +307,14 @@ inline const Conversion kConversions[] = {
        gguf.integer(prefix + "attention.sliding_window", 16);
        gguf.real(prefix + "logit_scale", 0.5f);
      }},
-    {"glm4", "glm4",
-     with(kLlamaNames, {{"post_self_attn_layernorm", "post_attention_norm"}, {"post_mlp_layernorm", "post_ffw_norm"}}), unchanged,
+    {"glm4", "glm4", with(kLlamaNames, {{"post_self_attn_layernorm", "post_attention_norm"}, {"post_mlp_layernorm", "post_ffw_norm"}}),
+     unchanged,
      [](Writer& gguf, const std::string& prefix) {
        rms(gguf, prefix, 1e-5f, 10000, 16, 2);
        gguf.integer(prefix + "rope.dimension_count", 8);
      }},
-    {"smollm3", "smollm3", kLlamaNames, llama_change, [](Writer& gguf, const std::string& prefix) { rms(gguf, prefix, 1e-6f, 50000, 16, 2); }},
+    {"smollm3", "smollm3", kLlamaNames, llama_change,
+     [](Writer& gguf, const std::string& prefix) { rms(gguf, prefix, 1e-6f, 50000, 16, 2); }},
     {"gemma", "gemma", kLlamaNames, gemma_change, [](Writer& gguf, const std::string& prefix) { rms(gguf, prefix, 1e-6f, 10000, 32, 1); }},
     {"qwen2_moe", "qwen2moe", with(kLlamaNames, kExpertNames), unchanged,
      [](Writer& gguf, const std::string& prefix) {
@@ -300,7 +345,9 @@ inline const Conversion kConversions[] = {
        granite_moe_metadata(gguf, prefix);
        gguf.integer(prefix + "expert_shared_feed_forward_length", 48);
      }},
-    {"gpt_oss", "gpt-oss", with(with(kLlamaNames, kExpertNames), {{"self_attn.sinks", "attn_sinks"}, {"mlp.router", "ffn_gate_inp"}, {"post_attention_layernorm", "post_attention_norm"}}),
+    {"gpt_oss", "gpt-oss",
+     with(with(kLlamaNames, kExpertNames),
+          {{"self_attn.sinks", "attn_sinks"}, {"mlp.router", "ffn_gate_inp"}, {"post_attention_layernorm", "post_attention_norm"}}),
      unchanged,
      [](Writer& gguf, const std::string& prefix) {
        rms(gguf, prefix, 1e-5f, 150000, 16, 2);
@@ -354,9 +401,12 @@ inline Tensor every_second(const Tensor& rows, std::size_t first) {
   return plain;
 }
 
-// gpt-oss: experts in stacks whose matrices are transposed, gate and up in alternate columns; biases and sinks without a dot in their names.
+// gpt-oss: experts in stacks whose matrices are transposed, gate and up in alternate columns; biases and sinks without a dot in their
+// names.
 inline bool convert_gpt_oss(const std::string& name, const Tensor& plain, std::map<std::string, Tensor>& converted) {
-  const auto place = [&](std::string_view old, std::string_view now) { return name.substr(0, name.size() - old.size()) + std::string(now); };
+  const auto place = [&](std::string_view old, std::string_view now) {
+    return name.substr(0, name.size() - old.size()) + std::string(now);
+  };
   if (name.ends_with("self_attn.sinks")) {
     converted[name + ".weight"] = plain;
   } else if (name.ends_with("experts.gate_up_proj")) {
@@ -399,7 +449,8 @@ inline std::optional<Numbered> numbered(const std::string& name) {
   return std::nullopt;
 }
 
-// What converters do to all families: what there is one tensor of for each expert or head is stacked, and experts' fused gate and up are split.
+// What converters do to all families: what there is one tensor of for each expert or head is stacked, and experts' fused gate and up are
+// split.
 inline std::map<std::string, Tensor> as_converted(const Checkpoint& directory, bool stacks) {
   std::map<std::string, Tensor> converted;
   for (const SourceTensor& tensor : directory.tensors()) {
@@ -415,7 +466,8 @@ inline std::map<std::string, Tensor> as_converted(const Checkpoint& directory, b
       stack.shape = plain.shape;
       stack.shape.insert(stack.shape.begin(), count);
       stack.data.resize(plain.data.size() * static_cast<std::size_t>(count));
-      std::copy(plain.data.begin(), plain.data.end(), stack.data.begin() + static_cast<std::ptrdiff_t>(plain.data.size()) * part_of->number);
+      std::copy(plain.data.begin(), plain.data.end(),
+                stack.data.begin() + static_cast<std::ptrdiff_t>(plain.data.size()) * part_of->number);
     } else if (fused != std::string::npos) {
       const std::size_t dimension = plain.shape.size() - 2;
       const int64_t width = plain.shape.back(), half = plain.shape[dimension] / 2;
@@ -439,8 +491,8 @@ inline const Conversion& conversion_of(std::string_view golden) {
 }
 
 // The golden model `directory` as `conversion` has it, with `more` metadata. The file must outlive the network.
-inline Checkpoint converted(const Conversion& conversion, const Checkpoint& directory, const Network& network, const std::filesystem::path& path,
-                     const std::function<void(Writer&, const std::string& prefix)>& more = {}) {
+inline Checkpoint converted(const Conversion& conversion, const Checkpoint& directory, const Network& network,
+                            const std::filesystem::path& path, const std::function<void(Writer&, const std::string& prefix)>& more = {}) {
   Writer builder;
   const std::string prefix = fmt::format("{}.", conversion.architecture);
   builder.text("general.architecture", conversion.architecture);

@@ -17,10 +17,22 @@ struct Tensor {
 // A minimal GGUF v3 writer: f32 tensors, and metadata of a few kinds.
 class Writer {
  public:
-  void text(std::string_view key, std::string_view value) { entry(key, 8); string(metadata_, value); }
-  void integer(std::string_view key, uint32_t value) { entry(key, 4); raw(metadata_, value); }
-  void real(std::string_view key, float value) { entry(key, 6); raw(metadata_, value); }
-  void boolean(std::string_view key, bool value) { entry(key, 7); metadata_ += value ? '\1' : '\0'; }
+  void text(std::string_view key, std::string_view value) {
+    entry(key, 8);
+    string(metadata_, value);
+  }
+  void integer(std::string_view key, uint32_t value) {
+    entry(key, 4);
+    raw(metadata_, value);
+  }
+  void real(std::string_view key, float value) {
+    entry(key, 6);
+    raw(metadata_, value);
+  }
+  void boolean(std::string_view key, bool value) {
+    entry(key, 7);
+    metadata_ += value ? '\1' : '\0';
+  }
   void booleans(std::string_view key, const std::vector<bool>& values) {
     entry(key, 9);
     raw(metadata_, uint32_t{7});
@@ -49,7 +61,9 @@ class Writer {
 
  private:
   template <class T>
-  static void raw(std::string& out, T value) { out.append(reinterpret_cast<const char*>(&value), sizeof value); }
+  static void raw(std::string& out, T value) {
+    out.append(reinterpret_cast<const char*>(&value), sizeof value);
+  }
   static void string(std::string& out, std::string_view value) {
     raw(out, static_cast<uint64_t>(value.size()));
     out += value;

@@ -1,5 +1,5 @@
-// A GGUF file whose matrices are all of one type, for every type that files use, through the whole engine: on the exact path it must give, bit for
-// bit, what its numbers give as f32; the fast path and the one for prompts must stay near it.
+// A GGUF file whose matrices are all of one type, for every type that files use, through the whole engine: on the exact path it must give,
+// bit for bit, what its numbers give as f32; the fast path and the one for prompts must stay near it.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -76,7 +76,8 @@ std::string file_of(DType dtype, bool as_numbers) {
   // Norms bring what reaches a matrix to a size at which its results are about one, whatever the size of the type's numbers.
   const std::vector<float> norm(kHidden, static_cast<float>(1 / (16 * largest_rms)));
   for (int layer = 0; layer < kLayers; ++layer) {
-    for (const char* name : {"attn_norm", "ffn_norm"}) add(fmt::format("blk.{}.{}.weight", layer, name), {kHidden}, DType::kF32, norm.data(), kHidden * sizeof(float));
+    for (const char* name : {"attn_norm", "ffn_norm"})
+      add(fmt::format("blk.{}.{}.weight", layer, name), {kHidden}, DType::kF32, norm.data(), kHidden * sizeof(float));
   }
   add("output_norm.weight", {kHidden}, DType::kF32, norm.data(), kHidden * sizeof(float));
   return parts.bytes();
@@ -105,7 +106,11 @@ Computed compute(const std::string& path, GemmPath gemm_path) {
   for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 13 % kVocabulary);
   Computed computed;
   computed.weight_class = weight_class_name((*weights)[0].weight_class());
-  EXPECT_TRUE(runner->append(tokens, 17, true, [&](int64_t, std::span<const float> row) { computed.logits.insert(computed.logits.end(), row.begin(), row.end()); }).is_ok());
+  EXPECT_TRUE(
+      runner
+          ->append(tokens, 17, true,
+                   [&](int64_t, std::span<const float> row) { computed.logits.insert(computed.logits.end(), row.begin(), row.end()); })
+          .is_ok());
   return computed;
 }
 
@@ -113,8 +118,10 @@ class GgufTypes : public testing::TestWithParam<DType> {};
 
 TEST_P(GgufTypes, AreComputedAsStored) {
   const TemporaryDirectory directory;
-  const std::string stored = directory.write("stored.gguf", file_of(GetParam(), false)), numbers = directory.write("numbers.gguf", file_of(GetParam(), true));
-  const Computed want = compute(numbers, GemmPath::kExact), exact = compute(stored, GemmPath::kExact), fast = compute(stored, GemmPath::kFast);
+  const std::string stored = directory.write("stored.gguf", file_of(GetParam(), false)),
+                    numbers = directory.write("numbers.gguf", file_of(GetParam(), true));
+  const Computed want = compute(numbers, GemmPath::kExact), exact = compute(stored, GemmPath::kExact),
+                 fast = compute(stored, GemmPath::kFast);
   EXPECT_EQ(exact.weight_class, GetParam() == DType::kTQ1_0 ? "TQ2_0" : dtype_name(GetParam()));
   ASSERT_EQ(want.logits.size(), static_cast<std::size_t>(48 * kVocabulary));
   ASSERT_EQ(exact.logits, want.logits);
@@ -127,7 +134,8 @@ TEST_P(GgufTypes, AreComputedAsStored) {
   EXPECT_LT(std::sqrt(difference / size), 0.05);  // int8 activations
 }
 
-INSTANTIATE_TEST_SUITE_P(All, GgufTypes, testing::ValuesIn(kGemmDTypes), [](const auto& dtype) { return std::string(dtype_name(dtype.param)); });
+INSTANTIATE_TEST_SUITE_P(All, GgufTypes, testing::ValuesIn(kGemmDTypes),
+                         [](const auto& dtype) { return std::string(dtype_name(dtype.param)); });
 
 }  // namespace
 }  // namespace millrace

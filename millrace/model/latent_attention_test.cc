@@ -1,5 +1,5 @@
-// Latent attention and gpt-oss's experts: what binding makes of the stored rows. That the network then computes what transformers does is for the
-// golden models (engine/golden_test.cc).
+// Latent attention and gpt-oss's experts: what binding makes of the stored rows. That the network then computes what transformers does is
+// for the golden models (engine/golden_test.cc).
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -68,18 +68,24 @@ TEST(LatentAttention, QueriesMayHaveALatentToo) {
 
 TEST(LatentAttention, WhatDoesNotFitIsNamed) {
   const Checkpoint checkpoint = open_golden("deepseek_v3");
-  const auto message = [&](const std::function<void(json::object& layer)>& change) {
-    return bind_changed(checkpoint, [&](json::object& description) { change(description["layers"].get_array()[0].get_object()); }).status().message();
+  const auto message = [&](const std::function<void(json::object & layer)>& change) {
+    return bind_changed(checkpoint, [&](json::object& description) { change(description["layers"].get_array()[0].get_object()); })
+        .status()
+        .message();
   };
   const auto attention = [](json::object& layer) -> json::object& { return layer["attention"].get_object(); };
-  EXPECT_THAT(message([&](json::object& layer) { attention(layer)["k"] = "self_attn.k_proj"; }), HasSubstr("layers[0].attention.k: is no part of an attention with \"latent\""));
+  EXPECT_THAT(message([&](json::object& layer) { attention(layer)["k"] = "self_attn.k_proj"; }),
+              HasSubstr("layers[0].attention.k: is no part of an attention with \"latent\""));
   EXPECT_THAT(message([&](json::object& layer) { attention(layer)["latent"].get_object().erase("q_norm"); }),
               HasSubstr("layers[0].attention.latent.q_norm: \"q_rank\", \"q_down\" and \"q_norm\" belong together"));
-  EXPECT_THAT(message([&](json::object& layer) { attention(layer)["position"].get_object()["rotary_dim"] = 4; }), HasSubstr("latent attention rotates the 8 dimensions of rope_dim"));
+  EXPECT_THAT(message([&](json::object& layer) { attention(layer)["position"].get_object()["rotary_dim"] = 4; }),
+              HasSubstr("latent attention rotates the 8 dimensions of rope_dim"));
   EXPECT_THAT(message([&](json::object& layer) { attention(layer)["latent"].get_object()["value_dim"] = 13; }),
               HasSubstr("kv_b_proj.weight\" is [80, 32], expected [num_heads * (head_dim - rope_dim + value_dim), kv_rank] = [84, 32]"));
-  EXPECT_THAT(message([&](json::object& layer) { layer["moe"].get_object()["num_groups"] = 3; }), HasSubstr("8 experts in 3 groups, 3 experts of 2 groups a token"));
-  EXPECT_THAT(message([&](json::object& layer) { layer["moe"].get_object()["correction"] = "mlp.gate.other"; }), HasSubstr("missing tensor \"model.layers.1.mlp.gate.other\""));
+  EXPECT_THAT(message([&](json::object& layer) { layer["moe"].get_object()["num_groups"] = 3; }),
+              HasSubstr("8 experts in 3 groups, 3 experts of 2 groups a token"));
+  EXPECT_THAT(message([&](json::object& layer) { layer["moe"].get_object()["correction"] = "mlp.gate.other"; }),
+              HasSubstr("missing tensor \"model.layers.1.mlp.gate.other\""));
 }
 
 TEST(StackedExperts, GateAndUpMayAlternateAndHaveBiases) {
@@ -109,9 +115,11 @@ TEST(StackedExperts, GateAndUpMayAlternateAndHaveBiases) {
 // Stored as [k, rows] or as blocks of FP4: in both cases what is packed are the numbers.
 TEST(StackedExperts, AreThePackedNumbers) {
   const Checkpoint plain = open_golden("gpt_oss"), mxfp4 = open_golden("gpt_oss-mxfp4");
-  const Network plain_network = bind_changed(plain, [](json::object&) {}).value(), mxfp4_network = bind_changed(mxfp4, [](json::object&) {}).value();
+  const Network plain_network = bind_changed(plain, [](json::object&) {}).value(),
+                mxfp4_network = bind_changed(mxfp4, [](json::object&) {}).value();
   ThreadPool pool(2);
-  const Weights plain_weights = Weights::pack(plain_network, plain, pool).value(), mxfp4_weights = Weights::pack(mxfp4_network, mxfp4, pool).value();
+  const Weights plain_weights = Weights::pack(plain_network, plain, pool).value(),
+                mxfp4_weights = Weights::pack(mxfp4_network, mxfp4, pool).value();
   for (int e = 0; e < 4; ++e) {
     const Linear& linear = plain_network.layers[1].mlp.mixture->experts[static_cast<std::size_t>(e)].up;
     std::vector<float> row(64);

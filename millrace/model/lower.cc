@@ -14,7 +14,8 @@ constexpr uint8_t bit(ActivationForm form) { return static_cast<uint8_t>(form); 
 
 class Lowering {
  public:
-  Lowering(const Network& network, const Weights& weights, Isa isa, GemmPath path) : network_(network), weights_(weights), isa_(isa), path_(path) {
+  Lowering(const Network& network, const Weights& weights, Isa isa, GemmPath path)
+      : network_(network), weights_(weights), isa_(isa), path_(path) {
     program_.network = &network;
   }
 
@@ -103,7 +104,9 @@ class Lowering {
   };
   using Inputs = std::vector<Input>;
 
-  static bool same_columns(const std::vector<int32_t>* a, const std::vector<int32_t>* b) { return a == b || (a != nullptr && b != nullptr && *a == *b); }
+  static bool same_columns(const std::vector<int32_t>* a, const std::vector<int32_t>* b) {
+    return a == b || (a != nullptr && b != nullptr && *a == *b);
+  }
 
   // `in`, f32 rows, in the forms and orders of columns that its readers want.
   Inputs converted_input(BufferId in, const std::string& name, const std::vector<Reader>& readers) {
@@ -123,7 +126,8 @@ class Lowering {
       }
       ++orders;
       const Buffer from = program_.buffers[static_cast<std::size_t>(in)];
-      const BufferId out = buffer(orders == 1 ? name : name + " in order " + std::to_string(orders), from.width, forms, from.output_rows, from.rows_per_token);
+      const BufferId out = buffer(orders == 1 ? name : name + " in order " + std::to_string(orders), from.width, forms, from.output_rows,
+                                  from.rows_per_token);
       add({.kind = OpKind::kConvert, .in = in, .out = out, .columns = columns});
       inputs.push_back({reader.linear, out});
     }
@@ -131,7 +135,8 @@ class Lowering {
   }
 
   // The same after a norm, if there is one.
-  Inputs normed_input(const std::optional<Norm>& norm, BufferId in, const std::string& name, const std::vector<Reader>& readers, bool output_rows = false) {
+  Inputs normed_input(const std::optional<Norm>& norm, BufferId in, const std::string& name, const std::vector<Reader>& readers,
+                      bool output_rows = false) {
     if (norm) {
       const BufferId temporary = output_rows ? buffer("normed", network_.hidden_size, kF32Only, true) : normed_;
       add({.kind = OpKind::kNorm, .in = in, .out = temporary, .norm = &*norm});
@@ -203,7 +208,8 @@ class Lowering {
     if (attention.latent) {
       latent_qkv(attention, in, qkv, k_column, v_column);
     } else {
-      add_linears(in, {{&attention.q, 0}, {&attention.k, k_column}, {&attention.v, v_column}}, {.kind = OpKind::kLinear, .out = qkv, .clip = attention.clip});
+      add_linears(in, {{&attention.q, 0}, {&attention.k, k_column}, {&attention.v, v_column}},
+                  {.kind = OpKind::kLinear, .out = qkv, .clip = attention.clip});
     }
     const bool has_norm = attention.q_norm || attention.k_norm, heads_together = attention.head_norm == HeadNorm::kAllHeads;
     if (has_norm && heads_together) add({.kind = OpKind::kHeadsNorm, .in = qkv, .out = qkv, .attention = &attention, .k_column = k_column});
@@ -224,7 +230,12 @@ class Lowering {
     write.kv_write = true;
     add(std::move(write));
     const BufferId attended = buffer("attended", q_size, kF32Only);
-    add({.kind = OpKind::kAttention, .in = qkv, .out = attended, .attention = &attention, .kv_group = position.kv_group, .kv_layer = position.kv_layer});
+    add({.kind = OpKind::kAttention,
+         .in = qkv,
+         .out = attended,
+         .attention = &attention,
+         .kv_group = position.kv_group,
+         .kv_layer = position.kv_layer});
     if (attention.latent && !attention.latent->value_columns.empty()) {
       const std::vector<int32_t>& columns = attention.latent->value_columns;
       const BufferId values = buffer("attention output", static_cast<int64_t>(columns.size()), forms_of({&attention.o}));
@@ -232,7 +243,8 @@ class Lowering {
       add_linears({{&attention.o, values}}, {{&attention.o, 0}}, {.kind = OpKind::kLinear, .out = sum_});
       return;
     }
-    add_linears(converted_input(attended, "attention output", {{&attention.o}}), {{&attention.o, 0}}, {.kind = OpKind::kLinear, .out = sum_});
+    add_linears(converted_input(attended, "attention output", {{&attention.o}}), {{&attention.o, 0}},
+                {.kind = OpKind::kLinear, .out = sum_});
   }
 
   // A norm of a vector narrower than the hidden state, and what reads it.
@@ -251,14 +263,21 @@ class Lowering {
       q_in = normed_latent(*latent.q_norm, q_latent, "q latent", {{&attention.q}});
     }
     add_linears(q_in, {{&attention.q, 0}}, {.kind = OpKind::kLinear, .out = qkv});
-    const BufferId kv_latent = buffer("kv latent", latent.kv_down.weight.rows(), kF32Only), k_rope = buffer("k rope", latent.rope_dim, kF32Only);
+    const BufferId kv_latent = buffer("kv latent", latent.kv_down.weight.rows(), kF32Only),
+                   k_rope = buffer("k rope", latent.rope_dim, kF32Only);
     add_linears(in, {{&latent.kv_down, 0}}, {.kind = OpKind::kLinear, .out = kv_latent});
     add_linears(in, {{&latent.k_rope, 0}}, {.kind = OpKind::kLinear, .out = k_rope});
     const Inputs kv_in = normed_latent(latent.kv_norm, kv_latent, "kv latent", {{&latent.k_up}, {&latent.v_up}});
     const int64_t values = round_up(latent.k_up.weight.rows(), kPanelRows);
     const BufferId keys_values = buffer("keys and values", values + round_up(latent.v_up.weight.rows(), kPanelRows), kF32Only);
     add_linears(kv_in, {{&latent.k_up, 0}, {&latent.v_up, values}}, {.kind = OpKind::kLinear, .out = keys_values});
-    add({.kind = OpKind::kExpand, .in = keys_values, .out = qkv, .shared = k_rope, .attention = &attention, .k_column = k_column, .v_column = v_column});
+    add({.kind = OpKind::kExpand,
+         .in = keys_values,
+         .out = qkv,
+         .shared = k_rope,
+         .attention = &attention,
+         .k_column = k_column,
+         .v_column = v_column});
   }
 
   void mlp_branch(const MlpLayer& mlp, const Inputs& in) {
@@ -271,7 +290,8 @@ class Lowering {
 
   // The same chain of operations for one mlp over all rows and for many experts, each over its own rows.
   template <class Part>
-  void experts(const MlpLayer& mlp, std::span<const Part> parts, const Inputs& in, BufferId out, const std::string& name, const Mixture* mixture) {
+  void experts(const MlpLayer& mlp, std::span<const Part> parts, const Inputs& in, BufferId out, const std::string& name,
+               const Mixture* mixture) {
     const int64_t size = parts[0].up.weight.rows(), padded = round_up(size, kPanelRows);
     const int64_t rows_per_token = mixture != nullptr ? mixture->rule.experts_per_token : 1;
     std::vector<Placed> up, down;
@@ -285,8 +305,14 @@ class Lowering {
     const BufferId projected = buffer(name + " projections", mlp.gated ? 2 * padded : padded, kF32Only, false, rows_per_token);
     add_linears(in, up, {.kind = OpKind::kLinear, .out = projected, .mixture = mixture});
     const BufferId activated = buffer(name + " activated", size, kF32Only, false, rows_per_token);
-    add({.kind = OpKind::kActivate, .in = projected, .out = activated, .activation = mlp.activation, .gated = mlp.gated, .gate_limit = mlp.gate_limit});
-    add_linears(converted_input(activated, name + " output", down_readers), down, {.kind = OpKind::kLinear, .out = out, .mixture = mixture});
+    add({.kind = OpKind::kActivate,
+         .in = projected,
+         .out = activated,
+         .activation = mlp.activation,
+         .gated = mlp.gated,
+         .gate_limit = mlp.gate_limit});
+    add_linears(converted_input(activated, name + " output", down_readers), down,
+                {.kind = OpKind::kLinear, .out = out, .mixture = mixture});
   }
 
   // The router stays on the exact path: a rounded logit would choose another expert, which is no small error.
@@ -326,7 +352,11 @@ class Lowering {
     add({.kind = OpKind::kGather, .in = hidden_, .out = rows});
     const BufferId in = normed_input(network_.final_norm, rows, "head input", {{&network_.head}}, true)[0].buffer;
     program_.logits = buffer("logits", round_up(network_.vocab_size, kPanelRows), kF32Only, true);
-    add({.kind = OpKind::kLinear, .in = in, .out = program_.logits, .segments = {segment(network_.head, 0)}, .softcap = network_.logits_softcap,
+    add({.kind = OpKind::kLinear,
+         .in = in,
+         .out = program_.logits,
+         .segments = {segment(network_.head, 0)},
+         .softcap = network_.logits_softcap,
          .scale = network_.logits_multiplier});
     add({.kind = OpKind::kSample, .in = program_.logits});
   }
@@ -361,12 +391,13 @@ class Lowering {
     return out;
   }
 
-  // Layers with one geometry and one window share a KV group (docs/design.md D6). Of layers that look both ways nothing is kept: they take turns with
-  // the memory of one.
+  // Layers with one geometry and one window share a KV group (docs/design.md D6). Of layers that look both ways nothing is kept: they take
+  // turns with the memory of one.
   void kv_group(const AttentionLayer& attention, Op& op) {
     auto& groups = program_.kv_groups;
     for (std::size_t g = 0; g < groups.size(); ++g) {
-      if (groups[g].num_kv_heads == attention.num_kv_heads && groups[g].head_dim == attention.head_dim && groups[g].window == attention.window) {
+      if (groups[g].num_kv_heads == attention.num_kv_heads && groups[g].head_dim == attention.head_dim &&
+          groups[g].window == attention.window) {
         op.kv_group = static_cast<int32_t>(g);
         op.kv_layer = attention.causal ? static_cast<int32_t>(groups[g].num_layers++) : 0;
         return;
@@ -422,6 +453,8 @@ std::string_view op_name(OpKind kind) {
   return "unknown";
 }
 
-Program lower_network(const Network& network, const Weights& weights, Isa isa, GemmPath path) { return Lowering(network, weights, isa, path).run(); }
+Program lower_network(const Network& network, const Weights& weights, Isa isa, GemmPath path) {
+  return Lowering(network, weights, isa, path).run();
+}
 
 }  // namespace millrace

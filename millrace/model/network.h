@@ -22,7 +22,7 @@ struct MatrixSource {
   const SourceTensor* tensor = nullptr;  // stored [source_rows, k], or [k, source_rows] when `transposed`
   bool transposed = false;
   std::shared_ptr<const GroupedWeights> grouped;  // what a quantizer stored, [source_rows, k]; `tensor` then holds its codes. Null: plain
-  std::vector<int32_t> row_map;          // [rows] row of this matrix -> row of the stored tensor
+  std::vector<int32_t> row_map;                   // [rows] row of this matrix -> row of the stored tensor
   int64_t k = 0;
 
   int64_t rows() const { return static_cast<int64_t>(row_map.size()); }
@@ -45,50 +45,51 @@ struct Norm {
 struct Rope {
   enum class Pairing { kHalf, kInterleaved };  // (i, i + d/2) or (2i, 2i + 1)
   Pairing pairing = Pairing::kHalf;
-  int64_t rotary_dim = 0;                      // first dimensions of a head that rotate
-  std::vector<float> inv_freq;                 // [rotary_dim / 2]
-  float attention_factor = 1.0f;               // multiplies cos and sin (YaRN, LongRoPE)
+  int64_t rotary_dim = 0;         // first dimensions of a head that rotate
+  std::vector<float> inv_freq;    // [rotary_dim / 2]
+  float attention_factor = 1.0f;  // multiplies cos and sin (YaRN, LongRoPE)
   // Length-dependent scalings (dynamic NTK, LongRoPE) use these for a request whose prompt + max_tokens exceeds
   // `short_length`; the choice is made once, at admission (docs/design.md D5).
-  int64_t short_length = 0;                    // 0: no second variant
-  std::vector<float> long_inv_freq;            // [rotary_dim / 2]
+  int64_t short_length = 0;          // 0: no second variant
+  std::vector<float> long_inv_freq;  // [rotary_dim / 2]
   float long_attention_factor = 1.0f;
 };
 
 enum class Activation { kSilu, kGeluTanh, kGeluErf, kRelu, kReluSquared, kQuickGelu, kTanh };
 
-// What a norm of q or k is taken over: one head, all heads sharing a weight; one head, each with its own weight; all heads of a token at once.
+// What a norm of q or k is taken over: one head, all heads sharing a weight; one head, each with its own weight; all heads of a token at
+// once.
 enum class HeadNorm { kHead, kEachHead, kAllHeads };
 
-// Multi-head latent attention, DeepSeek-V2, arXiv:2405.04434: keys and values come from one small vector a token, and a part of the keys, which alone
-// is rotated, is the same for all heads. A head is [rope_dim, the rest] here, whatever the checkpoint's order.
+// Multi-head latent attention, DeepSeek-V2, arXiv:2405.04434: keys and values come from one small vector a token, and a part of the keys,
+// which alone is rotated, is the same for all heads. A head is [rope_dim, the rest] here, whatever the checkpoint's order.
 struct LatentAttention {
-  std::optional<Linear> q_down;    // [q_rank, hidden]; then q is [num_heads * head_dim, q_rank]
-  std::optional<Norm> q_norm;      // of q_down's result
-  Linear kv_down, k_rope;          // [kv_rank, hidden], [rope_dim, hidden]
-  Norm kv_norm;                    // of kv_down's result
-  Linear k_up, v_up;               // [num_heads * (head_dim - rope_dim), kv_rank], [num_heads * value_dim, kv_rank]
+  std::optional<Linear> q_down;         // [q_rank, hidden]; then q is [num_heads * head_dim, q_rank]
+  std::optional<Norm> q_norm;           // of q_down's result
+  Linear kv_down, k_rope;               // [kv_rank, hidden], [rope_dim, hidden]
+  Norm kv_norm;                         // of kv_down's result
+  Linear k_up, v_up;                    // [num_heads * (head_dim - rope_dim), kv_rank], [num_heads * value_dim, kv_rank]
   int64_t rope_dim = 0, value_dim = 0;  // value_dim <= head_dim: what attention computes of a head ends in zeros
   std::vector<int32_t> value_columns;   // [num_heads * value_dim] of [num_heads, head_dim]
 };
 
 struct AttentionLayer {
-  std::optional<Norm> norm;        // before; absent in post-norm networks
-  std::optional<Norm> post_norm;   // on the output, before the residual is added
-  std::optional<Norm> sum_norm;    // on the hidden state, after the output was added to it (post-norm networks)
-  bool causal = true;              // false: a token sees those after it too, so a text is computed whole, in one step
-  Linear q, k, v, o;               // q [num_heads * head_dim, hidden], k v [num_kv_heads * head_dim, hidden], o [hidden, num_heads * head_dim]
-  std::optional<float> clip;       // q, k and v are limited to [-clip, clip]
-  std::optional<Norm> q_norm, k_norm;  // before rope
+  std::optional<Norm> norm;       // before; absent in post-norm networks
+  std::optional<Norm> post_norm;  // on the output, before the residual is added
+  std::optional<Norm> sum_norm;   // on the hidden state, after the output was added to it (post-norm networks)
+  bool causal = true;             // false: a token sees those after it too, so a text is computed whole, in one step
+  Linear q, k, v, o;          // q [num_heads * head_dim, hidden], k v [num_kv_heads * head_dim, hidden], o [hidden, num_heads * head_dim]
+  std::optional<float> clip;  // q, k and v are limited to [-clip, clip]
+  std::optional<Norm> q_norm, k_norm;    // before rope
   HeadNorm head_norm = HeadNorm::kHead;  // kHead: weights [head_dim]; else [num_heads * head_dim] and [num_kv_heads * head_dim]
   int64_t num_heads = 0, num_kv_heads = 0, head_dim = 0;
-  float scale = 0;                 // multiplies q . k
-  std::optional<float> softcap;    // scores = cap * tanh(scores / cap)
-  std::optional<int64_t> window;   // keys at distance >= window are masked
+  float scale = 0;                // multiplies q . k
+  std::optional<float> softcap;   // scores = cap * tanh(scores / cap)
+  std::optional<int64_t> window;  // keys at distance >= window are masked
   std::optional<Rope> rope;
-  std::vector<float> alibi_slopes; // [num_heads], or empty: score += slope * key position
+  std::vector<float> alibi_slopes;        // [num_heads], or empty: score += slope * key position
   std::optional<LatentAttention> latent;  // then k and v are of no rows, and o is [hidden, num_heads * value_dim]
-  std::vector<float> sinks;        // [num_heads], or empty: the score of a key without a value that every row sees
+  std::vector<float> sinks;               // [num_heads], or empty: the score of a key without a value that every row sees
 };
 
 // Bounds of what a gated mlp's activation reads: gate at most `limit`, up from -limit to limit, and `offset` added to it.
@@ -98,24 +99,24 @@ struct GateLimit {
 
 // down(activation(gate(x)) * up(x)), or without a gate down(activation(up(x))).
 struct Expert {
-  Linear gate, up, down;           // gate: of no rows in an mlp that is not gated
+  Linear gate, up, down;  // gate: of no rows in an mlp that is not gated
 };
 
 // A mixture of experts, arXiv:1701.06538: of every token the sum over its experts of weight * expert(x), in the order of the experts.
 struct Mixture {
-  Linear router;                   // [num_experts, hidden]
+  Linear router;  // [num_experts, hidden]
   RoutingRule rule;
-  std::vector<Expert> experts;     // [num_experts]
-  std::optional<Expert> shared;    // added for every token
+  std::vector<Expert> experts;        // [num_experts]
+  std::optional<Expert> shared;       // added for every token
   std::optional<Linear> shared_gate;  // [1, hidden]: the shared expert counts sigmoid(shared_gate(x))
 };
 
 struct MlpLayer {
   std::optional<Norm> norm, post_norm, sum_norm;
-  bool gated = true;               // down(activation(gate(x)) * up(x)), else down(activation(up(x)))
+  bool gated = true;  // down(activation(gate(x)) * up(x)), else down(activation(up(x)))
   Activation activation = Activation::kSilu;
   std::optional<GateLimit> gate_limit;
-  Linear gate, up, down;           // of no rows where there is a mixture
+  Linear gate, up, down;  // of no rows where there is a mixture
   std::optional<Mixture> mixture;
 };
 
@@ -132,7 +133,7 @@ struct DecoderLayer {
 // What one row is made of a text's: the first token's, the mean over all tokens, the last token's.
 enum class Pooling { kFirst, kMean, kLast };
 
-struct DenseLayer {                // norm(activation(linear(x)))
+struct DenseLayer {  // norm(activation(linear(x)))
   Linear linear;
   std::optional<Activation> activation;
   std::optional<Norm> norm;
@@ -142,15 +143,15 @@ struct DenseLayer {                // norm(activation(linear(x)))
 struct PooledHead {
   Pooling pooling = Pooling::kMean;
   std::vector<DenseLayer> layers;
-  std::optional<Norm> unit_norm;   // makes the result as long as 1: an RMS norm whose weights are 1 / sqrt(size)
-  int64_t size = 0;                // of the result
-  bool classes = false;            // the result is one logit for each class
+  std::optional<Norm> unit_norm;  // makes the result as long as 1: an RMS norm whose weights are 1 / sqrt(size)
+  int64_t size = 0;               // of the result
+  bool classes = false;           // the result is one logit for each class
 };
 
 struct Network {
-  std::string family;              // for people only
+  std::string family;  // for people only
   int64_t vocab_size = 0, hidden_size = 0, max_positions = 0;
-  MatrixSource embedding;          // [vocab_size, hidden_size]
+  MatrixSource embedding;  // [vocab_size, hidden_size]
   float embedding_multiplier = 1.0f;
   std::optional<Norm> embedding_norm;
   std::optional<MatrixSource> positions;  // learned, [num positions, hidden_size]
@@ -159,12 +160,12 @@ struct Network {
   std::vector<DecoderLayer> layers;
   std::optional<Norm> final_norm;
   std::optional<PooledHead> pooled;  // of an encoder; then there is no head
-  Linear head;                     // [vocab_size, hidden_size]; of no rows where there is `pooled`
-  bool tied_head = false;          // head.weight is the embedding
+  Linear head;                       // [vocab_size, hidden_size]; of no rows where there is `pooled`
+  bool tied_head = false;            // head.weight is the embedding
   float logits_multiplier = 1.0f;
   std::optional<float> logits_softcap;
 
-  struct Binding {                 // for `inspect --explain`: how each stored tensor was used
+  struct Binding {  // for `inspect --explain`: how each stored tensor was used
     std::string tensor, dtype, shape, role, transforms;
   };
   std::vector<Binding> bindings;

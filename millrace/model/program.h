@@ -26,7 +26,9 @@ using WeightId = int32_t;
 struct ActivationForms {
   uint8_t fast = 0, prompt = 0;
   uint8_t any() const { return fast | prompt; }
-  ActivationForms operator|(ActivationForms other) const { return {static_cast<uint8_t>(fast | other.fast), static_cast<uint8_t>(prompt | other.prompt)}; }
+  ActivationForms operator|(ActivationForms other) const {
+    return {static_cast<uint8_t>(fast | other.fast), static_cast<uint8_t>(prompt | other.prompt)};
+  }
   bool operator==(const ActivationForms&) const = default;
 };
 inline constexpr ActivationForms kF32Only{static_cast<uint8_t>(ActivationForm::kF32), static_cast<uint8_t>(ActivationForm::kF32)};
@@ -35,18 +37,19 @@ struct Buffer {
   std::string name;
   int64_t width = 0;
   ActivationForms forms;
-  bool output_rows = false;  // one row per output of the step instead of one per token
+  bool output_rows = false;    // one row per output of the step instead of one per token
   int64_t rows_per_token = 1;  // more: one for each expert of a token, all tokens' rows sorted by expert
 };
 
 enum class OpKind : uint8_t {
-  kEmbed,      // tokens -> out: embedding row * multiplier + learned position, optional norm; also fills the step's rope tables
-  kNorm,       // out = norm(in) in out's forms;  with residual: residual += multiplier * norm(in)
-  kConvert,    // in (f32) -> out in out's forms
-  kLinear,     // out = in * weights + bias;  with activation: out = act(gate) * up or act(up);  with residual: residual += multiplier * (...)
-  kRoute,      // in (the router's logits) -> which experts each token takes, and their weights
+  kEmbed,    // tokens -> out: embedding row * multiplier + learned position, optional norm; also fills the step's rope tables
+  kNorm,     // out = norm(in) in out's forms;  with residual: residual += multiplier * norm(in)
+  kConvert,  // in (f32) -> out in out's forms
+  kLinear,   // out = in * weights + bias;  with activation: out = act(gate) * up or act(up);  with residual: residual += multiplier * (...)
+  kRoute,    // in (the router's logits) -> which experts each token takes, and their weights
   kDispatch,   // out[row of a token and expert] = in[token], rows sorted by expert
-  kCombine,    // out = sum over a token's experts of weight * in, + shared * sigmoid(shared gate);  with residual: residual += multiplier * (...)
+  kCombine,    // out = sum over a token's experts of weight * in, + shared * sigmoid(shared gate);  with residual: residual += multiplier *
+               // (...)
   kExpand,     // in (keys and values without rope) and shared (the rope part of all heads' keys) -> the k and v columns of out
   kHeadsNorm,  // on the q and k columns of out: the norm over all heads of a token
   kPosition,   // on the q, k, v columns of out: q/k norm, rope, kv write (each a flag)
@@ -61,46 +64,46 @@ std::string_view op_name(OpKind kind);
 
 struct LinearSegment {
   WeightId weight = -1;
-  int64_t column = 0;        // of the output where its first row goes, a multiple of 16
-  std::vector<float> bias;   // [rows], or empty
+  int64_t column = 0;       // of the output where its first row goes, a multiple of 16
+  std::vector<float> bias;  // [rows], or empty
 };
 
 struct Op {
   OpKind kind;
-  int32_t layer = -1;              // decoder layer, or -1
+  int32_t layer = -1;  // decoder layer, or -1
   BufferId in = -1, out = -1;
   BufferId residual = -1;
-  float multiplier = 1.0f;         // of what is added to the residual, or of the embedding
-  const Norm* norm = nullptr;      // kNorm, kEmbed
-  const std::vector<int32_t>* columns = nullptr;    // kConvert: column i of out is column (*columns)[i] of in; null: as they are
-  std::vector<LinearSegment> segments;              // kLinear
-  bool in_place = false;                            // kNorm: in's f32 rows become the norm, and out's forms are made of them
-  bool exact = false;                               // kLinear: on the exact path, whatever the program's
-  const Mixture* mixture = nullptr;                 // kRoute, kDispatch, kCombine; kLinear: segments of each expert in turn, for its rows
-  BufferId shared = -1, shared_gate = -1;           // kCombine; kExpand
+  float multiplier = 1.0f;                        // of what is added to the residual, or of the embedding
+  const Norm* norm = nullptr;                     // kNorm, kEmbed
+  const std::vector<int32_t>* columns = nullptr;  // kConvert: column i of out is column (*columns)[i] of in; null: as they are
+  std::vector<LinearSegment> segments;            // kLinear
+  bool in_place = false;                          // kNorm: in's f32 rows become the norm, and out's forms are made of them
+  bool exact = false;                             // kLinear: on the exact path, whatever the program's
+  const Mixture* mixture = nullptr;               // kRoute, kDispatch, kCombine; kLinear: segments of each expert in turn, for its rows
+  BufferId shared = -1, shared_gate = -1;         // kCombine; kExpand
   int64_t shared_gate_column = 0;
-  Pooling pooling = Pooling::kMean;                 // kPool
-  std::optional<Activation> activation;             // kActivate, kLinear
-  bool gated = false;                               // segments (gate, up), or columns (gate | up)
-  std::optional<GateLimit> gate_limit;              // with activation, of a gated one
-  std::optional<float> softcap;                     // kLinear: of the result (logits)
-  float scale = 1.0f;                               // kLinear: of the result (logits)
+  Pooling pooling = Pooling::kMean;                      // kPool
+  std::optional<Activation> activation;                  // kActivate, kLinear
+  bool gated = false;                                    // segments (gate, up), or columns (gate | up)
+  std::optional<GateLimit> gate_limit;                   // with activation, of a gated one
+  std::optional<float> softcap;                          // kLinear: of the result (logits)
+  float scale = 1.0f;                                    // kLinear: of the result (logits)
   bool qk_norm = false, rope = false, kv_write = false;  // kPosition
-  std::optional<float> clip;                        // kLinear: of the result (q, k and v)
-  const AttentionLayer* attention = nullptr;        // kHeadsNorm, kPosition, kAttention, kExpand
-  int32_t kv_group = -1, kv_layer = -1;             // layer index within its KV group
-  int32_t rope_table = -1;                          // kPosition: which of Program::ropes
-  int64_t k_column = 0, v_column = 0;               // kHeadsNorm, kPosition, kExpand: of the qkv buffer; q is at 0
+  std::optional<float> clip;                             // kLinear: of the result (q, k and v)
+  const AttentionLayer* attention = nullptr;             // kHeadsNorm, kPosition, kAttention, kExpand
+  int32_t kv_group = -1, kv_layer = -1;                  // layer index within its KV group
+  int32_t rope_table = -1;                               // kPosition: which of Program::ropes
+  int64_t k_column = 0, v_column = 0;                    // kHeadsNorm, kPosition, kExpand: of the qkv buffer; q is at 0
 };
 
 struct Program {
   const Network* network = nullptr;
   std::vector<Buffer> buffers;
   std::vector<Op> ops;
-  std::vector<const Rope*> ropes;    // distinct rope tables of a step
+  std::vector<const Rope*> ropes;      // distinct rope tables of a step
   std::vector<KvGroupSpec> kv_groups;  // block_bytes is the executor's to fill. Of an encoder: what a step needs, one layer at a time
-  BufferId logits = -1;              // what the network gives for an output: logits, or of an encoder an embedding or classes' logits
-  BufferId hidden = -1;              // of an encoder: the last hidden state of every token
+  BufferId logits = -1;                // what the network gives for an output: logits, or of an encoder an embedding or classes' logits
+  BufferId hidden = -1;                // of an encoder: the last hidden state of every token
   // Operations of lower_network that the fusion pass left as they were: what `inspect --explain` shows.
   struct Unfused {
     std::size_t op;           // of ops
@@ -113,7 +116,8 @@ struct Program {
 // The network's matrices, packed, in the order that the lowering numbers them.
 class Weights {
  public:
-  // Classes and sizes of the network's matrices, and nothing packed: enough to lower the network and to say what it takes. Errors name the tensor.
+  // Classes and sizes of the network's matrices, and nothing packed: enough to lower the network and to say what it takes. Errors name the
+  // tensor.
   static Result<Weights> plan(const Network& network, ThreadPool& pool);
 
   // Packs every matrix of planned weights on the pool's threads. Needs memory for bytes(), and of the files one tensor at a time.
@@ -140,7 +144,7 @@ class Weights {
 
  private:
   std::vector<PackedMatrix> matrices_;
-  std::vector<int64_t> offsets_;        // parallel to matrices_: of the first panel in panels_
+  std::vector<int64_t> offsets_;  // parallel to matrices_: of the first panel in panels_
   int64_t panels_bytes_ = 0;
   const std::byte* panels_ = nullptr;   // the matrices keep what it points to
   std::vector<const Linear*> linears_;  // parallel to matrices_

@@ -64,7 +64,8 @@ class RoundedRows : public RoundedWeights {
     matrix_rows_ = transposed_ ? shape.back() : shape[shape.size() - 2];
     rows = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()) / k;
     group_size = scheme.group_size == kWholeRows ? k : std::min(scheme.group_size, k);
-    // A scale a row costs nothing. Those of groups are kept in the type of the weights, whose range they have and whose precision they need.
+    // A scale a row costs nothing. Those of groups are kept in the type of the weights, whose range they have and whose precision they
+    // need.
     scale_dtype = group_size == k ? DType::kF32 : tensor_.dtype;
     symmetric = scheme.symmetric;
     if (kind == CodeKind::kCodebook4) codebook = kNormalFloat4;
@@ -74,7 +75,8 @@ class RoundedRows : public RoundedWeights {
     if (shape.size() > 2 && !source.row_map.empty()) {
       const auto [first, last] = std::minmax_element(source.row_map.begin(), source.row_map.end());
       const int64_t row_size = k * dtype_info(tensor_.dtype).block_bytes;
-      own_bytes = tensor_.data.subspan(static_cast<std::size_t>(*first * row_size), static_cast<std::size_t>((*last - *first + 1) * row_size));
+      own_bytes =
+          tensor_.data.subspan(static_cast<std::size_t>(*first * row_size), static_cast<std::size_t>((*last - *first + 1) * row_size));
     }
   }
 
@@ -85,13 +87,16 @@ class RoundedRows : public RoundedWeights {
     if (!wrong) return Status::ok();
     std::string place = fmt::format("{}, {}", transposed_ ? *wrong : row % matrix_rows_, transposed_ ? row % matrix_rows_ : *wrong);
     if (tensor_.shape.size() > 2) place = fmt::format("{}, {}", row / matrix_rows_, place);
-    return Status::invalid_argument(fmt::format("[{}] is {}: only finite weights can be quantized", place, numbers[static_cast<std::size_t>(*wrong)]));
+    return Status::invalid_argument(
+        fmt::format("[{}] is {}: only finite weights can be quantized", place, numbers[static_cast<std::size_t>(*wrong)]));
   }
 
   // One by one, for those who do not pack. A row that cannot be quantized is zeros.
   void read_codes(int64_t row, uint8_t* codes) const override { std::copy_n(read(row).codes.begin(), k, codes); }
   void read_scales(int64_t row, float* scales) const override { std::copy_n(read(row).scales.begin(), num_groups(), scales); }
-  void read_zero_points(int64_t row, uint8_t* zero_points) const override { std::copy_n(read(row).zero_points.begin(), num_groups(), zero_points); }
+  void read_zero_points(int64_t row, uint8_t* zero_points) const override {
+    std::copy_n(read(row).zero_points.begin(), num_groups(), zero_points);
+  }
 
  private:
   struct Row {
@@ -102,7 +107,8 @@ class RoundedRows : public RoundedWeights {
   Row read(int64_t row) const {
     const auto groups = static_cast<std::size_t>(num_groups());
     Row read{std::vector<uint8_t>(static_cast<std::size_t>(k)), std::vector<uint8_t>(groups), std::vector<float>(groups)};
-    if (!read_row(row, read.codes.data(), read.scales.data(), read.zero_points.data()).is_ok()) std::fill(read.scales.begin(), read.scales.end(), 0.0f);
+    if (!read_row(row, read.codes.data(), read.scales.data(), read.zero_points.data()).is_ok())
+      std::fill(read.scales.begin(), read.scales.end(), 0.0f);
     return read;
   }
 
@@ -170,13 +176,16 @@ Status check_plain(const Checkpoint& checkpoint, const MatrixSource& source) {
     const json::value* method = config->get_object().if_contains("quant_method");
     if (method != nullptr && method->is_string()) format = std::string_view(method->get_string());
   }
-  return Status::unsupported(fmt::format("{}: is already quantized: \"{}\" is {}; only weights stored as F32, F16 or BF16 can be quantized while loading", checkpoint.path(), source.tensor->name, format));
+  return Status::unsupported(
+      fmt::format("{}: is already quantized: \"{}\" is {}; only weights stored as F32, F16 or BF16 can be quantized while loading",
+                  checkpoint.path(), source.tensor->name, format));
 }
 
 Result<int64_t> group_size_of(const QuantizationOptions& options) {
   const int64_t size = options.group_size.value_or(default_group_size(options.type));
   if (size == kWholeRows || (size >= kBlockK && std::has_single_bit(static_cast<uint64_t>(size)))) return size;
-  return Status::invalid_argument(fmt::format("quantization group size: {}, expected {} or a power of two above it, or -1 for a scale a row", size, kBlockK));
+  return Status::invalid_argument(
+      fmt::format("quantization group size: {}, expected {} or a power of two above it, or -1 for a scale a row", size, kBlockK));
 }
 
 }  // namespace
@@ -224,10 +233,13 @@ Result<std::string> quantize_network(const Checkpoint& checkpoint, const Quantiz
   }
   for (std::size_t i = 0; i < options.exclude.size(); ++i) {
     if (excluded.matched[i]) continue;
-    return Status::invalid_argument(fmt::format("{}: quantization exclude \"{}\" names no matrix that would be quantized; `inspect --explain` lists their names", checkpoint.path(), options.exclude[i]));
+    return Status::invalid_argument(
+        fmt::format("{}: quantization exclude \"{}\" names no matrix that would be quantized; `inspect --explain` lists their names",
+                    checkpoint.path(), options.exclude[i]));
   }
   if (num_quantized == 0 && num_excluded == 0) {
-    return Status::unsupported(fmt::format("{}: has no matrix that can be quantized: none has rows of a multiple of {} weights", checkpoint.path(), kBlockK));
+    return Status::unsupported(
+        fmt::format("{}: has no matrix that can be quantized: none has rows of a multiple of {} weights", checkpoint.path(), kBlockK));
   }
   std::string words = scheme.words();
   if (has_head && network.head.weight.grouped != nullptr && four_bits) words += fmt::format("; lm_head {}", head_scheme.words());

@@ -1,4 +1,5 @@
-// Load-time quantization: of every golden model, and against checkpoints in published formats whose codes a plain loop made of the same weights.
+// Load-time quantization: of every golden model, and against checkpoints in published formats whose codes a plain loop made of the same
+// weights.
 #include "millrace/model/quantize.h"
 
 #include <fmt/format.h>
@@ -31,8 +32,12 @@ namespace fs = std::filesystem;
 constexpr QuantizationType kTypes[] = {QuantizationType::kInt8, QuantizationType::kInt4, QuantizationType::kNf4, QuantizationType::kFp8};
 
 struct Folder {
-  fs::path path = fs::temp_directory_path() / fmt::format("millrace-quantize-{}-{}", ::getpid(), testing::UnitTest::GetInstance()->current_test_info()->name());
-  Folder() { fs::remove_all(path); fs::create_directories(path); }
+  fs::path path = fs::temp_directory_path() /
+                  fmt::format("millrace-quantize-{}-{}", ::getpid(), testing::UnitTest::GetInstance()->current_test_info()->name());
+  Folder() {
+    fs::remove_all(path);
+    fs::create_directories(path);
+  }
   ~Folder() { fs::remove_all(path); }
 };
 
@@ -43,7 +48,8 @@ struct Model {
 };
 
 // Quantized where there are options. Errors of quantizing go to `status`.
-std::unique_ptr<Model> open_model(const fs::path& directory, const std::optional<QuantizationOptions>& options = {}, Status* status = nullptr) {
+std::unique_ptr<Model> open_model(const fs::path& directory, const std::optional<QuantizationOptions>& options = {},
+                                  Status* status = nullptr) {
   auto checkpoint = Checkpoint::open(directory.string());
   MR_CHECK(checkpoint.is_ok(), checkpoint.status().message());
   auto model = std::make_unique<Model>(Model{std::move(checkpoint).value(), {}, {}});
@@ -70,13 +76,15 @@ std::vector<float> logits(const Model& model, std::shared_ptr<const Weights> wei
   const Isa isa = *choose_isa();
   Program program = lower_network(model.network, *weights, isa, path);
   fuse(program);
-  auto executor = CpuExecutor::create(model.network, std::move(weights), std::move(program), pool, {isa, path, path == GemmPath::kExact ? KvDType::kF32 : KvDType::kBf16, 32});
+  auto executor = CpuExecutor::create(model.network, std::move(weights), std::move(program), pool,
+                                      {isa, path, path == GemmPath::kExact ? KvDType::kF32 : KvDType::kBf16, 32});
   auto runner = SequenceRunner::create(**executor, 32);
   runner->reset(32);
   std::vector<int32_t> tokens(20);
   for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 13 % 64);
   std::vector<float> out;
-  EXPECT_TRUE(runner->append(tokens, 32, true, [&](int64_t, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); }).is_ok());
+  EXPECT_TRUE(runner->append(tokens, 32, true, [&](int64_t, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); })
+                  .is_ok());
   return out;
 }
 
@@ -129,7 +137,8 @@ TEST(Quantize, EveryMatrixOfEveryFamilyIsItsPlainSelfRounded) {
         }
         num_quantized += coded;
         const bool is_head = !quantized->network.is_encoder() && &weights->linear(id) == &quantized->network.head;
-        const double share = share_of_row(is_head && (type == QuantizationType::kInt4 || type == QuantizationType::kNf4) ? QuantizationType::kInt8 : type);
+        const double share =
+            share_of_row(is_head && (type == QuantizationType::kInt4 || type == QuantizationType::kNf4) ? QuantizationType::kInt8 : type);
         std::vector<float> got(static_cast<std::size_t>(matrix.k())), want(got.size());
         for (int64_t row = 0; row < matrix.rows(); ++row) {
           matrix.unpack_row(row, got.data());
@@ -139,7 +148,8 @@ TEST(Quantize, EveryMatrixOfEveryFamilyIsItsPlainSelfRounded) {
           // 2^-8: scales in bf16, which may end the codes so much before the last weight.
           const double bound = coded ? 1.001 * (share + 0x1p-8) * largest + 1e-9 : 0;
           for (std::size_t c = 0; c < got.size(); ++c) {
-            ASSERT_LE(std::abs(double{got[c]} - want[c]), bound) << weights->linear(id).weight.tensor->name << " [" << row << ", " << c << "] was " << want[c] << ", is " << got[c];
+            ASSERT_LE(std::abs(double{got[c]} - want[c]), bound)
+                << weights->linear(id).weight.tensor->name << " [" << row << ", " << c << "] was " << want[c] << ", is " << got[c];
           }
         }
       }
@@ -182,8 +192,8 @@ Distance distance(std::span<const float> from, std::span<const float> to, std::s
   return {std::sqrt(square / norm), kl / static_cast<double>(from.size() / vocab_size)};
 }
 
-// What a quantized model may be away from the exact path of the plain one. The goldens are small and random, so that nothing averages out: rows of 64 weights that
-// all count, and in a mixture a router that chooses other experts. docs/quality.md has numbers of trained models.
+// What a quantized model may be away from the exact path of the plain one. The goldens are small and random, so that nothing averages out:
+// rows of 64 weights that all count, and in a mixture a router that chooses other experts. docs/quality.md has numbers of trained models.
 Distance bound_of(QuantizationType type, bool has_mixture) {
   Distance bound;
   switch (type) {
@@ -208,7 +218,8 @@ TEST(Quantize, LogitsOfEveryDecoderStayWithinBounds) {
       SCOPED_TRACE(fmt::format("{} {}", path.filename().string(), quantization_name(type)));
       const auto quantized = open_model(path, QuantizationOptions{.type = type});
       const auto weights = pack(*quantized, pool);
-      const std::vector<float> exact = logits(*quantized, weights, GemmPath::kExact, pool), fast = logits(*quantized, weights, GemmPath::kFast, pool);
+      const std::vector<float> exact = logits(*quantized, weights, GemmPath::kExact, pool),
+                               fast = logits(*quantized, weights, GemmPath::kFast, pool);
       const Distance bound = bound_of(type, plain->network.has_mixture());
       for (const auto* path_logits : {&exact, &fast}) {
         const Distance found = distance(want, *path_logits, vocab_size);
@@ -216,7 +227,8 @@ TEST(Quantize, LogitsOfEveryDecoderStayWithinBounds) {
         EXPECT_LE(found.kl, bound.kl);
         worst[type] = {std::max(worst[type].l2, found.l2), std::max(worst[type].kl, found.kl)};
       }
-      // And the fast path no farther from the exact one than `verify` allows any model; of 20 tokens of a mixture one that takes another expert is much.
+      // And the fast path no farther from the exact one than `verify` allows any model; of 20 tokens of a mixture one that takes another
+      // expert is much.
       const VerifyTolerance tolerance = default_tolerance(true, KvDType::kBf16, plain->network.has_mixture());
       const Distance rounding = distance(exact, fast, vocab_size);
       const double slack = plain->network.has_mixture() ? 3 : 1;
@@ -224,7 +236,8 @@ TEST(Quantize, LogitsOfEveryDecoderStayWithinBounds) {
       EXPECT_LE(rounding.kl, slack * tolerance.fast_kl);
     }
   }
-  for (const auto& [type, found] : worst) fmt::print("{}: largest relative L2 {:.4f}, largest mean KL {:.5f}\n", quantization_name(type), found.l2, found.kl);
+  for (const auto& [type, found] : worst)
+    fmt::print("{}: largest relative L2 {:.4f}, largest mean KL {:.5f}\n", quantization_name(type), found.l2, found.kl);
 }
 
 // Copies a checkpoint of one file, with other tensors in the place of some.
@@ -241,7 +254,9 @@ void write_checkpoint(const fs::path& from, const fs::path& to, const json::obje
   json::object header;
   std::string data;
   const auto add = [&](const std::string& name, const std::string& dtype, const std::vector<int64_t>& shape, std::string_view bytes) {
-    header[name] = json::object{{"dtype", dtype}, {"shape", json::array(shape.begin(), shape.end())}, {"data_offsets", json::array{data.size(), data.size() + bytes.size()}}};
+    header[name] = json::object{{"dtype", dtype},
+                                {"shape", json::array(shape.begin(), shape.end())},
+                                {"data_offsets", json::array{data.size(), data.size() + bytes.size()}}};
     data += bytes;
   };
   for (const SourceTensor& tensor : checkpoint.tensors()) {
@@ -267,7 +282,9 @@ void write_checkpoint(const fs::path& from, const fs::path& to, const json::obje
 }
 
 template <class T>
-void append(std::string& bytes, T value) { bytes.append(reinterpret_cast<const char*>(&value), sizeof value); }
+void append(std::string& bytes, T value) {
+  bytes.append(reinterpret_cast<const char*>(&value), sizeof value);
+}
 
 void append_scale(std::string& bytes, DType dtype, float& scale) {
   if (dtype == DType::kF32) return append(bytes, scale);
@@ -333,7 +350,8 @@ std::vector<NewTensor> int4_groups(const std::vector<float>& weights, int64_t ro
       stored_zeros.push_back(static_cast<int>(zero) + 8);
       for (std::size_t i = 0; i < w.size(); i += 8) {
         uint32_t word = 0;
-        for (std::size_t j = 0; j < 8; ++j) word |= static_cast<uint32_t>(std::clamp(std::nearbyint(w[i + j] / scale + zero), -8.0f, 7.0f) + 8) << (4 * j);
+        for (std::size_t j = 0; j < 8; ++j)
+          word |= static_cast<uint32_t>(std::clamp(std::nearbyint(w[i + j] / scale + zero), -8.0f, 7.0f) + 8) << (4 * j);
         append(codes, word);
       }
     }
@@ -341,11 +359,13 @@ std::vector<NewTensor> int4_groups(const std::vector<float>& weights, int64_t ro
   for (int64_t row = 0; row < rows; row += 8) {
     for (int64_t group = 0; group < groups; ++group) {
       uint32_t word = 0;
-      for (int64_t j = 0; j < 8; ++j) word |= static_cast<uint32_t>(stored_zeros[static_cast<std::size_t>((row + j) * groups + group)]) << (4 * j);
+      for (int64_t j = 0; j < 8; ++j)
+        word |= static_cast<uint32_t>(stored_zeros[static_cast<std::size_t>((row + j) * groups + group)]) << (4 * j);
       append(zeros, word);
     }
   }
-  std::vector<NewTensor> tensors = {{".weight_packed", "I32", {rows, k / 8}, codes}, {".weight_scale", std::string(dtype_name(dtype)), {rows, groups}, scales}};
+  std::vector<NewTensor> tensors = {{".weight_packed", "I32", {rows, k / 8}, codes},
+                                    {".weight_scale", std::string(dtype_name(dtype)), {rows, groups}, scales}};
   if (!kSymmetric) tensors.push_back({".weight_zero_point", "I32", {rows / 8, groups}, zeros});
   return tensors;
 }
@@ -359,13 +379,15 @@ std::vector<NewTensor> nf4_blocks(const std::vector<float>& weights, int64_t row
     if (i % 32 == 0) append(scales, scale);
     uint8_t nearest = 0;
     for (uint8_t code = 1; code < 16; ++code) {
-      if (std::abs(double{kNormalFloat4[code]} - weights[i] / scale) < std::abs(double{kNormalFloat4[nearest]} - weights[i] / scale)) nearest = code;
+      if (std::abs(double{kNormalFloat4[code]} - weights[i] / scale) < std::abs(double{kNormalFloat4[nearest]} - weights[i] / scale))
+        nearest = code;
     }
     if (i % 2 == 1) append(codes, static_cast<uint8_t>(pending << 4 | nearest));
     pending = nearest;
   }
   for (const float number : kNormalFloat4) append(map, number);
-  const std::string state = json::serialize(json::object{{"quant_type", "nf4"}, {"blocksize", 32}, {"dtype", "float32"}, {"shape", json::array{rows, k}}});
+  const std::string state =
+      json::serialize(json::object{{"quant_type", "nf4"}, {"blocksize", 32}, {"dtype", "float32"}, {"shape", json::array{rows, k}}});
   return {{".weight", "U8", {rows * k / 2, 1}, codes},
           {".weight.absmax", "F32", {rows * k / 32}, scales},
           {".weight.quant_map", "F32", {16}, map},
@@ -375,11 +397,14 @@ std::vector<NewTensor> nf4_blocks(const std::vector<float>& weights, int64_t row
 json::object compressed_tensors(const char* format, const char* type, int bits, bool symmetric, std::optional<int64_t> group) {
   json::object weights{{"num_bits", bits}, {"type", type}, {"symmetric", symmetric}, {"strategy", group ? "group" : "channel"}};
   if (group) weights["group_size"] = *group;
-  return {{"quant_method", "compressed-tensors"}, {"format", format}, {"ignore", json::array{"lm_head"}},
+  return {{"quant_method", "compressed-tensors"},
+          {"format", format},
+          {"ignore", json::array{"lm_head"}},
           {"config_groups", json::object{{"group_0", json::object{{"targets", json::array{"Linear"}}, {"weights", std::move(weights)}}}}}};
 }
 
-// The same numbers as a published checkpoint of the same weights: the same panels where the scales are stored in the same type, and the same logits bit for bit.
+// The same numbers as a published checkpoint of the same weights: the same panels where the scales are stored in the same type, and the
+// same logits bit for bit.
 TEST(Quantize, EqualsAPublishedCheckpointOfTheSameWeights) {
   struct Case {
     const char* name;
@@ -390,11 +415,31 @@ TEST(Quantize, EqualsAPublishedCheckpointOfTheSameWeights) {
   };
   const std::vector<std::string> head = {"lm_head"};
   const std::vector<Case> cases = {
-      {"int8", {.type = QuantizationType::kInt8, .exclude = head}, compressed_tensors("int-quantized", "int", 8, true, {}), int8_channels, true},
-      {"fp8", {.type = QuantizationType::kFp8, .exclude = head}, compressed_tensors("float-quantized", "float", 8, true, {}), fp8_channels, true},
-      {"int4 symmetric", {.type = QuantizationType::kInt4, .group_size = 32, .symmetric = true, .exclude = head}, compressed_tensors("pack-quantized", "int", 4, true, 32), int4_groups<32, true>, true},
-      {"int4", {.type = QuantizationType::kInt4, .group_size = 32, .exclude = head}, compressed_tensors("pack-quantized", "int", 4, false, 32), int4_groups<32, false>, true},
-      {"nf4", {.type = QuantizationType::kNf4, .group_size = 32, .exclude = head}, json::object{{"quant_method", "bitsandbytes"}, {"load_in_4bit", true}, {"load_in_8bit", false}, {"bnb_4bit_quant_type", "nf4"}}, nf4_blocks, false},
+      {"int8",
+       {.type = QuantizationType::kInt8, .exclude = head},
+       compressed_tensors("int-quantized", "int", 8, true, {}),
+       int8_channels,
+       true},
+      {"fp8",
+       {.type = QuantizationType::kFp8, .exclude = head},
+       compressed_tensors("float-quantized", "float", 8, true, {}),
+       fp8_channels,
+       true},
+      {"int4 symmetric",
+       {.type = QuantizationType::kInt4, .group_size = 32, .symmetric = true, .exclude = head},
+       compressed_tensors("pack-quantized", "int", 4, true, 32),
+       int4_groups<32, true>,
+       true},
+      {"int4",
+       {.type = QuantizationType::kInt4, .group_size = 32, .exclude = head},
+       compressed_tensors("pack-quantized", "int", 4, false, 32),
+       int4_groups<32, false>,
+       true},
+      {"nf4",
+       {.type = QuantizationType::kNf4, .group_size = 32, .exclude = head},
+       json::object{{"quant_method", "bitsandbytes"}, {"load_in_4bit", true}, {"load_in_8bit", false}, {"bnb_4bit_quant_type", "nf4"}},
+       nf4_blocks,
+       false},
   };
   ThreadPool pool(2);
   const Folder folder;
@@ -421,8 +466,10 @@ TEST(Quantize, EqualsAPublishedCheckpointOfTheSameWeights) {
 TEST(Quantize, GroupSizesAndZeroPointsAreTheUsersChoice) {
   ThreadPool pool(1);
   const auto bytes = [&](QuantizationOptions options) { return pack(*open_model(golden("qwen3"), options), pool)->bytes(); };
-  const int64_t rows = bytes({.type = QuantizationType::kInt4, .group_size = -1}), large = bytes({.type = QuantizationType::kInt4, .group_size = 64}),
-                small = bytes({.type = QuantizationType::kInt4, .group_size = 32}), plain = bytes({.type = QuantizationType::kInt4, .group_size = 32, .symmetric = true});
+  const int64_t rows = bytes({.type = QuantizationType::kInt4, .group_size = -1}),
+                large = bytes({.type = QuantizationType::kInt4, .group_size = 64}),
+                small = bytes({.type = QuantizationType::kInt4, .group_size = 32}),
+                plain = bytes({.type = QuantizationType::kInt4, .group_size = 32, .symmetric = true});
   EXPECT_LT(rows, large);
   EXPECT_LT(large, small);
   EXPECT_LT(plain, small);
@@ -434,7 +481,9 @@ TEST(Quantize, ExcludedMatricesStayAsStored) {
     std::vector<std::string> exclude;
     std::function<bool(std::string_view)> stays;
   };
-  const auto contains = [](const char* part) { return [part](std::string_view name) { return name.find(part) != std::string_view::npos; }; };
+  const auto contains = [](const char* part) {
+    return [part](std::string_view name) { return name.find(part) != std::string_view::npos; };
+  };
   const std::vector<Case> cases = {
       {{"down_proj"}, contains("down_proj")},
       {{"mlp.*"}, contains(".mlp.")},
@@ -476,10 +525,12 @@ TEST(Quantize, RefusesWhatItCannotDoByName) {
     EXPECT_HAS(error, std::string_view(checkpoint->config().at("quantization_config").at("quant_method").as_string()));
     EXPECT_HAS(error, "\"model.layers.0.");
   }
-  for (const int64_t size : {0, 16, 33, 96, -2}) EXPECT_HAS(error_of(golden("llama"), {.type = QuantizationType::kInt4, .group_size = size}), fmt::format("group size: {}", size));
+  for (const int64_t size : {0, 16, 33, 96, -2})
+    EXPECT_HAS(error_of(golden("llama"), {.type = QuantizationType::kInt4, .group_size = size}), fmt::format("group size: {}", size));
   EXPECT_HAS(error_of(golden("llama"), {.type = QuantizationType::kInt8, .exclude = {"mlp.*", "lm_heed"}}), "\"lm_heed\"");
   EXPECT_HAS(error_of(golden("llama"), {.type = QuantizationType::kInt8, .exclude = {"model.layers.?"}}), "\"model.layers.?\"");
-  EXPECT_HAS(error_of(golden("qwen3_moe"), {.type = QuantizationType::kInt8, .exclude = {"mlp.gate"}}), "\"mlp.gate\"");  // the router is none of them
+  EXPECT_HAS(error_of(golden("qwen3_moe"), {.type = QuantizationType::kInt8, .exclude = {"mlp.gate"}}),
+             "\"mlp.gate\"");  // the router is none of them
   EXPECT_EQ(error_of(golden("qwen3_moe"), {.type = QuantizationType::kInt8, .exclude = {"mlp.experts"}}), "no error");
 }
 

@@ -10,7 +10,7 @@ namespace millrace {
 
 namespace {
 
-constexpr double kFactorMax = 1e6;        // of scalings and lengths; published ones stay below 100
+constexpr double kFactorMax = 1e6;  // of scalings and lengths; published ones stay below 100
 constexpr int64_t kPositionsMax = int64_t{1} << 31;
 
 // The parameters of one scaling, read with checks. Null counts as absent, as in the published configurations.
@@ -28,8 +28,8 @@ class Parameters {
     if (value == nullptr) return std::optional<double>();
     const double number = value->is_number() ? value->to_number<double>() : std::nan("");
     if (!(number >= low && number <= high)) {
-      return Status::invalid_argument(fmt::format("rope parameter \"{}\" is {}, expected a number from {} to {}", name,
-                                                  json::serialize(*value), low, high));
+      return Status::invalid_argument(
+          fmt::format("rope parameter \"{}\" is {}, expected a number from {} to {}", name, json::serialize(*value), low, high));
     }
     return std::optional<double>(number);
   }
@@ -50,14 +50,17 @@ class Parameters {
 
   Result<std::vector<float>> factors(std::string_view name, std::size_t count) const {
     const json::value* value = find(name);
-    if (value == nullptr || !value->is_array()) return Status::invalid_argument(fmt::format("rope type \"longrope\" needs the list \"{}\"", name));
+    if (value == nullptr || !value->is_array())
+      return Status::invalid_argument(fmt::format("rope type \"longrope\" needs the list \"{}\"", name));
     std::vector<float> numbers;
     for (const json::value& element : value->get_array()) {
-      if (!element.is_number()) return Status::invalid_argument(fmt::format("rope parameter \"{}\" holds {}, expected numbers", name, json::serialize(element)));
+      if (!element.is_number())
+        return Status::invalid_argument(fmt::format("rope parameter \"{}\" holds {}, expected numbers", name, json::serialize(element)));
       numbers.push_back(static_cast<float>(element.to_number<double>()));
     }
     if (numbers.size() != count) {
-      return Status::invalid_argument(fmt::format("rope parameter \"{}\" has {} numbers, expected rotary_dim / 2 = {}", name, numbers.size(), count));
+      return Status::invalid_argument(
+          fmt::format("rope parameter \"{}\" has {} numbers, expected rotary_dim / 2 = {}", name, numbers.size(), count));
     }
     return numbers;
   }
@@ -142,7 +145,9 @@ Status scale_yarn(const RopeSettings& settings, const Parameters& parameters, Sc
   // Dimensions that turn more than beta_fast times in the original length keep their frequency, fewer than beta_slow: divided by factor.
   if (settings.theta <= 1) return Status::invalid_argument("rope type \"yarn\" needs a theta above 1");
   const double dim = static_cast<double>(settings.rotary_dim);
-  const auto dimension_of = [&](double turns) { return dim * std::log(length / (turns * 2 * std::numbers::pi)) / (2 * std::log(settings.theta)); };
+  const auto dimension_of = [&](double turns) {
+    return dim * std::log(length / (turns * 2 * std::numbers::pi)) / (2 * std::log(settings.theta));
+  };
   double low = dimension_of(beta_fast), high = dimension_of(beta_slow);
   const json::value* truncate = parameters.find("truncate");
   if (settings.truncate.value_or(truncate == nullptr || !truncate->is_bool() || truncate->get_bool())) {
@@ -174,7 +179,8 @@ Status scale_longrope(const RopeSettings& settings, const Parameters& parameters
   MR_ASSIGN_OR_RETURN(const std::optional<double> given_factor, parameters.number("factor", 1e-3, kFactorMax));
   MR_ASSIGN_OR_RETURN(const std::optional<double> attention_factor, parameters.number("attention_factor", 1e-3, kFactorMax));
   const double factor = given_factor.value_or(static_cast<double>(settings.max_positions) / length);
-  if (factor > 1 && length <= 1 && !attention_factor) return Status::invalid_argument("rope type \"longrope\" needs an original length above 1");
+  if (factor > 1 && length <= 1 && !attention_factor)
+    return Status::invalid_argument("rope type \"longrope\" needs an original length above 1");
   const double computed = factor <= 1 ? 1.0 : std::sqrt(1 + std::log(factor) / std::log(length));
   rope.attention_factor = rope.long_attention_factor = static_cast<float>(attention_factor.value_or(computed));
   rope.short_length = static_cast<int64_t>(length);
@@ -190,7 +196,8 @@ Status scale_longrope(const RopeSettings& settings, const Parameters& parameters
 Status check_frequencies(const std::vector<float>& frequencies) {
   for (std::size_t i = 0; i < frequencies.size(); ++i) {
     if (!(frequencies[i] >= 0) || !std::isfinite(frequencies[i])) {
-      return Status::invalid_argument(fmt::format("the rope parameters give the inverse frequency {} in dimension {}", frequencies[i], 2 * i));
+      return Status::invalid_argument(
+          fmt::format("the rope parameters give the inverse frequency {} in dimension {}", frequencies[i], 2 * i));
     }
   }
   return Status::ok();
@@ -206,11 +213,13 @@ Result<ScaledRope> make_rope(const RopeSettings& settings) {
     return Status::invalid_argument(fmt::format("rope_theta is {}, expected a number above 0", settings.theta));
   }
   if (settings.original_max_positions && (*settings.original_max_positions < 1 || *settings.original_max_positions > kPositionsMax)) {
-    return Status::invalid_argument(fmt::format("the original number of positions is {}, expected 1 to 2^31", *settings.original_max_positions));
+    return Status::invalid_argument(
+        fmt::format("the original number of positions is {}, expected 1 to 2^31", *settings.original_max_positions));
   }
   for (const auto* factors : {&settings.frequency_factors, &settings.short_factors, &settings.long_factors}) {
     if (!factors->empty() && factors->size() != half_of(settings)) {
-      return Status::invalid_argument(fmt::format("a tensor of rope factors has {} numbers, expected rotary_dim / 2 = {}", factors->size(), half_of(settings)));
+      return Status::invalid_argument(
+          fmt::format("a tensor of rope factors has {} numbers, expected rotary_dim / 2 = {}", factors->size(), half_of(settings)));
     }
   }
   if (settings.short_factors.empty() != settings.long_factors.empty()) {
@@ -235,7 +244,8 @@ Result<ScaledRope> make_rope(const RopeSettings& settings) {
   } else if (type == "yarn") {
     MR_RETURN_IF_ERROR(scale_yarn(settings, parameters, scaled));
   } else if (type != "default" && type != "none") {
-    return Status::unsupported(fmt::format("rope type \"{}\" is not known; known are default, linear, dynamic, llama3, yarn, longrope", type));
+    return Status::unsupported(
+        fmt::format("rope type \"{}\" is not known; known are default, linear, dynamic, llama3, yarn, longrope", type));
   }
   for (std::size_t i = 0; i < settings.frequency_factors.size(); ++i) scaled.rope.inv_freq[i] /= settings.frequency_factors[i];
   MR_RETURN_IF_ERROR(check_frequencies(scaled.rope.inv_freq));

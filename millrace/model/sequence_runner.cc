@@ -22,19 +22,23 @@ void SequenceRunner::reset(int64_t expected_tokens, int64_t num_prompt_tokens) {
 Status SequenceRunner::append(std::span<const int32_t> tokens, int64_t chunk, bool all_positions, const OnLogits& on_logits) {
   const ExecutorInfo& info = executor_->info();
   if (num_tokens_ + static_cast<int64_t>(tokens.size()) > max_tokens_) {
-    return Status::invalid_argument(fmt::format("{} tokens do not fit: at most {}", num_tokens_ + static_cast<int64_t>(tokens.size()), max_tokens_));
+    return Status::invalid_argument(
+        fmt::format("{} tokens do not fit: at most {}", num_tokens_ + static_cast<int64_t>(tokens.size()), max_tokens_));
   }
   if (num_tokens_ + static_cast<int64_t>(tokens.size()) > info.max_positions) {
-    return Status::invalid_argument(fmt::format("{} tokens are more than the model's context of {}", num_tokens_ + static_cast<int64_t>(tokens.size()), info.max_positions));
+    return Status::invalid_argument(fmt::format("{} tokens are more than the model's context of {}",
+                                                num_tokens_ + static_cast<int64_t>(tokens.size()), info.max_positions));
   }
   for (int32_t id : tokens) {
-    if (id < 0 || id >= info.vocab_size) return Status::invalid_argument(fmt::format("token id {} is outside the vocabulary [0, {})", id, info.vocab_size));
+    if (id < 0 || id >= info.vocab_size)
+      return Status::invalid_argument(fmt::format("token id {} is outside the vocabulary [0, {})", id, info.vocab_size));
   }
   for (std::size_t begin = 0; begin < tokens.size();) {
     const std::size_t count = std::min(tokens.size() - begin, static_cast<std::size_t>(chunk)), end = begin + count;
     plan_.clear();
     plan_.tokens.assign(tokens.begin() + static_cast<std::ptrdiff_t>(begin), tokens.begin() + static_cast<std::ptrdiff_t>(end));
-    plan_.sequences.push_back({0, static_cast<int32_t>(count), static_cast<int32_t>(num_tokens_), rope_long_, static_cast<int32_t>(num_prompt_tokens_)});
+    plan_.sequences.push_back(
+        {0, static_cast<int32_t>(count), static_cast<int32_t>(num_tokens_), rope_long_, static_cast<int32_t>(num_prompt_tokens_)});
     const auto num_blocks = static_cast<int32_t>((num_tokens_ + static_cast<int64_t>(count) + kKvBlockTokens - 1) / kKvBlockTokens);
     plan_.table_begin.push_back(0);
     for (std::size_t g = 0; g < info.kv_groups.size(); ++g) {

@@ -25,11 +25,12 @@ struct KvGroupSpec {
 
 struct ExecutorInfo {
   int64_t vocab_size = 0;
-  int64_t sampled_vocab_size = 0; // ids below are the tokenizer's, and alone are drawn: networks are often made for more. At most vocab_size
+  int64_t sampled_vocab_size =
+      0;  // ids below are the tokenizer's, and alone are drawn: networks are often made for more. At most vocab_size
   int64_t hidden_size = 0;
-  int64_t output_size = 0;        // numbers that an output has: of a decoder vocab_size
-  // An encoder: a text is a sequence whose tokens are all in one step, from position 0; nothing of it is kept after the step, so there are no
-  // KV groups. Its outputs are pooled: of whichever row, the output is that of the row's sequence.
+  int64_t output_size = 0;  // numbers that an output has: of a decoder vocab_size
+  // An encoder: a text is a sequence whose tokens are all in one step, from position 0; nothing of it is kept after the step, so there are
+  // no KV groups. Its outputs are pooled: of whichever row, the output is that of the row's sequence.
   bool is_encoder = false;
   int64_t num_token_types = 0;    // 0: the network does not know any
   int64_t max_positions = 0;      // longest context the network was made for
@@ -48,17 +49,17 @@ struct StepPlan {
     int32_t num_prompt_tokens = std::numeric_limits<int32_t>::max();
   };
   struct Output {
-    int32_t row = 0;                     // the row after which a token is wanted
+    int32_t row = 0;                          // the row after which a token is wanted
     const SamplingInput* sampling = nullptr;  // null: logits only
   };
 
-  std::vector<int32_t> tokens;           // [num_rows] token ids; ~k (negative): the token that output k of the previous step sampled
-  std::vector<int32_t> token_types;      // [num_rows] below ExecutorInfo::num_token_types, or empty: all 0
-  std::vector<Sequence> sequences;       // in row order, covering every row
+  std::vector<int32_t> tokens;       // [num_rows] token ids; ~k (negative): the token that output k of the previous step sampled
+  std::vector<int32_t> token_types;  // [num_rows] below ExecutorInfo::num_token_types, or empty: all 0
+  std::vector<Sequence> sequences;   // in row order, covering every row
   // Block tables in CSR form, group-major: sequence s of group g owns
   // block_ids[table_begin[g * sequences.size() + s] .. table_begin[g * sequences.size() + s + 1]). Entry i of a table holds positions
   // [32 i, 32 i + 32). An entry that a window has passed is -1.
-  std::vector<int32_t> table_begin;      // [num_groups * num_sequences + 1]
+  std::vector<int32_t> table_begin;  // [num_groups * num_sequences + 1]
   std::vector<int32_t> block_ids;
   std::vector<Output> outputs;
 
@@ -66,14 +67,15 @@ struct StepPlan {
 };
 
 struct StepOutput {
-  std::span<const float> logits;         // [num_outputs, logits_stride], before sampling's penalties; valid until the next enqueue
-  int64_t logits_stride = 0;             // >= vocab_size; what lies beyond vocab_size is padding
+  std::span<const float> logits;  // [num_outputs, logits_stride], before sampling's penalties; valid until the next enqueue
+  int64_t logits_stride = 0;      // >= vocab_size; what lies beyond vocab_size is padding
   std::span<const float> logits_of(int64_t output, int64_t vocab_size) const {
     return logits.subspan(static_cast<std::size_t>(output * logits_stride), static_cast<std::size_t>(vocab_size));
   }
-  std::vector<SampledToken> tokens;      // [num_outputs]; of outputs without sampling the id is -1
-  // Of an encoder `logits` has rows of output_size numbers (an embedding, or classes' logits), and this is the last hidden state of every token:
-  std::span<const float> hidden;         // [num_rows, hidden_stride]; valid until the next enqueue
+  std::vector<SampledToken> tokens;  // [num_outputs]; of outputs without sampling the id is -1
+  // Of an encoder `logits` has rows of output_size numbers (an embedding, or classes' logits), and this is the last hidden state of every
+  // token:
+  std::span<const float> hidden;  // [num_rows, hidden_stride]; valid until the next enqueue
   int64_t hidden_stride = 0;
 };
 

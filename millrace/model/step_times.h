@@ -10,9 +10,9 @@ namespace millrace {
 // Between the beginnings of two operations every worker either computes the first of them or waits for another to finish it.
 struct StepTimes {
   int num_threads = 0;
-  int64_t begin_ns = 0, end_ns = 0;    // of the step
-  std::vector<int64_t> op_begin_ns;    // [operations that ran, the program's first]
-  std::vector<int64_t> op_busy_ns;     // [operations that ran][num_threads] what each worker computed
+  int64_t begin_ns = 0, end_ns = 0;  // of the step
+  std::vector<int64_t> op_begin_ns;  // [operations that ran, the program's first]
+  std::vector<int64_t> op_busy_ns;   // [operations that ran][num_threads] what each worker computed
 
   static int64_t now_ns() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -28,7 +28,9 @@ struct StepTimes {
   void begin_op(std::size_t op) {
     if (op_begin_ns[op] == 0) op_begin_ns[op] = now_ns();
   }
-  void add_busy(std::size_t op, int worker, int64_t ns) { op_busy_ns[op * static_cast<std::size_t>(num_threads) + static_cast<std::size_t>(worker)] += ns; }
+  void add_busy(std::size_t op, int worker, int64_t ns) {
+    op_busy_ns[op * static_cast<std::size_t>(num_threads) + static_cast<std::size_t>(worker)] += ns;
+  }
 };
 
 }  // namespace millrace

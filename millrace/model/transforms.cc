@@ -49,7 +49,8 @@ std::vector<int32_t> last_rows_first(int64_t num_heads, int64_t head_dim, int64_
   return rows;
 }
 
-std::vector<int32_t> reorder_pairing(const std::vector<int32_t>& rows, int64_t head_dim, int64_t rotary_dim, Rope::Pairing stored, Rope::Pairing wanted) {
+std::vector<int32_t> reorder_pairing(const std::vector<int32_t>& rows, int64_t head_dim, int64_t rotary_dim, Rope::Pairing stored,
+                                     Rope::Pairing wanted) {
   if (stored == wanted) return rows;
   std::vector<int32_t> reordered = rows;
   const int64_t half = rotary_dim / 2;
@@ -58,7 +59,8 @@ std::vector<int32_t> reorder_pairing(const std::vector<int32_t>& rows, int64_t h
       for (int64_t member = 0; member < 2; ++member) {
         const int64_t interleaved = 2 * pair + member, halved = member * half + pair;
         const bool to_half = wanted == Rope::Pairing::kHalf;
-        reordered[static_cast<std::size_t>(head + (to_half ? halved : interleaved))] = rows[static_cast<std::size_t>(head + (to_half ? interleaved : halved))];
+        reordered[static_cast<std::size_t>(head + (to_half ? halved : interleaved))] =
+            rows[static_cast<std::size_t>(head + (to_half ? interleaved : halved))];
       }
     }
   }

@@ -31,9 +31,11 @@ std::vector<int32_t> last_rows_first(int64_t num_heads, int64_t head_dim, int64_
 // Rows [begin, end) of every block of `size`.
 std::vector<int32_t> rows_of_blocks(int64_t num_blocks, int64_t size, int64_t begin, int64_t end);
 
-// Reorders the first `rotary_dim` rows of every head so that rows stored for one rope pairing serve the other. Rotating by (2 i, 2 i + 1) what is
-// stored interleaved equals rotating by (i, i + d/2) what this gives; q . k does not change with a common order of their dimensions.
-std::vector<int32_t> reorder_pairing(const std::vector<int32_t>& rows, int64_t head_dim, int64_t rotary_dim, Rope::Pairing stored, Rope::Pairing wanted);
+// Reorders the first `rotary_dim` rows of every head so that rows stored for one rope pairing serve the other. Rotating by (2 i, 2 i + 1)
+// what is stored interleaved equals rotating by (i, i + d/2) what this gives; q . k does not change with a common order of their
+// dimensions.
+std::vector<int32_t> reorder_pairing(const std::vector<int32_t>& rows, int64_t head_dim, int64_t rotary_dim, Rope::Pairing stored,
+                                     Rope::Pairing wanted);
 
 // ALiBi's slopes, arXiv:2108.12409: powers of 2^(-max_bias/n) for n heads; between powers of two, as the paper's code interleaves them.
 // `max_bias` is the largest exponent: MPT's alibi_bias_max.

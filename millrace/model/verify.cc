@@ -33,7 +33,8 @@ Result<ReferencePrompt> read_prompt(const json::value& value, std::size_t index)
   if (const json::value* top = last->as_object().if_contains("top20"); top != nullptr && top->is_array()) {
     for (const json::value& pair : top->as_array()) {
       MR_ASSIGN_OR_RETURN(auto both, reference_numbers(pair, "top20"));
-      if (both.size() != 2 || both[0] < 0 || both[0] > INT32_MAX) return Status::invalid_argument("reference: \"top20\" holds something other than [id, logit]");
+      if (both.size() != 2 || both[0] < 0 || both[0] > INT32_MAX)
+        return Status::invalid_argument("reference: \"top20\" holds something other than [id, logit]");
       prompt.top.emplace_back(static_cast<int32_t>(both[0]), both[1]);
     }
   }
@@ -41,7 +42,8 @@ Result<ReferencePrompt> read_prompt(const json::value& value, std::size_t index)
     MR_ASSIGN_OR_RETURN(prompt.first, reference_numbers(*first, "first16"));
   }
   if (prompt.top.empty() && prompt.first.empty()) {
-    return Status::invalid_argument(fmt::format("reference: \"last_logits\" of {} has neither \"top20\" nor \"first16\": there is nothing to compare", prompt.name));
+    return Status::invalid_argument(
+        fmt::format("reference: \"last_logits\" of {} has neither \"top20\" nor \"first16\": there is nothing to compare", prompt.name));
   }
   if (const json::value* l2 = last->as_object().if_contains("l2"); l2 != nullptr && l2->is_number()) prompt.l2 = l2->to_number<double>();
   if (const json::value* list = object.if_contains("prompt_logprobs")) {
@@ -63,13 +65,15 @@ double log_sum_exp(std::span<const float> logits) {
   return top + std::log(sum);
 }
 
-int32_t argmax(std::span<const float> logits) { return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin()); }
+int32_t argmax(std::span<const float> logits) {
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
 
 // What one path computes for one prompt: every position's logits, and the greedy continuation.
 struct PathOutput {
   std::vector<std::vector<float>> logits;  // [prompt tokens][vocab_size]
   std::vector<int32_t> greedy;
-  std::vector<double> margins;             // of the first over the second, at each greedy step
+  std::vector<double> margins;  // of the first over the second, at each greedy step
 };
 
 constexpr int32_t kChunk = 64;
@@ -78,7 +82,8 @@ Result<PathOutput> run_path(SequenceRunner& runner, const ReferencePrompt& promp
   PathOutput out;
   const auto num_tokens = static_cast<int64_t>(prompt.ids.size() + prompt.greedy.size());
   runner.reset(num_tokens, static_cast<int64_t>(prompt.ids.size()));
-  MR_RETURN_IF_ERROR(runner.append(prompt.ids, kChunk, true, [&](int64_t, std::span<const float> logits) { out.logits.emplace_back(logits.begin(), logits.end()); }));
+  MR_RETURN_IF_ERROR(runner.append(prompt.ids, kChunk, true,
+                                   [&](int64_t, std::span<const float> logits) { out.logits.emplace_back(logits.begin(), logits.end()); }));
   std::vector<float> current = out.logits.back();
   for (std::size_t i = 0; i < prompt.greedy.size(); ++i) {
     const int32_t best = argmax(current);
@@ -90,7 +95,8 @@ Result<PathOutput> run_path(SequenceRunner& runner, const ReferencePrompt& promp
     out.margins.push_back(current[static_cast<std::size_t>(best)] - second);
     // The reference's token goes in, not ours: one disagreement says nothing about the steps after it.
     if (i + 1 < prompt.greedy.size()) {
-      MR_RETURN_IF_ERROR(runner.append({&prompt.greedy[i], 1}, kChunk, false, [&](int64_t, std::span<const float> logits) { current.assign(logits.begin(), logits.end()); }));
+      MR_RETURN_IF_ERROR(runner.append({&prompt.greedy[i], 1}, kChunk, false,
+                                       [&](int64_t, std::span<const float> logits) { current.assign(logits.begin(), logits.end()); }));
     }
   }
   return out;
@@ -102,8 +108,9 @@ void compare_exact(const ReferencePrompt& reference, const PathOutput& exact, co
   const auto check_logit = [&](int64_t id, double want) {
     const double difference = id < static_cast<int64_t>(last.size()) ? std::abs(last[static_cast<std::size_t>(id)] - want) : INFINITY;
     if (!(difference <= tolerance.exact_logit) && result.logit_difference <= tolerance.exact_logit) {
-      fail(fmt::format("position {}: logit of token {} is {:.6f}, the reference has {:.6f} (difference {:.6f}, tolerance {})", reference.ids.size() - 1, id,
-                       id < static_cast<int64_t>(last.size()) ? last[static_cast<std::size_t>(id)] : NAN, want, difference, tolerance.exact_logit));
+      fail(fmt::format("position {}: logit of token {} is {:.6f}, the reference has {:.6f} (difference {:.6f}, tolerance {})",
+                       reference.ids.size() - 1, id, id < static_cast<int64_t>(last.size()) ? last[static_cast<std::size_t>(id)] : NAN,
+                       want, difference, tolerance.exact_logit));
     }
     result.logit_difference = std::isnan(difference) ? INFINITY : std::max(result.logit_difference, difference);
   };
@@ -113,19 +120,22 @@ void compare_exact(const ReferencePrompt& reference, const PathOutput& exact, co
     double sum = 0;
     for (float logit : last) sum += static_cast<double>(logit) * logit;
     const double relative = std::abs(std::sqrt(sum) - *reference.l2) / std::max(*reference.l2, 1e-9);
-    if (!(relative <= 1e-4)) fail(fmt::format("position {}: the logits' L2 norm is {:.6f}, the reference has {:.6f}", reference.ids.size() - 1, std::sqrt(sum), *reference.l2));
+    if (!(relative <= 1e-4))
+      fail(fmt::format("position {}: the logits' L2 norm is {:.6f}, the reference has {:.6f}", reference.ids.size() - 1, std::sqrt(sum),
+                       *reference.l2));
   }
   for (std::size_t i = 0; i < reference.logprobs.size() && i + 1 < reference.ids.size(); ++i) {
     const double got = exact.logits[i][static_cast<std::size_t>(reference.ids[i + 1])] - log_sum_exp(exact.logits[i]);
     const double difference = std::abs(got - reference.logprobs[i]);
     if (!(difference <= tolerance.exact_logit) && result.logprob_difference <= tolerance.exact_logit) {
-      fail(fmt::format("position {}: log p(next token) is {:.6f}, the reference has {:.6f} (difference {:.6f}, tolerance {})", i, got, reference.logprobs[i], difference,
-                       tolerance.exact_logit));
+      fail(fmt::format("position {}: log p(next token) is {:.6f}, the reference has {:.6f} (difference {:.6f}, tolerance {})", i, got,
+                       reference.logprobs[i], difference, tolerance.exact_logit));
     }
     result.logprob_difference = std::isnan(difference) ? INFINITY : std::max(result.logprob_difference, difference);
   }
   result.greedy_total = static_cast<int64_t>(reference.greedy.size());
-  while (result.greedy_equal < result.greedy_total && exact.greedy[static_cast<std::size_t>(result.greedy_equal)] == reference.greedy[static_cast<std::size_t>(result.greedy_equal)]) {
+  while (result.greedy_equal < result.greedy_total &&
+         exact.greedy[static_cast<std::size_t>(result.greedy_equal)] == reference.greedy[static_cast<std::size_t>(result.greedy_equal)]) {
     ++result.greedy_equal;
   }
   if (result.greedy_equal < result.greedy_total) {
@@ -134,7 +144,8 @@ void compare_exact(const ReferencePrompt& reference, const PathOutput& exact, co
   }
 }
 
-void compare_fast(const ReferencePrompt& reference, const PathOutput& exact, const PathOutput& fast, const VerifyTolerance& tolerance, VerifyPrompt& result) {
+void compare_fast(const ReferencePrompt& reference, const PathOutput& exact, const PathOutput& fast, const VerifyTolerance& tolerance,
+                  VerifyPrompt& result) {
   double kl_sum = 0, difference_sum = 0, norm_sum = 0, worst_relative = -1;
   int64_t top1 = 0;
   std::size_t worst = 0;
@@ -164,12 +175,14 @@ void compare_fast(const ReferencePrompt& reference, const PathOutput& exact, con
   result.fast_kl = kl_sum / count;
   result.fast_top1 = static_cast<double>(top1) / count;
   if (!(result.fast_relative_l2 <= tolerance.fast_relative_l2)) {
-    result.failures.push_back(fmt::format("fast path: relative L2 error {:.5f}, tolerance {} (worst at position {}: {:.5f})", result.fast_relative_l2, tolerance.fast_relative_l2, worst, worst_relative));
+    result.failures.push_back(fmt::format("fast path: relative L2 error {:.5f}, tolerance {} (worst at position {}: {:.5f})",
+                                          result.fast_relative_l2, tolerance.fast_relative_l2, worst, worst_relative));
   }
   if (!(result.fast_kl <= tolerance.fast_kl)) {
     result.failures.push_back(fmt::format("fast path: mean KL divergence {:.6f}, tolerance {}", result.fast_kl, tolerance.fast_kl));
   }
-  while (result.fast_greedy_equal < result.greedy_total && fast.greedy[static_cast<std::size_t>(result.fast_greedy_equal)] == reference.greedy[static_cast<std::size_t>(result.fast_greedy_equal)]) {
+  while (result.fast_greedy_equal < result.greedy_total && fast.greedy[static_cast<std::size_t>(result.fast_greedy_equal)] ==
+                                                               reference.greedy[static_cast<std::size_t>(result.fast_greedy_equal)]) {
     ++result.fast_greedy_equal;
   }
   if (result.fast_greedy_equal < result.greedy_total) {
@@ -179,8 +192,8 @@ void compare_fast(const ReferencePrompt& reference, const PathOutput& exact, con
   }
 }
 
-// A greedy step may differ where the two best logits are closer than twice the error that the path was seen to have, on all prompts: of one token's
-// logits alone it says little.
+// A greedy step may differ where the two best logits are closer than twice the error that the path was seen to have, on all prompts: of one
+// token's logits alone it says little.
 void excuse_near_ties(std::vector<VerifyPrompt>& prompts) {
   double error = 0;
   for (const VerifyPrompt& prompt : prompts) error = std::max(error, prompt.fast_logit_error);
@@ -188,8 +201,9 @@ void excuse_near_ties(std::vector<VerifyPrompt>& prompts) {
     if (prompt.fast_greedy_excused) continue;
     prompt.fast_greedy_excused = prompt.fast_first_margin <= 2 * error;
     if (prompt.fast_greedy_excused) continue;
-    prompt.failures.push_back(fmt::format("fast path: greedy token {} is not the reference's, which has it by a margin of {:.4f}, above twice the largest logit error {:.4f}",
-                                          prompt.fast_greedy_equal, prompt.fast_first_margin, error));
+    prompt.failures.push_back(fmt::format(
+        "fast path: greedy token {} is not the reference's, which has it by a margin of {:.4f}, above twice the largest logit error {:.4f}",
+        prompt.fast_greedy_equal, prompt.fast_first_margin, error));
   }
 }
 
@@ -214,9 +228,12 @@ bool VerifyReport::passed() const {
 
 Result<VerifyReport> verify_reference(const json::value& reference, const MakeExecutor& make_executor, const VerifyTolerance& tolerance) {
   if (!reference.is_object()) return Status::invalid_argument("reference: is no JSON object");
-  if (const json::value* kind = reference.as_object().if_contains("kind"); kind != nullptr && (!kind->is_string() || kind->as_string() != "decoder")) {
-    if (kind->is_string() && (kind->as_string() == "encoder" || kind->as_string() == "classify")) return verify_encoder(reference.as_object(), make_executor, tolerance);
-    return Status::unsupported(fmt::format("reference: kind is {}, only \"decoder\", \"encoder\" and \"classify\" can be verified", json::serialize(*kind)));
+  if (const json::value* kind = reference.as_object().if_contains("kind");
+      kind != nullptr && (!kind->is_string() || kind->as_string() != "decoder")) {
+    if (kind->is_string() && (kind->as_string() == "encoder" || kind->as_string() == "classify"))
+      return verify_encoder(reference.as_object(), make_executor, tolerance);
+    return Status::unsupported(
+        fmt::format("reference: kind is {}, only \"decoder\", \"encoder\" and \"classify\" can be verified", json::serialize(*kind)));
   }
   // Where the reference rounds activations too (int8, fp8), it also says what the weights alone give: that is what both paths are held to,
   // since they round activations in their own, finer way or not at all.

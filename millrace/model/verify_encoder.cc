@@ -36,10 +36,13 @@ Status check_texts(const std::vector<ReferenceText>& texts, const ExecutorInfo& 
   if (!info.is_encoder) return Status::invalid_argument("reference: is of an encoder, the model is a decoder");
   for (const ReferenceText& text : texts) {
     if (static_cast<int64_t>(text.ids.size()) > info.max_positions) {
-      return Status::invalid_argument(fmt::format("reference: {} has {} tokens, the model's longest text is {}", text.name, text.ids.size(), info.max_positions));
+      return Status::invalid_argument(
+          fmt::format("reference: {} has {} tokens, the model's longest text is {}", text.name, text.ids.size(), info.max_positions));
     }
     for (std::size_t i = 0; i < text.ids.size(); ++i) {
-      if (text.ids[i] >= info.vocab_size) return Status::invalid_argument(fmt::format("reference: token id {} is outside the vocabulary [0, {})", text.ids[i], info.vocab_size));
+      if (text.ids[i] >= info.vocab_size)
+        return Status::invalid_argument(
+            fmt::format("reference: token id {} is outside the vocabulary [0, {})", text.ids[i], info.vocab_size));
       if (text.types[i] >= std::max<int64_t>(1, info.num_token_types)) {
         return Status::invalid_argument(fmt::format("reference: token type {}, the model has {}", text.types[i], info.num_token_types));
       }
@@ -54,7 +57,9 @@ struct TextOutput {
   std::vector<float> hidden;  // [num_tokens, hidden_size]
   std::vector<float> output;  // [output_size]
 
-  std::span<const float> row(std::size_t r) const { return std::span(hidden).subspan(r * static_cast<std::size_t>(hidden_size), static_cast<std::size_t>(hidden_size)); }
+  std::span<const float> row(std::size_t r) const {
+    return std::span(hidden).subspan(r * static_cast<std::size_t>(hidden_size), static_cast<std::size_t>(hidden_size));
+  }
   std::size_t num_rows() const { return hidden.size() / static_cast<std::size_t>(hidden_size); }
 };
 
@@ -74,7 +79,8 @@ std::vector<TextOutput> run_texts(Executor& executor, const std::vector<Referenc
   for (std::size_t i = 0; i < texts.size(); ++i) {
     TextOutput output{.hidden_size = executor.info().hidden_size};
     for (int32_t row = plan.sequences[i].row_begin; row < plan.sequences[i].row_end; ++row) {
-      const auto numbers = step.hidden.subspan(static_cast<std::size_t>(row * step.hidden_stride), static_cast<std::size_t>(output.hidden_size));
+      const auto numbers =
+          step.hidden.subspan(static_cast<std::size_t>(row * step.hidden_stride), static_cast<std::size_t>(output.hidden_size));
       output.hidden.insert(output.hidden.end(), numbers.begin(), numbers.end());
     }
     const auto result = step.logits_of(static_cast<int64_t>(i), executor.info().output_size);
@@ -120,7 +126,8 @@ class ExactComparison {
     compare_length("last_hidden_l2", length(hidden));
     compare_length("mean_pooled_l2", length(mean));
     if (num_compared_ > 0) return Status::ok();
-    return Status::invalid_argument(fmt::format("reference: {} has none of the fields that docs/verify.md lists: there is nothing to compare", reference_.name));
+    return Status::invalid_argument(
+        fmt::format("reference: {} has none of the fields that docs/verify.md lists: there is nothing to compare", reference_.name));
   }
 
  private:
@@ -130,7 +137,8 @@ class ExactComparison {
     const json::value* value = reference_.fields->if_contains(name);
     if (value == nullptr || value->is_null()) return Status::ok();
     MR_ASSIGN_OR_RETURN(const std::vector<double> want, reference_numbers(*value, name));
-    if (want.size() > got.size()) return Status::invalid_argument(fmt::format("reference: \"{}\" has {} numbers, the model has {}", name, want.size(), got.size()));
+    if (want.size() > got.size())
+      return Status::invalid_argument(fmt::format("reference: \"{}\" has {} numbers, the model has {}", name, want.size(), got.size()));
     ++num_compared_;
     double worst = -1;
     std::size_t at = 0;
@@ -140,7 +148,8 @@ class ExactComparison {
     }
     result_.difference = std::isnan(worst) ? INFINITY : std::max(result_.difference, worst);
     if (!(worst <= tolerance_.exact_logit)) {
-      fail(fmt::format("\"{}\": number {} is {:.6f}, the reference has {:.6f} (tolerance {})", name, at, got[at], want[at], tolerance_.exact_logit));
+      fail(fmt::format("\"{}\": number {} is {:.6f}, the reference has {:.6f} (tolerance {})", name, at, got[at], want[at],
+                       tolerance_.exact_logit));
     }
     return Status::ok();
   }
@@ -150,7 +159,8 @@ class ExactComparison {
     if (value == nullptr || !value->is_number()) return;
     ++num_compared_;
     const double want = value->to_number<double>();
-    if (!(std::abs(got - want) <= 1e-4 * std::max(want, 1e-9))) fail(fmt::format("\"{}\" is {:.6f}, the reference has {:.6f}", name, got, want));
+    if (!(std::abs(got - want) <= 1e-4 * std::max(want, 1e-9)))
+      fail(fmt::format("\"{}\" is {:.6f}, the reference has {:.6f}", name, got, want));
   }
 
   const ReferenceText& reference_;
@@ -192,7 +202,8 @@ Result<VerifyReport> verify_encoder(const json::object& reference, const MakeExe
     texts.push_back(std::move(text));
   }
   constexpr int64_t kTokensMax = 1 << 16;
-  if (num_tokens > kTokensMax) return Status::invalid_argument(fmt::format("reference: {} token ids in all, expected at most {}", num_tokens, kTokensMax));
+  if (num_tokens > kTokensMax)
+    return Status::invalid_argument(fmt::format("reference: {} token ids in all, expected at most {}", num_tokens, kTokensMax));
   MR_ASSIGN_OR_RETURN(const auto exact_executor, make_executor(GemmPath::kExact, static_cast<int32_t>(num_tokens)));
   MR_RETURN_IF_ERROR(check_texts(texts, exact_executor->info()));
   MR_ASSIGN_OR_RETURN(const auto fast_executor, make_executor(GemmPath::kFast, static_cast<int32_t>(num_tokens)));
@@ -206,13 +217,15 @@ Result<VerifyReport> verify_encoder(const json::object& reference, const MakeExe
     result.fast_relative_l2 = relative_error(fast[i].hidden, exact[i].hidden);
     result.fast_cosine = cosine(fast[i].output, exact[i].output);
     if (!(result.fast_relative_l2 <= tolerance.fast_relative_l2)) {
-      result.failures.push_back(fmt::format("fast path: relative L2 error of the last hidden state {:.5f}, tolerance {}", result.fast_relative_l2, tolerance.fast_relative_l2));
+      result.failures.push_back(fmt::format("fast path: relative L2 error of the last hidden state {:.5f}, tolerance {}",
+                                            result.fast_relative_l2, tolerance.fast_relative_l2));
     }
-    // Two vectors whose difference is e of their length have a cosine of at least sqrt(1 - e^2); pooling and dense layers make an error no larger
-    // than three times that of the rows.
+    // Two vectors whose difference is e of their length have a cosine of at least sqrt(1 - e^2); pooling and dense layers make an error no
+    // larger than three times that of the rows.
     const double cosine_min = 1 - 4.5 * tolerance.fast_relative_l2 * tolerance.fast_relative_l2;
     if (!(result.fast_cosine >= cosine_min)) {
-      result.failures.push_back(fmt::format("fast path: cosine of the output with the exact path's {:.6f}, expected at least {:.6f}", result.fast_cosine, cosine_min));
+      result.failures.push_back(fmt::format("fast path: cosine of the output with the exact path's {:.6f}, expected at least {:.6f}",
+                                            result.fast_cosine, cosine_min));
     }
     report.texts.push_back(std::move(result));
   }

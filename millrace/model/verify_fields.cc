@@ -26,7 +26,8 @@ Result<std::vector<int32_t>> reference_token_ids(const json::value& value, const
   MR_ASSIGN_OR_RETURN(auto values, reference_numbers(value, name));
   std::vector<int32_t> out;
   for (double number : values) {
-    if (number != std::floor(number) || number < 0 || number > INT32_MAX) return Status::invalid_argument(fmt::format("reference: \"{}\" holds {}, which is no token id", name, number));
+    if (number != std::floor(number) || number < 0 || number > INT32_MAX)
+      return Status::invalid_argument(fmt::format("reference: \"{}\" holds {}, which is no token id", name, number));
     out.push_back(static_cast<int32_t>(number));
   }
   return out;

@@ -42,7 +42,9 @@ class Sha256 {
   void add(const void* data, std::size_t num_bytes) { MR_CHECK(EVP_DigestUpdate(context_.get(), data, num_bytes) == 1, "SHA-256"); }
   template <class T>
     requires std::is_arithmetic_v<T>
-  void add(T value) { add(&value, sizeof value); }
+  void add(T value) {
+    add(&value, sizeof value);
+  }
   // Lengths go first, so that no two lists give the same bytes.
   void add(std::string_view text) {
     add(static_cast<uint64_t>(text.size()));
@@ -64,7 +66,7 @@ class Sha256 {
 
 // Which program packs: another build may pack the same file differently.
 void add_program(Sha256& hash) {
-  struct stat info {};
+  struct stat info{};
   if (::stat("/proc/self/exe", &info) != 0) return;
   hash.add(int64_t{info.st_size});
   hash.add(int64_t{info.st_mtim.tv_sec});
@@ -135,8 +137,8 @@ std::string file_name(const std::string& model_path, const std::string& family, 
   return name + std::string(kExtension);
 }
 
-// Of bytes whose number is a multiple of 64. Every step is one to one, so that a changed word always changes the sum. Finds accidents; it is no
-// defence against somebody who may write the user's files.
+// Of bytes whose number is a multiple of 64. Every step is one to one, so that a changed word always changes the sum. Finds accidents; it
+// is no defence against somebody who may write the user's files.
 uint64_t checksum(const std::byte* bytes, int64_t num_bytes) {
   constexpr uint64_t kOdd = 0x9e3779b97f4a7c15;
   uint64_t lanes[8];
@@ -163,7 +165,8 @@ struct FileDescriptor {
 
 Status errno_status(const std::string& path, std::string_view doing) {
   const int error = errno;
-  return {error == ENOSPC || error == EDQUOT ? StatusCode::kResourceExhausted : StatusCode::kUnavailable, fmt::format("{}: cannot {}: {}", path, doing, std::strerror(error))};
+  return {error == ENOSPC || error == EDQUOT ? StatusCode::kResourceExhausted : StatusCode::kUnavailable,
+          fmt::format("{}: cannot {}: {}", path, doing, std::strerror(error))};
 }
 
 Status write_at(int file, const std::string& path, const void* data, int64_t num_bytes, int64_t offset) {
@@ -216,11 +219,13 @@ Status WeightCache::check(const MappedFile& file, ThreadPool& pool) const {
   if (file.bytes().size() < sizeof found) return bad("is too short to be a file of packed weights");
   std::memcpy(&found, file.bytes().data(), sizeof found);
   if (std::memcmp(found.magic, want.magic, sizeof found.magic) != 0) return bad("is no file of packed weights");
-  if (found.format != kFormat || found.key != key_) return Status::invalid_argument(fmt::format("{}: was made of another version of the model, or by another millrace", path_));
+  if (found.format != kFormat || found.key != key_)
+    return Status::invalid_argument(fmt::format("{}: was made of another version of the model, or by another millrace", path_));
   const uint64_t head_checksum = found.checksum;
   found.checksum = 0;
   if (std::memcmp(&found, &want, sizeof found) != 0) return bad("its header contradicts the model");
-  if (static_cast<int64_t>(file.bytes().size()) != want.file_bytes) return bad(fmt::format("has {} bytes, expected {}", file.bytes().size(), want.file_bytes));
+  if (static_cast<int64_t>(file.bytes().size()) != want.file_bytes)
+    return bad(fmt::format("has {} bytes, expected {}", file.bytes().size(), want.file_bytes));
   std::vector<std::byte> head(static_cast<std::size_t>(round_up(sizeof found, 64) + round_up(want.num_chunks * 8, 64)));
   std::memcpy(head.data(), file.bytes().data(), head.size());
   std::memcpy(head.data(), &found, sizeof found);
@@ -245,8 +250,9 @@ Status WeightCache::map(Weights& weights, ThreadPool& pool) const {
   ::utimensat(AT_FDCWD, path_.c_str(), nullptr, 0);  // used now: others go first
 
   const std::span<const std::byte> panels = file->bytes().subspan(static_cast<std::size_t>(header().panels_offset));
-  const bool stays = options_.place == WeightCacheOptions::Place::kBest ? panels_bytes_ < 2 * kChunkBytes || mapping_memory(panels).huge_bytes >= panels_bytes_ / 2
-                                                                        : options_.place == WeightCacheOptions::Place::kMapped;
+  const bool stays = options_.place == WeightCacheOptions::Place::kBest
+                         ? panels_bytes_ < 2 * kChunkBytes || mapping_memory(panels).huge_bytes >= panels_bytes_ / 2
+                         : options_.place == WeightCacheOptions::Place::kMapped;
   if (stays) {
     weights.set_panels(panels.data(), file);
     return Status::ok();
@@ -278,7 +284,8 @@ Status WeightCache::make_room() const {
   for (fs::directory_iterator it(options_.folder, error), end; !error && it != end; it.increment(error)) {
     std::error_code ignored;
     // What a writer left that was killed.
-    if (it->path().extension() == kPartial && it->last_write_time(ignored) < fs::file_time_type::clock::now() - std::chrono::hours(24)) fs::remove(it->path(), ignored);
+    if (it->path().extension() == kPartial && it->last_write_time(ignored) < fs::file_time_type::clock::now() - std::chrono::hours(24))
+      fs::remove(it->path(), ignored);
     if (it->path().extension() != kExtension || it->path() == path_) continue;
     const auto size = static_cast<int64_t>(it->file_size(ignored));
     if (ignored) continue;
@@ -290,11 +297,12 @@ Status WeightCache::make_room() const {
     if (total <= options_.max_bytes) break;
     if (fs::remove(entry.path, error)) total -= entry.size;  // who has it mapped keeps it until the end
   }
-  struct statvfs disk {};
+  struct statvfs disk{};
   if (::statvfs(options_.folder.c_str(), &disk) != 0) return errno_status(options_.folder, "ask for free space");
   const auto available = static_cast<int64_t>(disk.f_bavail) * static_cast<int64_t>(disk.f_frsize);
   if (available / 2 < needed) {
-    return Status::resource_exhausted(fmt::format("{}: {} MB are free, packed weights of {} MB are kept where as much again stays free", options_.folder, available >> 20, needed >> 20));
+    return Status::resource_exhausted(fmt::format("{}: {} MB are free, packed weights of {} MB are kept where as much again stays free",
+                                                  options_.folder, available >> 20, needed >> 20));
   }
   return Status::ok();
 }
@@ -314,7 +322,8 @@ Status WeightCache::write_to(int file, const Weights& weights, const std::atomic
     // What was written goes to the disk piece by piece: nobody else's writing waits behind a gigabyte, nor does giving up.
     constexpr int64_t kSyncChunks = 8;
     if ((chunk + 1) % kSyncChunks == 0) {
-      ::sync_file_range(file, head.panels_offset + unsynced, begin + num_bytes - unsynced, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+      ::sync_file_range(file, head.panels_offset + unsynced, begin + num_bytes - unsynced,
+                        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
       unsynced = begin + num_bytes;
     }
   }
@@ -341,16 +350,21 @@ Status WeightCache::write(const Weights& weights, const std::atomic<bool>& stop)
   if (file.fd < 0) return errno_status(partial, "write");
   const auto busy = [&] { return Status::cancelled(fmt::format("{}: another process is writing it", partial)); };
   if (::flock(file.fd, LOCK_EX | LOCK_NB) != 0) return errno == EWOULDBLOCK ? busy() : errno_status(partial, "lock");
-  struct stat opened {}, named {};
-  if (::fstat(file.fd, &opened) != 0 || ::lstat(partial.c_str(), &named) != 0 || opened.st_ino != named.st_ino || opened.st_dev != named.st_dev) return busy();
-  if (opened.st_uid != ::geteuid() || !S_ISREG(opened.st_mode)) return Status::unavailable(fmt::format("{}: belongs to somebody else", partial));
-  Status status = ::ftruncate(file.fd, 0) == 0 && ::fchmod(file.fd, 0600) == 0 ? write_to(file.fd, weights, stop) : errno_status(partial, "write");
+  struct stat opened{}, named{};
+  if (::fstat(file.fd, &opened) != 0 || ::lstat(partial.c_str(), &named) != 0 || opened.st_ino != named.st_ino ||
+      opened.st_dev != named.st_dev)
+    return busy();
+  if (opened.st_uid != ::geteuid() || !S_ISREG(opened.st_mode))
+    return Status::unavailable(fmt::format("{}: belongs to somebody else", partial));
+  Status status =
+      ::ftruncate(file.fd, 0) == 0 && ::fchmod(file.fd, 0600) == 0 ? write_to(file.fd, weights, stop) : errno_status(partial, "write");
   if (status.is_ok() && ::rename(partial.c_str(), path_.c_str()) != 0) status = errno_status(path_, "rename to it");
   if (!status.is_ok()) ::unlink(partial.c_str());
   return status;
 }
 
-WeightCacheWriter::WeightCacheWriter(WeightCache cache, std::shared_ptr<const Weights> weights, std::function<void(const Status&)> on_failure)
+WeightCacheWriter::WeightCacheWriter(WeightCache cache, std::shared_ptr<const Weights> weights,
+                                     std::function<void(const Status&)> on_failure)
     : cache_(std::move(cache)), weights_(std::move(weights)), on_failure_(std::move(on_failure)) {
   thread_ = std::thread([this] {
     pthread_setname_np(pthread_self(), "millrace-cache");

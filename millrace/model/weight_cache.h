@@ -13,16 +13,16 @@
 
 // Packed weights kept in a file (docs/design.md D3): the next start maps them instead of packing, on any instruction set.
 //
-// The file is a header, a checksum of every 2 MB of panels, and the panels as they lie in memory. What the panels mean is not in it: classes,
-// sizes, row orders and code books follow from the model's own files, which are read at every start. So a file that is not believed, or
-// that a bug or a disk has changed, costs a start the time to pack, and nothing else.
+// The file is a header, a checksum of every 2 MB of panels, and the panels as they lie in memory. What the panels mean is not in it:
+// classes, sizes, row orders and code books follow from the model's own files, which are read at every start. So a file that is not
+// believed, or that a bug or a disk has changed, costs a start the time to pack, and nothing else.
 namespace millrace {
 
 struct WeightCacheOptions {
-  std::string folder;                      // where the files of all models lie; empty: nothing is kept
-  int64_t max_bytes = int64_t{32} << 30;   // of all files together: those longest unused make room
-  int64_t min_bytes = int64_t{64} << 20;   // smaller weights are packed about as fast as mapped
-  std::string variant;                     // of the model: each has a file of its own. Empty: the weights as they are stored
+  std::string folder;                     // where the files of all models lie; empty: nothing is kept
+  int64_t max_bytes = int64_t{32} << 30;  // of all files together: those longest unused make room
+  int64_t min_bytes = int64_t{64} << 20;  // smaller weights are packed about as fast as mapped
+  std::string variant;                    // of the model: each has a file of its own. Empty: the weights as they are stored
   // Where panels from the file lie. A step reads them slower from small pages, so kBest maps them only where the system can in huge ones.
   enum class Place { kBest, kMapped, kCopied };
   Place place = Place::kBest;
@@ -39,8 +39,8 @@ class WeightCache {
   const std::string& path() const { return path_; }
 
   // Maps the file and gives the planned weights its panels. kNotFound: there is none. Another error says why it is not believed: not the
-  // user's own file, of other weights (the model's files, the family or this program have changed), cut off, or its checksums are wrong. Every byte is
-  // checked, by all threads of the pool, which also brings it into memory.
+  // user's own file, of other weights (the model's files, the family or this program have changed), cut off, or its checksums are wrong.
+  // Every byte is checked, by all threads of the pool, which also brings it into memory.
   Status map(Weights& weights, ThreadPool& pool) const;
 
   // Writes the file beside and renames it, so that others see a whole one or none; makes room first. kCancelled: `stop` was set, or

@@ -28,8 +28,12 @@ const std::atomic<bool> kNeverStop = false;
 
 // A folder of the test's own.
 struct Folder {
-  fs::path path = fs::temp_directory_path() / fmt::format("millrace-weight-cache-{}-{}", ::getpid(), testing::UnitTest::GetInstance()->current_test_info()->name());
-  Folder() { fs::remove_all(path); fs::create_directories(path); }
+  fs::path path = fs::temp_directory_path() /
+                  fmt::format("millrace-weight-cache-{}-{}", ::getpid(), testing::UnitTest::GetInstance()->current_test_info()->name());
+  Folder() {
+    fs::remove_all(path);
+    fs::create_directories(path);
+  }
   ~Folder() { fs::remove_all(path); }
 };
 
@@ -62,17 +66,21 @@ std::vector<float> logits(const Model& model, std::shared_ptr<const Weights> wei
   const Isa isa = *choose_isa();
   Program program = lower_network(model.network, *weights, isa, GemmPath::kFast);
   fuse(program);
-  auto executor = CpuExecutor::create(model.network, std::move(weights), std::move(program), pool, {isa, GemmPath::kFast, KvDType::kBf16, 32});
+  auto executor =
+      CpuExecutor::create(model.network, std::move(weights), std::move(program), pool, {isa, GemmPath::kFast, KvDType::kBf16, 32});
   auto runner = SequenceRunner::create(**executor, 32);
   runner->reset(32);
   std::vector<int32_t> tokens(20);
   for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 13 % 64);
   std::vector<float> out;
-  EXPECT_TRUE(runner->append(tokens, 32, true, [&](int64_t, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); }).is_ok());
+  EXPECT_TRUE(runner->append(tokens, 32, true, [&](int64_t, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); })
+                  .is_ok());
   return out;
 }
 
-bool same_bytes(std::span<const std::byte> a, std::span<const std::byte> b) { return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size()) == 0; }
+bool same_bytes(std::span<const std::byte> a, std::span<const std::byte> b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size()) == 0;
+}
 
 // Every weight class that the goldens have: plain, GPTQ, AWQ, bitsandbytes, FP8, mixtures of experts.
 TEST(WeightCache, GivesBackEveryModelsWeightsAndLogitsBitForBit) {
@@ -157,7 +165,7 @@ TEST_F(CacheOfLlama, AnUnchangedFileIsBelieved) {
   EXPECT_TRUE(map().is_ok());
   EXPECT_EQ(files().size(), 1u);
   EXPECT_TRUE(files()[0].starts_with("llama-") && files()[0].ends_with(".packed")) << files()[0];
-  struct stat info {};
+  struct stat info{};
   ASSERT_EQ(::stat(cache().path().c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 0777, 0600u);
   ASSERT_EQ(::stat((folder_.path / "weights").c_str(), &info), 0);

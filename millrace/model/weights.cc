@@ -13,14 +13,15 @@
 namespace millrace {
 namespace {
 
-// 16 rows of a tensor stored [k, rows] -> [16, k], for plain types (GPT-2's Conv1D), or of a stack of such matrices. Quantized types are never
-// stored transposed.
+// 16 rows of a tensor stored [k, rows] -> [16, k], for plain types (GPT-2's Conv1D), or of a stack of such matrices. Quantized types are
+// never stored transposed.
 void transpose_rows(const SourceTensor& tensor, std::span<const int32_t> rows, int64_t k, std::byte* out) {
   const int64_t in_stack = tensor.shape.back(), size = dtype_info(tensor.dtype).block_bytes;  // rows of one matrix
   for (int64_t c = 0; c < k; ++c) {
     for (std::size_t r = 0; r < rows.size(); ++r) {
       const int64_t matrix = rows[r] / in_stack, row = rows[r] % in_stack;
-      std::memcpy(out + (static_cast<int64_t>(r) * k + c) * size, tensor.data.data() + ((matrix * k + c) * in_stack + row) * size, static_cast<std::size_t>(size));
+      std::memcpy(out + (static_cast<int64_t>(r) * k + c) * size, tensor.data.data() + ((matrix * k + c) * in_stack + row) * size,
+                  static_cast<std::size_t>(size));
     }
   }
 }
@@ -33,10 +34,12 @@ Result<PackedMatrix> plan_matrix(const MatrixSource& source) {
     return planned;
   }
   if (!row_bytes(tensor.dtype, source.k)) {
-    return Status::unsupported(fmt::format("\"{}\": rows of {} values are no whole number of {} blocks", tensor.name, source.k, dtype_name(tensor.dtype)));
+    return Status::unsupported(
+        fmt::format("\"{}\": rows of {} values are no whole number of {} blocks", tensor.name, source.k, dtype_name(tensor.dtype)));
   }
   if (source.transposed && dtype_info(tensor.dtype).block_elements != 1) {
-    return Status::unsupported(fmt::format("\"{}\" is {} and stored transposed; only plain types can be transposed", tensor.name, dtype_name(tensor.dtype)));
+    return Status::unsupported(
+        fmt::format("\"{}\" is {} and stored transposed; only plain types can be transposed", tensor.name, dtype_name(tensor.dtype)));
   }
   auto planned = PackedMatrix::plan(tensor.dtype, source.rows(), source.k);
   if (!planned.is_ok()) return planned.status().with_context(fmt::format("\"{}\"", tensor.name));
@@ -62,7 +65,8 @@ Status pack_panels(const PackedMatrix& matrix, const MatrixSource& source, int64
     }
     if (source.transposed) transpose_rows(tensor, rows, source.k, transposed.data());
     const std::byte* stored[kPanelRows];
-    for (std::size_t i = 0; i < rows.size(); ++i) stored[i] = source.transposed ? transposed.data() + static_cast<int64_t>(i) * bytes : tensor.data.data() + rows[i] * bytes;
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      stored[i] = source.transposed ? transposed.data() + static_cast<int64_t>(i) * bytes : tensor.data.data() + rows[i] * bytes;
     matrix.pack_panel(tensor.dtype, {stored, rows.size()}, to);
   }
   return Status::ok();
@@ -194,7 +198,9 @@ Status Weights::pack_planned(const Checkpoint& checkpoint, ThreadPool& pool) {
       [&](int64_t index, int64_t chunk, int) {
         const PackedMatrix& matrix = matrices_[static_cast<std::size_t>(index)];
         const int64_t begin = chunk * panels_per_chunk, end = std::min(begin + panels_per_chunk, matrix.num_panels());
-        if (const Status status = pack_panels(matrix, source_of(index), begin, end, panels + offsets_[static_cast<std::size_t>(index)]); !status.is_ok()) error.add(index, status);
+        if (const Status status = pack_panels(matrix, source_of(index), begin, end, panels + offsets_[static_cast<std::size_t>(index)]);
+            !status.is_ok())
+          error.add(index, status);
       });
   checkpoint.drop_all_pages();
   MR_RETURN_IF_ERROR(error.status());

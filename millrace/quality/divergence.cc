@@ -12,7 +12,7 @@ namespace {
 
 struct Normalizer {
   float largest;
-  double denominator;   // sum of exp(logit - largest)
+  double denominator;  // sum of exp(logit - largest)
   double log_norm() const { return largest + std::log(denominator); }
 };
 

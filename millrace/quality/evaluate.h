@@ -29,20 +29,20 @@ std::unique_ptr<Reference> reference_from(Executor& executor);
 std::unique_ptr<Reference> reference_from(const LogitsFile& file);
 
 struct EvaluateOptions {
-  int64_t rows_max = 1024;                          // of a step: no more than the executors were made for
-  int64_t logits_bytes_max = int64_t{256} << 20;    // of a step's scored rows; at least one row is scored
+  int64_t rows_max = 1024;                        // of a step: no more than the executors were made for
+  int64_t logits_bytes_max = int64_t{256} << 20;  // of a step's scored rows; at least one row is scored
   bool as_generated = false;  // computes the tokens as generated ones, which may differ from a prompt's (docs/design.md D4)
   Reference* reference = nullptr;
-  LogitsWriter* writer = nullptr;                   // gets the model's predictions
-  std::function<void(double share)> on_progress;    // after each step: share of all rows that are done
+  LogitsWriter* writer = nullptr;                 // gets the model's predictions
+  std::function<void(double share)> on_progress;  // after each step: share of all rows that are done
 };
 
 struct Evaluation {
-  std::vector<double> nll;                          // [num_scored] of each target, in the windows' order
+  std::vector<double> nll;  // [num_scored] of each target, in the windows' order
   // With a reference:
-  std::vector<double> reference_nll, kl;            // [num_scored]
+  std::vector<double> reference_nll, kl;  // [num_scored]
   int64_t num_same_top = 0;
-  double max_difference = 0;                        // of a logit, or of a log-probability where the reference has those
+  double max_difference = 0;  // of a logit, or of a log-probability where the reference has those
   bool log_prob_difference = false;
 };
 

@@ -22,7 +22,7 @@ class HashExecutor final : public Executor {
   }
 
   std::optional<int32_t> num_prompt_tokens_seen;  // of the last sequence
-  std::optional<int32_t> poison_token;  // rows with it give logits that are not finite
+  std::optional<int32_t> poison_token;            // rows with it give logits that are not finite
 
   const ExecutorInfo& info() const override { return info_; }
   Status allocate_kv(std::span<const int64_t> num_blocks) override {

@@ -17,9 +17,9 @@ struct TextWindows {
     int64_t num_scored() const { return count - 1 - first_row; }
   };
 
-  std::vector<int32_t> tokens;   // of the whole text
-  std::optional<int32_t> bos;    // read in place of every window's first token, for models whose texts begin with it
-  std::vector<Window> windows;   // by rising `begin`; each has at least one scored row
+  std::vector<int32_t> tokens;  // of the whole text
+  std::optional<int32_t> bos;   // read in place of every window's first token, for models whose texts begin with it
+  std::vector<Window> windows;  // by rising `begin`; each has at least one scored row
 
   int64_t num_scored() const;
   // What the model reads, and what it should predict, at row i of the window.

@@ -60,10 +60,12 @@ void add_dry(const SamplingInput& input, SamplingScratch& scratch) {
   const SamplingParams& params = *input.params;
   // The text in reverse, its last token first, as far back as asked for.
   const std::size_t available = input.prompt_tokens.size() + input.completion_tokens.size();
-  const std::size_t size = params.dry_penalty_last_n < 0 ? available : std::min(available, static_cast<std::size_t>(params.dry_penalty_last_n));
+  const std::size_t size =
+      params.dry_penalty_last_n < 0 ? available : std::min(available, static_cast<std::size_t>(params.dry_penalty_last_n));
   std::vector<int32_t>& reversed = scratch.context;
   reversed.clear();
-  for (auto id = input.completion_tokens.rbegin(); id != input.completion_tokens.rend() && reversed.size() < size; ++id) reversed.push_back(*id);
+  for (auto id = input.completion_tokens.rbegin(); id != input.completion_tokens.rend() && reversed.size() < size; ++id)
+    reversed.push_back(*id);
   for (auto id = input.prompt_tokens.rbegin(); id != input.prompt_tokens.rend() && reversed.size() < size; ++id) reversed.push_back(*id);
   // A repetition does not reach across a breaker.
   int32_t length_max = 0;
@@ -114,8 +116,8 @@ void matches_of_the_end(std::span<const int32_t> reversed, std::vector<int32_t>&
 
 bool changes_logits(const SamplingInput& input) {
   const SamplingParams& params = *input.params;
-  return !params.logit_bias.empty() || has_penalties(params) || has_dry(params) || !params.bad_words.empty() || !params.allowed_token_ids.empty() ||
-         !input.allowed.empty() || !input.forbidden.empty();
+  return !params.logit_bias.empty() || has_penalties(params) || has_dry(params) || !params.bad_words.empty() ||
+         !params.allowed_token_ids.empty() || !input.allowed.empty() || !input.forbidden.empty();
 }
 
 void change_logits(std::span<const float> logits, const SamplingInput& input, SamplingScratch& scratch) {
@@ -133,10 +135,12 @@ void change_logits(std::span<const float> logits, const SamplingInput& input, Sa
   if (!params.allowed_token_ids.empty()) {
     // The weights are not needed yet: they keep the few logits that stay.
     scratch.weights.clear();
-    for (const int32_t id : params.allowed_token_ids) scratch.weights.push_back(in_vocabulary(id) ? scratch.logits[static_cast<std::size_t>(id)] : 0);
+    for (const int32_t id : params.allowed_token_ids)
+      scratch.weights.push_back(in_vocabulary(id) ? scratch.logits[static_cast<std::size_t>(id)] : 0);
     std::fill(scratch.logits.begin(), scratch.logits.end(), kExcluded);
     for (std::size_t i = 0; i < params.allowed_token_ids.size(); ++i) {
-      if (in_vocabulary(params.allowed_token_ids[i])) scratch.logits[static_cast<std::size_t>(params.allowed_token_ids[i])] = scratch.weights[i];
+      if (in_vocabulary(params.allowed_token_ids[i]))
+        scratch.logits[static_cast<std::size_t>(params.allowed_token_ids[i])] = scratch.weights[i];
     }
   }
   if (!input.allowed.empty()) {

@@ -22,10 +22,9 @@ inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::
 
 // Uniform in [0, 1), 53 bits. Any two of (seed, sequence, position) give independent numbers; each position has two of them, 0 and 1.
 inline double uniform_at(uint64_t seed, uint64_t sequence, uint64_t position, std::size_t which = 0) {
-  const std::array<uint32_t, 4> words =
-      philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), static_cast<uint32_t>(sequence),
-                  static_cast<uint32_t>(sequence >> 32)},
-                 {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  const std::array<uint32_t, 4> words = philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32),
+                                                    static_cast<uint32_t>(sequence), static_cast<uint32_t>(sequence >> 32)},
+                                                   {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
   const uint64_t bits = (uint64_t{words[2 * which]} << 32 | words[2 * which + 1]) >> 11;
   return static_cast<double>(bits) * 0x1p-53;
 }

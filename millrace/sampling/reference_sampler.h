@@ -27,7 +27,8 @@ struct Survivors {
 
 class ReferenceSampler {
  public:
-  ReferenceSampler(const std::vector<float>& logits, const SamplingInput& input) : input_(input), params_(*input.params), vocab_size_(static_cast<int32_t>(logits.size())) {
+  ReferenceSampler(const std::vector<float>& logits, const SamplingInput& input)
+      : input_(input), params_(*input.params), vocab_size_(static_cast<int32_t>(logits.size())) {
     changed_.assign(logits.begin(), logits.end());
     for (const auto& [id, bias] : params_.logit_bias) changed_[id] += bias;
     penalize();
@@ -50,7 +51,8 @@ class ReferenceSampler {
     } else {
       keep_within_sigma();
       keep_above_min_p();
-      if (top_k && static_cast<std::size_t>(params_.top_k) < result_.tokens.size()) result_.tokens.resize(static_cast<std::size_t>(params_.top_k));
+      if (top_k && static_cast<std::size_t>(params_.top_k) < result_.tokens.size())
+        result_.tokens.resize(static_cast<std::size_t>(params_.top_k));
       keep_typical();
       keep_top_p();
       exclude_top_choices();
@@ -87,7 +89,8 @@ class ReferenceSampler {
     return total;
   }
   void by_likelihood() {
-    std::sort(result_.tokens.begin(), result_.tokens.end(), [](const auto& a, const auto& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; });
+    std::sort(result_.tokens.begin(), result_.tokens.end(),
+              [](const auto& a, const auto& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; });
   }
   template <class Drop>
   void drop_if(const Drop& drop) {
@@ -103,7 +106,8 @@ class ReferenceSampler {
     for (const int32_t id : input_.completion_tokens) ++completion[id];
     std::set<int32_t> seen(input_.prompt_tokens.begin(), input_.prompt_tokens.end());
     for (const auto& [id, count] : completion) seen.insert(id);
-    for (const int32_t id : seen) changed_[id] = changed_[id] > 0 ? changed_[id] / params_.repetition_penalty : changed_[id] * params_.repetition_penalty;
+    for (const int32_t id : seen)
+      changed_[id] = changed_[id] > 0 ? changed_[id] / params_.repetition_penalty : changed_[id] * params_.repetition_penalty;
     for (const auto& [id, count] : completion) changed_[id] -= params_.frequency_penalty * count + params_.presence_penalty;
   }
 
@@ -115,7 +119,8 @@ class ReferenceSampler {
     const int64_t last_n = params_.dry_penalty_last_n < 0 ? static_cast<int64_t>(text.size()) : params_.dry_penalty_last_n;
     if (last_n < static_cast<int64_t>(text.size())) text.erase(text.begin(), text.end() - last_n);
     const auto breaks = [&](int32_t id) {
-      return params_.dry_breakers && std::find(params_.dry_breakers->begin(), params_.dry_breakers->end(), id) != params_.dry_breakers->end();
+      return params_.dry_breakers &&
+             std::find(params_.dry_breakers->begin(), params_.dry_breakers->end(), id) != params_.dry_breakers->end();
     };
     std::map<int32_t, int> longest;
     const int size = static_cast<int>(text.size());
@@ -126,7 +131,8 @@ class ReferenceSampler {
       if (length >= params_.dry_allowed_length) longest[text[place]] = std::max(longest[text[place]], length);
     }
     for (const auto& [id, length] : longest) {
-      changed_[id] -= std::min(1e30, params_.dry_multiplier * std::pow(static_cast<double>(params_.dry_base), length - params_.dry_allowed_length));
+      changed_[id] -=
+          std::min(1e30, params_.dry_multiplier * std::pow(static_cast<double>(params_.dry_base), length - params_.dry_allowed_length));
       changed_[id] = std::max(changed_[id], -1e30);
     }
   }
@@ -139,7 +145,8 @@ class ReferenceSampler {
     std::vector<int32_t> text(input_.completion_tokens.begin(), input_.completion_tokens.end());
     text.push_back(id);
     for (const std::vector<int32_t>& word : params_.bad_words) {
-      if (word.size() <= text.size() && std::equal(word.begin(), word.end(), text.end() - static_cast<std::ptrdiff_t>(word.size()))) return false;
+      if (word.size() <= text.size() && std::equal(word.begin(), word.end(), text.end() - static_cast<std::ptrdiff_t>(word.size())))
+        return false;
     }
     return true;
   }
@@ -184,7 +191,8 @@ class ReferenceSampler {
     // Among equal logits the order stays. Weights that are 0 in single precision take part in nothing.
     drop_if([](const auto& token) { return token.weight < 1.7e-38; });
     std::sort(result_.tokens.begin(), result_.tokens.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
-    std::stable_sort(result_.tokens.begin(), result_.tokens.end(), [&](const auto& a, const auto& b) { return a.logit != b.logit && distance(a) < distance(b); });
+    std::stable_sort(result_.tokens.begin(), result_.tokens.end(),
+                     [&](const auto& a, const auto& b) { return a.logit != b.logit && distance(a) < distance(b); });
     double taken = 0;
     std::size_t kept = 0;
     while (kept < result_.tokens.size() && (kept == 0 || taken < params_.typical_p * total)) {
@@ -192,8 +200,10 @@ class ReferenceSampler {
       if (std::abs(taken / total - params_.typical_p) < 1e-5) result_.near_boundary = true;
     }
     for (std::size_t i = kept; i < result_.tokens.size(); ++i) {
-      if (result_.tokens[i].logit != result_.tokens[kept - 1].logit) compare_near(distance(result_.tokens[i]), distance(result_.tokens[kept - 1]), 1e-5);
-      if (distance(result_.tokens[i]) == distance(result_.tokens[kept - 1]) && result_.tokens[i].logit != result_.tokens[kept - 1].logit) result_.near_boundary = true;
+      if (result_.tokens[i].logit != result_.tokens[kept - 1].logit)
+        compare_near(distance(result_.tokens[i]), distance(result_.tokens[kept - 1]), 1e-5);
+      if (distance(result_.tokens[i]) == distance(result_.tokens[kept - 1]) && result_.tokens[i].logit != result_.tokens[kept - 1].logit)
+        result_.near_boundary = true;
     }
     result_.tokens.resize(kept);
     by_likelihood();
@@ -212,7 +222,9 @@ class ReferenceSampler {
   }
 
   void exclude_top_choices() {
-    if (!(uniform_at(input_.seed, input_.sequence, input_.position, 1) < static_cast<double>(params_.xtc_probability)) || params_.xtc_threshold > 0.5f) return;
+    if (!(uniform_at(input_.seed, input_.sequence, input_.position, 1) < static_cast<double>(params_.xtc_probability)) ||
+        params_.xtc_threshold > 0.5f)
+      return;
     const double total = sum();
     std::size_t num_top = 0;
     for (const ReferenceToken& token : result_.tokens) {

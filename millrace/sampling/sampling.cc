@@ -49,7 +49,8 @@ int32_t draw(std::span<const float> weights, double u, std::vector<double>& sums
 // The least logit that top_n_sigma leaves.
 float lowest_logit(std::span<const float> logits, float max_logit, const SamplingParams& params) {
   if (params.top_n_sigma <= 0) return kExcluded;
-  return static_cast<float>(static_cast<double>(max_logit) - static_cast<double>(params.top_n_sigma) * standard_deviation(logits, max_logit));
+  return static_cast<float>(static_cast<double>(max_logit) -
+                            static_cast<double>(params.top_n_sigma) * standard_deviation(logits, max_logit));
 }
 
 // The top_k in scratch.candidates, best first, with their weights, without the tail that min_p drops.
@@ -117,7 +118,8 @@ int32_t draw_token(std::span<const float> logits, float max_logit, const Samplin
     }
   }
   if (typical) {
-    keep_typical(candidates, static_cast<double>(params.typical_p), logits, max_logit, 1.0f / params.temperature, scratch.keys, scratch.sums);
+    keep_typical(candidates, static_cast<double>(params.typical_p), logits, max_logit, 1.0f / params.temperature, scratch.keys,
+                 scratch.sums);
     total = sum_of_weights(candidates);
   }
   if (top_p && top_k) {
@@ -131,8 +133,8 @@ int32_t draw_token(std::span<const float> logits, float max_logit, const Samplin
   return candidates[static_cast<std::size_t>(draw(scratch.weights, u, scratch.sums))].second;
 }
 
-// Among the tokens that surprise by at most mu bits, or the likeliest; then mu moves by the error, so that surprises come to tau on average.
-// As in llama.cpp the surprise is that among the tokens that were left.
+// Among the tokens that surprise by at most mu bits, or the likeliest; then mu moves by the error, so that surprises come to tau on
+// average. As in llama.cpp the surprise is that among the tokens that were left.
 int32_t draw_mirostat(std::span<const float> logits, float max_logit, const SamplingInput& input, SamplingScratch& scratch, double& mu) {
   const SamplingParams& params = *input.params;
   scratch.weights.resize(logits.size());

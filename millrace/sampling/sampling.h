@@ -22,44 +22,47 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias;
   std::vector<int32_t> allowed_token_ids;       // only these may be drawn; empty: all
   std::vector<std::vector<int32_t>> bad_words;  // token sequences, none empty, none of which a completion contains
-  int32_t num_logprobs = -1;        // -1: none; k: the sampled token's and the k most likely
+  int32_t num_logprobs = -1;                    // -1: none; k: the sampled token's and the k most likely
 
-  float typical_p = 1.0f;           // (0, 1]: the tokens whose information is nearest to the entropy. Meister et al. 2022, arXiv:2202.00666
-  float top_n_sigma = -1.0f;        // above 0: logits within so many standard deviations of the largest. Tang et al. 2024, arXiv:2411.07641
-  float xtc_probability = 0.0f;     // [0, 1]: how often "exclude top choices" acts
-  float xtc_threshold = 0.1f;       // of the tokens at least so likely it leaves the least likely one; above 0.5 it does nothing
+  float typical_p = 1.0f;        // (0, 1]: the tokens whose information is nearest to the entropy. Meister et al. 2022, arXiv:2202.00666
+  float top_n_sigma = -1.0f;     // above 0: logits within so many standard deviations of the largest. Tang et al. 2024, arXiv:2411.07641
+  float xtc_probability = 0.0f;  // [0, 1]: how often "exclude top choices" acts
+  float xtc_threshold = 0.1f;    // of the tokens at least so likely it leaves the least likely one; above 0.5 it does nothing
   // DRY ("don't repeat yourself", of text-generation-webui): a token that would prolong a repetition of at least dry_allowed_length
   // tokens to L + 1 loses dry_multiplier * dry_base^(L - dry_allowed_length). Over prompt and completion.
   float dry_multiplier = 0.0f;      // 0: off
   float dry_base = 1.75f;           // at least 1
   int32_t dry_allowed_length = 2;   // at least 1
   int32_t dry_penalty_last_n = -1;  // tokens looked back at; -1: all, 0: none
-  std::shared_ptr<const std::vector<int32_t>> dry_breakers;  // sorted ids, across which nothing repeats and which are never penalized; null: none
-  // 2: Mirostat 2.0 (Basu et al. 2021, arXiv:2007.14966) chooses in the place of top_k, top_p, min_p, typical_p, top_n_sigma and XTC. 0: off.
+  std::shared_ptr<const std::vector<int32_t>>
+      dry_breakers;  // sorted ids, across which nothing repeats and which are never penalized; null: none
+  // 2: Mirostat 2.0 (Basu et al. 2021, arXiv:2007.14966) chooses in the place of top_k, top_p, min_p, typical_p, top_n_sigma and XTC. 0:
+  // off.
   int32_t mirostat = 0;
-  float mirostat_tau = 5.0f;        // bits of surprise aimed at, at least 0
-  float mirostat_eta = 0.1f;        // how fast it gets there, [0, 1]
+  float mirostat_tau = 5.0f;  // bits of surprise aimed at, at least 0
+  float mirostat_eta = 0.1f;  // how fast it gets there, [0, 1]
 
-  // A draw needs to know the outcome of the one before (SamplingInput::mirostat_mu): two positions of a sequence cannot be drawn in one step.
+  // A draw needs to know the outcome of the one before (SamplingInput::mirostat_mu): two positions of a sequence cannot be drawn in one
+  // step.
   bool needs_previous_draw() const { return mirostat == 2; }
 };
 
 struct SamplingInput {
   const SamplingParams* params = nullptr;
-  uint64_t seed = 0;                // of the request (or drawn for it)
-  uint64_t sequence = 0;            // index among the request's n
-  uint64_t position = 0;            // index of the token to be drawn among the completion's
+  uint64_t seed = 0;                                                    // of the request (or drawn for it)
+  uint64_t sequence = 0;                                                // index among the request's n
+  uint64_t position = 0;                                                // index of the token to be drawn among the completion's
   std::span<const int32_t> prompt_tokens = {}, completion_tokens = {};  // for penalties
-  std::span<const uint32_t> allowed = {};  // bitmask [ceil(vocab_size / 32)] of tokens that may be drawn; empty: all
-  std::span<const int32_t> forbidden = {}; // ids that must not be drawn (min_tokens: the stop tokens)
-  std::optional<double> mirostat_mu = {};  // SampledToken::mirostat_mu of the draw before; absent at a sequence's first
+  std::span<const uint32_t> allowed = {};   // bitmask [ceil(vocab_size / 32)] of tokens that may be drawn; empty: all
+  std::span<const int32_t> forbidden = {};  // ids that must not be drawn (min_tokens: the stop tokens)
+  std::optional<double> mirostat_mu = {};   // SampledToken::mirostat_mu of the draw before; absent at a sequence's first
 };
 
 struct SampledToken {
   int32_t id = -1;
-  bool finite = true;               // false: a logit was NaN or infinite, and id is meaningless
-  double mirostat_mu = 0;           // with mirostat: the bits of surprise that the next draw tolerates
-  float logprob = 0;                // of id under the unmodified logits' softmax; only with num_logprobs >= 0
+  bool finite = true;                                   // false: a logit was NaN or infinite, and id is meaningless
+  double mirostat_mu = 0;                               // with mirostat: the bits of surprise that the next draw tolerates
+  float logprob = 0;                                    // of id under the unmodified logits' softmax; only with num_logprobs >= 0
   std::vector<std::pair<int32_t, float>> top_logprobs;  // most likely first
 };
 

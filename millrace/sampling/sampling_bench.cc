@@ -8,8 +8,8 @@
 
 #include "millrace/sampling/sampling.h"
 
-// Time of one draw over a vocabulary, for the common parameters and for each method. Bound: one pass over the logits at cache speed (about 4 bytes a cycle
-// and more) for greedy; with a temperature one exponential a token.
+// Time of one draw over a vocabulary, for the common parameters and for each method. Bound: one pass over the logits at cache speed (about
+// 4 bytes a cycle and more) for greedy; with a temperature one exponential a token.
 namespace millrace {
 namespace {
 

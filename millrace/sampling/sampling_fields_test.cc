@@ -26,7 +26,9 @@ struct Situation {
 
   int32_t some_id(std::mt19937& random) const { return static_cast<int32_t>(random() % logits.size()); }
 
-  SamplingInput input(const SamplingParams& params) const { return {&params, seed, seed % 4, position, prompt, completion, allowed, forbidden, mu}; }
+  SamplingInput input(const SamplingParams& params) const {
+    return {&params, seed, seed % 4, position, prompt, completion, allowed, forbidden, mu};
+  }
 };
 
 Situation random_situation(std::mt19937& random) {
@@ -37,8 +39,10 @@ Situation random_situation(std::mt19937& random) {
   for (float& logit : situation.logits) logit = equal ? 1.0f : coarse ? std::round(normal(random)) : normal(random);
   // Few distinct tokens, so that sequences of them repeat.
   const uint32_t num_distinct = 1 + random() % 6;
-  for (uint32_t i = random() % 30; i > 0; --i) situation.prompt.push_back(static_cast<int32_t>(random() % num_distinct % situation.logits.size()));
-  for (uint32_t i = random() % 30; i > 0; --i) situation.completion.push_back(static_cast<int32_t>(random() % num_distinct % situation.logits.size()));
+  for (uint32_t i = random() % 30; i > 0; --i)
+    situation.prompt.push_back(static_cast<int32_t>(random() % num_distinct % situation.logits.size()));
+  for (uint32_t i = random() % 30; i > 0; --i)
+    situation.completion.push_back(static_cast<int32_t>(random() % num_distinct % situation.logits.size()));
   situation.seed = random();
   situation.position = situation.completion.size();
   return situation;
@@ -50,12 +54,15 @@ struct Field {
 };
 
 const Field kFields[] = {
-    {"temperature", [](auto& random, auto&, auto& params) { params.temperature = one_of(random, {0.0f, 1e-4f, 0.1f, 0.7f, 1.0f, 1.5f, 100.0f}); }},
-    {"top_k", [](auto& random, auto&, auto& params) { params.top_k = one_of(random, {-1, 0, 1, 2, 7, 40, 100, 1000, std::numeric_limits<int32_t>::max()}); }},
+    {"temperature",
+     [](auto& random, auto&, auto& params) { params.temperature = one_of(random, {0.0f, 1e-4f, 0.1f, 0.7f, 1.0f, 1.5f, 100.0f}); }},
+    {"top_k", [](auto& random, auto&,
+                 auto& params) { params.top_k = one_of(random, {-1, 0, 1, 2, 7, 40, 100, 1000, std::numeric_limits<int32_t>::max()}); }},
     {"top_p", [](auto& random, auto&, auto& params) { params.top_p = one_of(random, {1e-6f, 0.1f, 0.5f, 0.9f, 0.95f, 0.999f, 1.0f}); }},
     {"min_p", [](auto& random, auto&, auto& params) { params.min_p = one_of(random, {0.0f, 1e-9f, 0.01f, 0.05f, 0.3f, 1.0f}); }},
     {"typical_p", [](auto& random, auto&, auto& params) { params.typical_p = one_of(random, {1e-6f, 0.1f, 0.5f, 0.9f, 0.999f, 1.0f}); }},
-    {"top_n_sigma", [](auto& random, auto&, auto& params) { params.top_n_sigma = one_of(random, {-1.0f, 0.0f, 0.01f, 0.5f, 1.0f, 2.0f, 100.0f}); }},
+    {"top_n_sigma",
+     [](auto& random, auto&, auto& params) { params.top_n_sigma = one_of(random, {-1.0f, 0.0f, 0.01f, 0.5f, 1.0f, 2.0f, 100.0f}); }},
     {"xtc",
      [](auto& random, auto&, auto& params) {
        params.xtc_probability = one_of(random, {0.0f, 0.3f, 0.7f, 1.0f});
@@ -76,12 +83,14 @@ const Field kFields[] = {
        params.mirostat_eta = one_of(random, {0.0f, 0.1f, 1.0f});
        if (random() % 2 == 0) situation.mu = one_of(random, {-50.0, 0.0, 0.7, 3.0, 9.5, 1e6});
      }},
-    {"repetition_penalty", [](auto& random, auto&, auto& params) { params.repetition_penalty = one_of(random, {1e-3f, 0.5f, 1.1f, 2.0f, 100.0f}); }},
+    {"repetition_penalty",
+     [](auto& random, auto&, auto& params) { params.repetition_penalty = one_of(random, {1e-3f, 0.5f, 1.1f, 2.0f, 100.0f}); }},
     {"presence_penalty", [](auto& random, auto&, auto& params) { params.presence_penalty = one_of(random, {-2.0f, -0.5f, 0.7f, 2.0f}); }},
     {"frequency_penalty", [](auto& random, auto&, auto& params) { params.frequency_penalty = one_of(random, {-2.0f, -0.4f, 0.3f, 2.0f}); }},
     {"logit_bias",
      [](auto& random, auto& situation, auto& params) {
-       for (uint32_t i = random() % 4; i > 0; --i) params.logit_bias.emplace_back(situation.some_id(random), one_of(random, {-100.0f, -1.0f, 3.0f, 100.0f}));
+       for (uint32_t i = random() % 4; i > 0; --i)
+         params.logit_bias.emplace_back(situation.some_id(random), one_of(random, {-100.0f, -1.0f, 3.0f, 100.0f}));
      }},
     {"allowed_token_ids",
      [](auto& random, auto& situation, auto& params) {
@@ -100,10 +109,12 @@ const Field kFields[] = {
          params.bad_words.push_back(word);
        }
      }},
-    {"forbidden", [](auto& random, auto& situation, auto&) { situation.forbidden = {situation.some_id(random), situation.some_id(random)}; }},
+    {"forbidden",
+     [](auto& random, auto& situation, auto&) { situation.forbidden = {situation.some_id(random), situation.some_id(random)}; }},
     {"allowed",
      [](auto& random, auto& situation, auto&) {
-       for (std::size_t word = 0; word < (situation.logits.size() + 31) / 32; ++word) situation.allowed.push_back(static_cast<uint32_t>(random()));
+       for (std::size_t word = 0; word < (situation.logits.size() + 31) / 32; ++word)
+         situation.allowed.push_back(static_cast<uint32_t>(random()));
      }},
 };
 
@@ -197,7 +208,8 @@ TEST(SamplingFields, ExtremeNumbersGiveATokenOrSayThatTheyAreNotFinite) {
     for (int i = 0; i < 3; ++i) situation.logits[random() % situation.logits.size()] = one_of(random, {3e38f, -3e38f, 1e-40f, 0.0f});
     if (broken) {
       constexpr float kInfinity = std::numeric_limits<float>::infinity();
-      situation.logits[random() % situation.logits.size()] = one_of(random, {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity});
+      situation.logits[random() % situation.logits.size()] =
+          one_of(random, {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity});
     }
     SamplingParams params;
     for (const Field& field : kFields) {
@@ -278,7 +290,9 @@ TEST(LogitChanges, MatchesOfTheEndAreThoseOfBruteForce) {
     ASSERT_EQ(lengths.size(), text.size());
     for (std::size_t j = 1; j < text.size(); ++j) {
       int32_t expected = 0;
-      while (j + static_cast<std::size_t>(expected) < text.size() && text[static_cast<std::size_t>(expected)] == text[j + static_cast<std::size_t>(expected)]) ++expected;
+      while (j + static_cast<std::size_t>(expected) < text.size() &&
+             text[static_cast<std::size_t>(expected)] == text[j + static_cast<std::size_t>(expected)])
+        ++expected;
       ASSERT_EQ(lengths[j], expected);
     }
   }

@@ -116,7 +116,8 @@ TEST(Sampling, TopKOfOneAndTinyTopPAreGreedy) {
     tiny.top_p = 1e-9f;
     strict.min_p = 1.0f;
     const int32_t expected = sample_once(logits, {.params = &greedy}).id;
-    for (const SamplingParams* params : {&one, &tiny, &strict}) EXPECT_EQ(sample_once(logits, {.params = params, .seed = seed}).id, expected);
+    for (const SamplingParams* params : {&one, &tiny, &strict})
+      EXPECT_EQ(sample_once(logits, {.params = params, .seed = seed}).id, expected);
   }
 }
 
@@ -152,7 +153,8 @@ TEST(Sampling, FrequenciesFollowTheProbabilities) {
 
 TEST(Sampling, NonFiniteLogitsAreReported) {
   SamplingParams params;
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
     std::vector<float> logits(50, 0.0f);
     logits[33] = bad;
     const SampledToken token = sample_once(logits, {.params = &params});

@@ -17,7 +17,8 @@ void softmax_weights(std::span<const float> logits, float max_logit, float inver
 // sum over i of exp(logits[i] - max_logit), in double.
 double softmax_denominator(std::span<const float> logits, float max_logit);
 
-// The standard deviation (of the population) of those values that are not -infinity; max_value is at least each of them, one at least is finite.
+// The standard deviation (of the population) of those values that are not -infinity; max_value is at least each of them, one at least is
+// finite.
 double standard_deviation(std::span<const float> values, float max_value);
 
 // The sum in double, in an order that depends on the length only.

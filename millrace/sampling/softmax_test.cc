@@ -37,8 +37,8 @@ TEST(Softmax, FindsNonFiniteValuesAnywhere) {
     std::vector<float> values(size, 3e38f);
     EXPECT_TRUE(all_finite(values));
     for (std::size_t i = 0; i < size; ++i) {
-      for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
-                              -std::numeric_limits<float>::infinity()}) {
+      for (const float bad :
+           {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
         std::vector<float> spoiled = values;
         spoiled[i] = bad;
         EXPECT_FALSE(all_finite(spoiled)) << size << " " << i << " " << bad;

@@ -10,8 +10,8 @@ namespace {
 
 bool more_likely(const Candidate& a, const Candidate& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; }
 
-// Keeps the candidates with the largest keys whose weights together reach `needed`, the first among equal keys. Keys are below 2^30. A radix
-// selection finds the key at which the set ends, in three passes and without a sort.
+// Keeps the candidates with the largest keys whose weights together reach `needed`, the first among equal keys. Keys are below 2^30. A
+// radix selection finds the key at which the set ends, in three passes and without a sort.
 template <class KeyAt>
 void keep_largest_keys(std::vector<Candidate>& candidates, const KeyAt& key_at, double needed, std::vector<double>& sums) {
   constexpr int kShifts[] = {20, 10, 0};
@@ -44,7 +44,8 @@ void keep_largest_keys(std::vector<Candidate>& candidates, const KeyAt& key_at, 
 
 }  // namespace
 
-// One comparison for almost every logit: the buffer holds up to 2k candidates, and whenever it is full its lower half goes and the bar rises.
+// One comparison for almost every logit: the buffer holds up to 2k candidates, and whenever it is full its lower half goes and the bar
+// rises.
 void select_top_k(std::span<const float> logits, int64_t k, float lowest, std::vector<Candidate>& best) {
   best.clear();
   const std::size_t keep = static_cast<std::size_t>(k);
@@ -77,8 +78,8 @@ void keep_top_p(std::vector<Candidate>& candidates, double needed, std::vector<d
   keep_largest_keys(candidates, [&](std::size_t i) { return std::bit_cast<uint32_t>(candidates[i].first); }, needed, sums);
 }
 
-void keep_typical(std::vector<Candidate>& candidates, double typical_p, std::span<const float> logits, float max_logit, float inverse_temperature,
-                  std::vector<uint32_t>& keys, std::vector<double>& sums) {
+void keep_typical(std::vector<Candidate>& candidates, double typical_p, std::span<const float> logits, float max_logit,
+                  float inverse_temperature, std::vector<uint32_t>& keys, std::vector<double>& sums) {
   // With x = ln weight, -ln p = ln(sum) - x and the entropy is ln(sum) - mean(x): the distance between them is |x - mean(x)|.
   const auto log_weight = [&](const Candidate& candidate) {
     return (static_cast<double>(logits[static_cast<std::size_t>(candidate.second)]) - static_cast<double>(max_logit)) *

@@ -22,8 +22,8 @@ void keep_top_p(std::vector<Candidate>& candidates, double needed, std::vector<d
 
 // The smallest set, nearest to the entropy first, that holds typical_p of the sum. logits[id] is what candidate id's weight was made of:
 // exp((logit - max_logit) * inverse_temperature).
-void keep_typical(std::vector<Candidate>& candidates, double typical_p, std::span<const float> logits, float max_logit, float inverse_temperature,
-                  std::vector<uint32_t>& keys, std::vector<double>& sums);
+void keep_typical(std::vector<Candidate>& candidates, double typical_p, std::span<const float> logits, float max_logit,
+                  float inverse_temperature, std::vector<uint32_t>& keys, std::vector<double>& sums);
 
 // Of the candidates that have at least `threshold` of the sum only the least likely one stays, the last among equals.
 void exclude_top_choices(std::vector<Candidate>& candidates, double threshold);

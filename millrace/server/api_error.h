@@ -12,10 +12,10 @@ namespace millrace {
 // An error as OpenAI's API shows it: {"error": {"message", "type", "param", "code"}}.
 struct ApiError {
   int status = 400;
-  std::string message;              // names the field, what was found and what was expected
+  std::string message;  // names the field, what was found and what was expected
   std::string type = "invalid_request_error";
-  std::optional<std::string> param; // the request's field
-  std::optional<std::string> code;  // what a program may switch on
+  std::optional<std::string> param;  // the request's field
+  std::optional<std::string> code;   // what a program may switch on
 };
 
 ApiError invalid_field(std::string_view field, std::string message);  // 400

@@ -11,8 +11,9 @@ TEST(ApiError, HasOpenAisShape) {
   const HttpResponse response = error_response(invalid_field("top_p", "\"top_p\" is 2, expected a number in (0, 1]"));
   EXPECT_EQ(response.status, 400);
   EXPECT_EQ(response.content_type, "application/json");
-  EXPECT_EQ(response.body,
-            R"({"error":{"message":"\"top_p\" is 2, expected a number in (0, 1]","type":"invalid_request_error","param":"top_p","code":null}})");
+  EXPECT_EQ(
+      response.body,
+      R"({"error":{"message":"\"top_p\" is 2, expected a number in (0, 1]","type":"invalid_request_error","param":"top_p","code":null}})");
 }
 
 TEST(ApiError, EveryStatusHasItsHttpStatus) {

@@ -41,7 +41,8 @@ bool ApiKey::authorizes(std::string_view authorization_header) const {
   encoded.remove_prefix(std::min(encoded.find_first_not_of(' '), encoded.size()));
   if (encoded.empty() || encoded.size() % 4 != 0 || encoded.size() > 4096) return false;
   std::vector<unsigned char> decoded(encoded.size());
-  const int size = EVP_DecodeBlock(decoded.data(), reinterpret_cast<const unsigned char*>(encoded.data()), static_cast<int>(encoded.size()));
+  const int size =
+      EVP_DecodeBlock(decoded.data(), reinterpret_cast<const unsigned char*>(encoded.data()), static_cast<int>(encoded.size()));
   if (size < 0) return false;
   std::string_view credentials(reinterpret_cast<const char*>(decoded.data()), static_cast<std::size_t>(size));
   for (int i = 0; i < 2 && encoded.ends_with('='); ++i) {  // EVP_DecodeBlock counts the padding as zero bytes

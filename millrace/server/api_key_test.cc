@@ -15,8 +15,8 @@ TEST(ApiKey, AuthorizesBearerAndBasic) {
 
 TEST(ApiKey, RefusesEverythingElse) {
   const ApiKey key("secret");
-  for (const char* header : {"", "secret", "Bearer", "Bearer ", "Bearer Secret", "Bearer secret ", "Bearer secretx", "Bearersecret", "Basic", "Basic ",
-                             "Basic c2VjcmV0", "Basic !!!!", "Basic OnNlY3JldA", "Digest secret"}) {
+  for (const char* header : {"", "secret", "Bearer", "Bearer ", "Bearer Secret", "Bearer secret ", "Bearer secretx", "Bearersecret",
+                             "Basic", "Basic ", "Basic c2VjcmV0", "Basic !!!!", "Basic OnNlY3JldA", "Digest secret"}) {
     EXPECT_FALSE(key.authorizes(header)) << header;
   }
 }

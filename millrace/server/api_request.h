@@ -11,7 +11,16 @@
 
 namespace millrace {
 
-enum class Endpoint : unsigned { kChat = 1, kCompletions = 2, kTokenize = 4, kDetokenize = 8, kEmbeddings = 16, kClassify = 32, kScore = 64, kRerank = 128 };
+enum class Endpoint : unsigned {
+  kChat = 1,
+  kCompletions = 2,
+  kTokenize = 4,
+  kDetokenize = 8,
+  kEmbeddings = 16,
+  kClassify = 32,
+  kScore = 64,
+  kRerank = 128
+};
 
 // One prompt of /v1/completions or /tokenize: text, or ids that a client made itself.
 using Prompt = std::variant<std::string, std::vector<int32_t>>;
@@ -19,14 +28,14 @@ using Prompt = std::variant<std::string, std::vector<int32_t>>;
 // A request as its endpoint's fields say it (request_table.cc), checked field by field. Absent fields keep what is here; sampling
 // fields that are absent take the model's own defaults.
 struct ApiRequest {
-  std::string model;                        // empty: the served one
-  json::array messages;                     // chat, tokenize: objects with a role and a string as content
-  std::vector<Prompt> prompts;              // completions, tokenize
-  std::vector<int32_t> tokens;              // detokenize
+  std::string model;            // empty: the served one
+  json::array messages;         // chat, tokenize: objects with a role and a string as content
+  std::vector<Prompt> prompts;  // completions, tokenize
+  std::vector<int32_t> tokens;  // detokenize
 
   bool stream = false;
-  bool include_usage = false;               // stream_options
-  bool continuous_usage_stats = false;      // stream_options
+  bool include_usage = false;           // stream_options
+  bool continuous_usage_stats = false;  // stream_options
 
   std::optional<int64_t> max_tokens;
   std::optional<int64_t> max_completion_tokens;
@@ -40,11 +49,11 @@ struct ApiRequest {
   std::optional<std::vector<std::string>> dry_sequence_breakers;
   std::optional<int64_t> seed;
   std::vector<std::pair<int32_t, float>> logit_bias;
-  std::vector<int32_t> allowed_token_ids;   // empty: all
+  std::vector<int32_t> allowed_token_ids;  // empty: all
   std::vector<std::string> bad_words;
-  bool logprobs = false;                    // chat
-  std::optional<int64_t> top_logprobs;      // chat
-  std::optional<int64_t> num_logprobs;      // completions' "logprobs"
+  bool logprobs = false;                // chat
+  std::optional<int64_t> top_logprobs;  // chat
+  std::optional<int64_t> num_logprobs;  // completions' "logprobs"
 
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;
@@ -58,23 +67,23 @@ struct ApiRequest {
   json::object chat_template_kwargs;
   std::optional<bool> add_generation_prompt;
   bool continue_final_message = false;
-  std::optional<bool> add_special_tokens;   // absent: as the endpoint does by default
-  bool return_token_strs = false;           // tokenize
+  std::optional<bool> add_special_tokens;  // absent: as the endpoint does by default
+  bool return_token_strs = false;          // tokenize
 
   // Of encoders. Inputs of embeddings and classify are `prompts`.
-  bool base64 = false;                      // embeddings: encoding_format
-  std::optional<int64_t> dimensions;        // embeddings
+  bool base64 = false;                // embeddings: encoding_format
+  std::optional<int64_t> dimensions;  // embeddings
   // score: pairs, one text on the left with each on the right or as many; rerank: the query, the documents
   std::vector<std::string> texts_1, texts_2;
-  std::optional<int64_t> top_n;             // rerank
-  bool return_documents = true;             // rerank
-  std::optional<bool> use_activation;       // classify, score, rerank: false gives logits
+  std::optional<int64_t> top_n;                   // rerank
+  bool return_documents = true;                   // rerank
+  std::optional<bool> use_activation;             // classify, score, rerank: false gives logits
   std::optional<int64_t> truncate_prompt_tokens;  // -1: to what the model reads
 
   int64_t priority = 0;
   std::string cache_salt;
 
-  bool has_messages = false;                // tokenize takes either messages or a prompt
+  bool has_messages = false;  // tokenize takes either messages or a prompt
   bool has_prompt = false;
 
   std::optional<int64_t> completion_tokens_max() const { return max_completion_tokens ? max_completion_tokens : max_tokens; }

@@ -76,7 +76,7 @@ std::optional<ApiError> read_chat_messages(std::string_view name, const json::va
     json::object message;
     for (const auto& entry : item.get_object()) {
       const std::string_view key = entry.key();
-      if (entry.value().is_null()) {  // as if it were absent
+      if (entry.value().is_null()) {                                                   // as if it were absent
         if (key == "content" && role->get_string() == "assistant") message[key] = "";  // in its place
         continue;
       }

@@ -24,7 +24,8 @@ std::string field_name(const EncodeCall& call, bool second, std::size_t index) {
 class InputBuilder {
  public:
   InputBuilder(const ServedModel& model, EncodeCall& call) : model_(model), call_(call), max_tokens_(model.encoder->max_text_tokens()) {
-    if (call.request.truncate_prompt_tokens) limit_ = *call.request.truncate_prompt_tokens == -1 ? max_tokens_ : *call.request.truncate_prompt_tokens;
+    if (call.request.truncate_prompt_tokens)
+      limit_ = *call.request.truncate_prompt_tokens == -1 ? max_tokens_ : *call.request.truncate_prompt_tokens;
   }
 
   std::optional<ApiError> add_text(std::string_view text, const std::string& field) {
@@ -52,8 +53,9 @@ class InputBuilder {
   std::optional<ApiError> push(EncoderInput input, const std::string& field) {
     if (input.tokens.empty()) return invalid_field(field, fmt::format("\"{}\" has no tokens, expected at least one", field));
     if (static_cast<int64_t>(input.tokens.size()) > max_tokens_) {
-      ApiError error = invalid_field(field, fmt::format("\"{}\" has {} tokens, the model reads at most {} (\"truncate_prompt_tokens\": -1 cuts longer texts)", field,
-                                                        input.tokens.size(), max_tokens_));
+      ApiError error = invalid_field(
+          field, fmt::format("\"{}\" has {} tokens, the model reads at most {} (\"truncate_prompt_tokens\": -1 cuts longer texts)", field,
+                             input.tokens.size(), max_tokens_));
       error.code = "context_length_exceeded";
       return error;
     }
@@ -76,13 +78,16 @@ std::optional<ApiError> check_model(const ServedModel& model, const EncodeCall& 
     error.code = "unsupported_model";
     return error;
   };
-  if (call.endpoint == Endpoint::kEmbeddings && model.classes) return unsupported("an encoder that makes embeddings; this one answers /classify, /v1/score and /v1/rerank");
-  if (call.endpoint == Endpoint::kClassify && !model.classes) return unsupported("an encoder that scores texts for classes; this one answers /v1/embeddings, /v1/score and /v1/rerank");
+  if (call.endpoint == Endpoint::kEmbeddings && model.classes)
+    return unsupported("an encoder that makes embeddings; this one answers /classify, /v1/score and /v1/rerank");
+  if (call.endpoint == Endpoint::kClassify && !model.classes)
+    return unsupported("an encoder that scores texts for classes; this one answers /v1/embeddings, /v1/score and /v1/rerank");
   if ((call.endpoint == Endpoint::kScore || call.endpoint == Endpoint::kRerank) && model.classes && model.classes->labels.size() != 1) {
     return unsupported("one class (a reranker), or embeddings; this one answers /classify");
   }
   if (call.request.dimensions && *call.request.dimensions > model.encoder->output_size()) {
-    return invalid_field("dimensions", fmt::format("\"dimensions\" is {}, expected at most the {} that the model's embeddings have", *call.request.dimensions, model.encoder->output_size()));
+    return invalid_field("dimensions", fmt::format("\"dimensions\" is {}, expected at most the {} that the model's embeddings have",
+                                                   *call.request.dimensions, model.encoder->output_size()));
   }
   return std::nullopt;
 }
@@ -91,7 +96,8 @@ std::string base64_of(const std::vector<float>& numbers) {
   // Little-endian f32, as OpenAI's clients read them; all machines that this runs on are.
   const auto bytes = static_cast<int>(numbers.size() * sizeof(float));
   std::string text(static_cast<std::size_t>((bytes + 2) / 3 * 4 + 1), '\0');
-  const int size = EVP_EncodeBlock(reinterpret_cast<unsigned char*>(text.data()), reinterpret_cast<const unsigned char*>(numbers.data()), bytes);
+  const int size =
+      EVP_EncodeBlock(reinterpret_cast<unsigned char*>(text.data()), reinterpret_cast<const unsigned char*>(numbers.data()), bytes);
   text.resize(static_cast<std::size_t>(size));
   return text;
 }
@@ -107,11 +113,24 @@ void write_floats(JsonWriter& json, const std::vector<float>& numbers) {
 }
 
 void write_usage(JsonWriter& json, int64_t num_tokens) {
-  json.key("usage").begin_object().field("prompt_tokens", num_tokens).field("total_tokens", num_tokens).field("completion_tokens", int64_t{0}).key("prompt_tokens_details").null().end_object();
+  json.key("usage")
+      .begin_object()
+      .field("prompt_tokens", num_tokens)
+      .field("total_tokens", num_tokens)
+      .field("completion_tokens", int64_t{0})
+      .key("prompt_tokens_details")
+      .null()
+      .end_object();
 }
 
 JsonWriter& begin_list(JsonWriter& json, const ServedModel& model, const EncodeCall& call) {
-  return json.begin_object().field("id", call.id).field("object", "list").field("created", call.created).field("model", model.name).key("data").begin_array();
+  return json.begin_object()
+      .field("id", call.id)
+      .field("object", "list")
+      .field("created", call.created)
+      .field("model", model.name)
+      .key("data")
+      .begin_array();
 }
 
 std::string embeddings_answer(const ServedModel& model, const EncodeCall& call, EncodeResult& result) {
@@ -209,7 +228,8 @@ std::optional<ApiError> build_inputs(const ServedModel& model, EncodeCall& call)
     for (std::size_t i = 0; i < request.prompts.size(); ++i) {
       const std::string field = field_name(call, false, i);
       auto* ids = std::get_if<std::vector<int32_t>>(&request.prompts[i]);
-      auto error = ids != nullptr ? builder.add_ids(std::move(*ids), field) : builder.add_text(std::get<std::string>(request.prompts[i]), field);
+      auto error =
+          ids != nullptr ? builder.add_ids(std::move(*ids), field) : builder.add_text(std::get<std::string>(request.prompts[i]), field);
       if (error) return error;
     }
     return std::nullopt;

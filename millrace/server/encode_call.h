@@ -25,7 +25,8 @@ struct EncodeCall {
   int64_t created = 0;
 };
 
-// Tokenizes the request's texts. Slow for long texts: for helper threads. Errors name the field, and what the model is where it cannot answer.
+// Tokenizes the request's texts. Slow for long texts: for helper threads. Errors name the field, and what the model is where it cannot
+// answer.
 std::optional<ApiError> build_inputs(const ServedModel& model, EncodeCall& call);
 
 // The answer's JSON, of the numbers that the encoder gave for the inputs.

@@ -31,13 +31,16 @@ std::optional<ApiError> check_against_model(const ServedModel& model, int64_t ma
   const ApiRequest& request = call.request;
   const int64_t vocab_size = model.tokenizer->vocab_size();
   for (const int32_t id : request.stop_token_ids) {
-    if (id >= vocab_size) return invalid_field("stop_token_ids", fmt::format("\"stop_token_ids\" has {}, expected token ids below {}", id, vocab_size));
+    if (id >= vocab_size)
+      return invalid_field("stop_token_ids", fmt::format("\"stop_token_ids\" has {}, expected token ids below {}", id, vocab_size));
   }
   for (const int32_t id : request.allowed_token_ids) {
-    if (id >= vocab_size) return invalid_field("allowed_token_ids", fmt::format("\"allowed_token_ids\" has {}, expected token ids below {}", id, vocab_size));
+    if (id >= vocab_size)
+      return invalid_field("allowed_token_ids", fmt::format("\"allowed_token_ids\" has {}, expected token ids below {}", id, vocab_size));
   }
   for (const auto& [id, bias] : request.logit_bias) {
-    if (id >= vocab_size) return invalid_field("logit_bias", fmt::format("\"logit_bias\" has the key {}, expected token ids below {}", id, vocab_size));
+    if (id >= vocab_size)
+      return invalid_field("logit_bias", fmt::format("\"logit_bias\" has the key {}, expected token ids below {}", id, vocab_size));
   }
   const std::optional<int64_t> max_tokens = request.completion_tokens_max();
   const std::optional<int64_t> max_or_default = completion_tokens_max(call);
@@ -46,11 +49,12 @@ std::optional<ApiError> check_against_model(const ServedModel& model, int64_t ma
     std::optional<ApiError> error;
     if (num_prompt_tokens >= max_model_len) {
       error = invalid_field(call.endpoint == Endpoint::kChat ? "messages" : "prompt",
-                            fmt::format("the prompt has {} tokens; the model's context is {} tokens, prompt and completion together", num_prompt_tokens, max_model_len));
+                            fmt::format("the prompt has {} tokens; the model's context is {} tokens, prompt and completion together",
+                                        num_prompt_tokens, max_model_len));
     } else if (max_tokens && num_prompt_tokens + *max_tokens > max_model_len) {
       const std::string_view field = request.max_completion_tokens ? "max_completion_tokens" : "max_tokens";
-      error = invalid_field(field, fmt::format("the prompt has {} tokens and \"{}\" is {}, {} together; the model's context is {} tokens", num_prompt_tokens,
-                                               field, *max_tokens, num_prompt_tokens + *max_tokens, max_model_len));
+      error = invalid_field(field, fmt::format("the prompt has {} tokens and \"{}\" is {}, {} together; the model's context is {} tokens",
+                                               num_prompt_tokens, field, *max_tokens, num_prompt_tokens + *max_tokens, max_model_len));
     }
     if (error) {
       error->code = "context_length_exceeded";
@@ -59,7 +63,9 @@ std::optional<ApiError> check_against_model(const ServedModel& model, int64_t ma
     // The default does not fit beside a long prompt: then it is what fits.
     const int64_t most = std::min(max_or_default.value_or(max_model_len), max_model_len - num_prompt_tokens);
     if (max_or_default && request.min_tokens > most) {
-      return invalid_field("min_tokens", fmt::format("\"min_tokens\" is {}, more than the {} completion tokens of a request without \"max_tokens\"", request.min_tokens, most));
+      return invalid_field("min_tokens",
+                           fmt::format("\"min_tokens\" is {}, more than the {} completion tokens of a request without \"max_tokens\"",
+                                       request.min_tokens, most));
     }
   }
   return std::nullopt;
@@ -88,7 +94,8 @@ GenerationCall::GenerationCall(const ServedModel& model, uint64_t call_id, Prepa
       usages_(prepared_.prompts.size()),
       choices_(prepared_.prompts.size() * static_cast<std::size_t>(prepared_.request.n)) {
   if (!prepared_.request.echo) return;
-  for (std::size_t i = 0; i < choices_.size(); ++i) choices_[i].text = prepared_.prompts[i / static_cast<std::size_t>(prepared_.request.n)].text;
+  for (std::size_t i = 0; i < choices_.size(); ++i)
+    choices_[i].text = prepared_.prompts[i / static_cast<std::size_t>(prepared_.request.n)].text;
 }
 
 GenerationRequest GenerationCall::make_request(std::size_t prompt, uint64_t seed) {
@@ -143,9 +150,8 @@ std::optional<ApiError> GenerationCall::start(const std::shared_ptr<OutputMailbo
   for (std::size_t prompt = 0; prompt < prepared_.prompts.size(); ++prompt) {
     // The callback runs, and is destroyed, on the engine's thread: it holds the call's number, not the call.
     Result<RequestId> id =
-        model_.engine->add(make_request(prompt, seed), [mailbox, call_id = call_id_, index = static_cast<int32_t>(prompt)](OutputDelta& delta) {
-          mailbox->push({call_id, index, std::move(delta)});
-        });
+        model_.engine->add(make_request(prompt, seed), [mailbox, call_id = call_id_, index = static_cast<int32_t>(prompt)](
+                                                           OutputDelta& delta) { mailbox->push({call_id, index, std::move(delta)}); });
     if (!id.is_ok()) {
       cancel();
       return to_api_error(id.status());
@@ -196,7 +202,8 @@ ChoiceOutput GenerationCall::output_of(int32_t index) const {
 void GenerationCall::stream(int32_t index) {
   Choice& choice = choices_[static_cast<std::size_t>(index)];
   const Usage usage = total_usage();
-  const OpenAiResponse::ChunkUsage chunk_usage{prepared_.request.include_usage, prepared_.request.continuous_usage_stats ? &usage : nullptr};
+  const OpenAiResponse::ChunkUsage chunk_usage{prepared_.request.include_usage,
+                                               prepared_.request.continuous_usage_stats ? &usage : nullptr};
   if (!choice.started) {
     choice.started = true;
     if (prepared_.endpoint == Endpoint::kChat) exchange_->write(response_.role_chunk(index, chunk_usage));
@@ -224,7 +231,8 @@ bool GenerationCall::on_delta(int32_t prompt, OutputDelta& delta) {
   } else {
     choice.text += delta.text;
   }
-  choice.logprobs.insert(choice.logprobs.end(), std::make_move_iterator(delta.logprobs.begin()), std::make_move_iterator(delta.logprobs.end()));
+  choice.logprobs.insert(choice.logprobs.end(), std::make_move_iterator(delta.logprobs.begin()),
+                         std::make_move_iterator(delta.logprobs.end()));
   choice.finish_reason = delta.finish_reason;
   choice.stop_reason = std::move(delta.stop_reason);
   if (prepared_.request.stream) stream(index);

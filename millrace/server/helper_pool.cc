@@ -8,7 +8,8 @@
 
 namespace millrace {
 
-HelperPool::HelperPool(int num_threads, int64_t num_jobs_max, int64_t job_bytes_max) : num_jobs_max_(num_jobs_max), job_bytes_max_(job_bytes_max), num_threads_(num_threads) {
+HelperPool::HelperPool(int num_threads, int64_t num_jobs_max, int64_t job_bytes_max)
+    : num_jobs_max_(num_jobs_max), job_bytes_max_(job_bytes_max), num_threads_(num_threads) {
   for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { run(); });
 }
 

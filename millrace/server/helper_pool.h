@@ -38,7 +38,7 @@ class HelperPool {
   const int64_t num_jobs_max_, job_bytes_max_, num_threads_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<Job> jobs_;     // guarded by mutex_, like the rest
+  std::deque<Job> jobs_;  // guarded by mutex_, like the rest
   int64_t job_bytes_ = 0;
   int64_t num_large_running_ = 0;
   bool stopping_ = false;

@@ -14,15 +14,15 @@
 namespace millrace {
 
 struct HttpRequest {
-  std::string method;         // as sent: "GET"; methods are case-sensitive
-  std::string path;           // without query, not percent-decoded
+  std::string method;  // as sent: "GET"; methods are case-sensitive
+  std::string path;    // without query, not percent-decoded
   std::string query;
   std::optional<std::string> host;  // the Host field, or the authority of a target in absolute form; absent in HTTP/1.0 only
-  std::string content_type;   // empty where absent, like the next three
+  std::string content_type;         // empty where absent, like the next three
   std::string content_encoding;
   std::string authorization;
   std::string if_none_match;
-  std::string body;           // at most HttpLimits::body_bytes
+  std::string body;  // at most HttpLimits::body_bytes
 };
 
 struct HttpResponse {

@@ -96,7 +96,8 @@ class ConnectionExchange final : public HttpExchange {
 // The reader coroutine fills `input` and notices the end of the stream; the serving coroutine parses, waits and writes.
 // `changed` is their condition variable: its expiry is the deadline of what the serving coroutine waits for.
 struct HttpConnection : std::enable_shared_from_this<HttpConnection> {
-  HttpConnection(HttpConnectionTable& table_, boost::asio::io_context& io, boost::asio::ip::tcp::socket socket_, const boost::asio::ip::address& peer_)
+  HttpConnection(HttpConnectionTable& table_, boost::asio::io_context& io, boost::asio::ip::tcp::socket socket_,
+                 const boost::asio::ip::address& peer_)
       : table(table_), peer(peer_), socket(std::move(socket_)), changed(io), resume(io), write_deadline(io) {
     table.insert(*this);
   }

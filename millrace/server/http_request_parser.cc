@@ -61,7 +61,8 @@ std::size_t HttpRequestParser::put_head(std::string_view input) {
   if (text.size() > limits_.header_bytes) {
     return fail(431, fmt::format("the request header has {} bytes, at most {} are accepted", text.size(), limits_.header_bytes));
   }
-  if (text.find("\r\n ") != std::string_view::npos || text.find("\r\n\t") != std::string_view::npos) return fail(400, "a header line is folded");
+  if (text.find("\r\n ") != std::string_view::npos || text.find("\r\n\t") != std::string_view::npos)
+    return fail(400, "a header line is folded");
   error_code error;
   const std::size_t num_parsed = beast_->parser.put(boost::asio::buffer(text.data(), text.size()), error);
   if (error == http::error::need_more) error = {};
@@ -69,8 +70,10 @@ std::size_t HttpRequestParser::put_head(std::string_view input) {
   if (error || !beast_->parser.is_header_done()) {
     // Beast calls whatever follows the target a version.
     const std::string_view line = text.substr(0, text.find('\r'));
-    const bool other_version = error == http::error::bad_version && std::count(line.begin(), line.end(), ' ') == 2 && line.find(" HTTP/") != line.npos;
-    return other_version ? fail(505, "the HTTP version is not 1.0 or 1.1") : fail(400, fmt::format("malformed request header: {}", error.message()));
+    const bool other_version =
+        error == http::error::bad_version && std::count(line.begin(), line.end(), ' ') == 2 && line.find(" HTTP/") != line.npos;
+    return other_version ? fail(505, "the HTTP version is not 1.0 or 1.1")
+                         : fail(400, fmt::format("malformed request header: {}", error.message()));
   }
   read_fields();
   beast_->parser.eager(true);  // from here on all the chunks that are there in one call
@@ -96,8 +99,8 @@ void HttpRequestParser::read_fields() {
     return;
   }
   const auto transfer_encoding = fields[http::field::transfer_encoding];
-  if (!transfer_encoding.empty() && (http_1_0_ || !boost::beast::iequals(transfer_encoding, "chunked") || fields.count(http::field::content_length) > 0 ||
-                                     fields.count(http::field::transfer_encoding) > 1)) {
+  if (!transfer_encoding.empty() && (http_1_0_ || !boost::beast::iequals(transfer_encoding, "chunked") ||
+                                     fields.count(http::field::content_length) > 0 || fields.count(http::field::transfer_encoding) > 1)) {
     fail(400, "Transfer-Encoding must be \"chunked\", once, in HTTP/1.1, and without Content-Length");
     return;
   }
@@ -117,9 +120,11 @@ void HttpRequestParser::read_fields() {
 
 void HttpRequestParser::read_target() {
   std::string target = to_string(beast_->parser.get().target());
-  if (const std::size_t scheme = target.find("://"); !target.starts_with('/') && scheme != std::string::npos) {  // absolute form, as for a proxy
+  if (const std::size_t scheme = target.find("://");
+      !target.starts_with('/') && scheme != std::string::npos) {  // absolute form, as for a proxy
     const std::size_t path = target.find('/', scheme + 3);
-    request_.host = target.substr(scheme + 3, path == std::string::npos ? path : path - scheme - 3);  // it takes precedence (RFC 9112, 3.2.2)
+    request_.host =
+        target.substr(scheme + 3, path == std::string::npos ? path : path - scheme - 3);  // it takes precedence (RFC 9112, 3.2.2)
     target = path == std::string::npos ? "/" : target.substr(path);
   }
   const std::size_t question = target.find('?');

@@ -43,7 +43,7 @@ class HttpRequestParser {
   // With has_head():
   const HttpRequest& head() const { return request_; }  // its body is empty
   bool keep_alive() const { return keep_alive_; }
-  bool is_head_only() const { return head_only_; }      // HEAD: head().method says GET
+  bool is_head_only() const { return head_only_; }  // HEAD: head().method says GET
   bool is_http_1_0() const { return http_1_0_; }
   bool has_body() const { return has_body_; }
   bool expects_continue() const { return expects_continue_; }

@@ -101,7 +101,8 @@ TEST(HttpRequestParser, PiecesDoNotMatter) {
       EXPECT_EQ(pieces.error_status, whole.error_status);
       EXPECT_EQ(pieces.is_done, whole.is_done);
       EXPECT_EQ(pieces.body, whole.body);
-      EXPECT_EQ(std::tie(pieces.method, pieces.path, pieces.query, pieces.host), std::tie(whole.method, whole.path, whole.query, whole.host));
+      EXPECT_EQ(std::tie(pieces.method, pieces.path, pieces.query, pieces.host),
+                std::tie(whole.method, whole.path, whole.query, whole.host));
       if (whole.is_done) {
         EXPECT_EQ(pieces.num_taken, whole.num_taken);
       }
@@ -124,7 +125,8 @@ TEST(HttpRequestParser, LimitsHoldInAnyPieces) {
       {head + "Content-Length: 10\r\n\r\n0123456789", 0},
   };
   for (const auto& [text, status] : cases) {
-    for (const std::size_t piece_bytes : {std::size_t{1}, text.size()}) EXPECT_EQ(parse(text, piece_bytes, limits).error_status, status) << text;
+    for (const std::size_t piece_bytes : {std::size_t{1}, text.size()})
+      EXPECT_EQ(parse(text, piece_bytes, limits).error_status, status) << text;
   }
   // An extension that never ends is no body, so the body's limit does not see it.
   const std::string endless = head + "Transfer-Encoding: chunked\r\n\r\n5;" + std::string(2 * HttpRequestParser::kUnparsedBytesMax, 'x');

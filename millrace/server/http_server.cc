@@ -32,7 +32,7 @@ using boost::system::error_code;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kReadBytes = HttpRequestParser::kUnparsedBytesMax;  // one read, and what may wait unparsed
-constexpr std::size_t kPipelinedBytes = 32 << 10;   // what a client may send ahead while its request is being answered
+constexpr std::size_t kPipelinedBytes = 32 << 10;       // what a client may send ahead while its request is being answered
 constexpr std::chrono::milliseconds kPausedCheck{250};  // how often a client that sends too far ahead is asked whether it is there
 constexpr std::chrono::milliseconds kLingerTimeout{2'000};
 constexpr std::chrono::milliseconds kLastReads{50};  // between the last connection taken and the end of idle ones
@@ -54,14 +54,15 @@ std::string http_date() {
 }  // namespace
 
 struct HttpServer::Impl {
-  Impl(HttpHandler& h, const HttpLimits& l) : handler(h), limits(l), scratch(kReadBytes, '\0'), connections(limits), acceptor(io), signals(io) {}
+  Impl(HttpHandler& h, const HttpLimits& l)
+      : handler(h), limits(l), scratch(kReadBytes, '\0'), connections(limits), acceptor(io), signals(io) {}
 
   HttpHandler& handler;
   HttpLimits limits;
   std::string scratch;  // every socket is read into this one buffer, so that an idle connection costs no buffer
   HttpConnectionTable connections;
   std::size_t bodies_bytes = 0;  // of bodies being received
-  asio::io_context io{1};  // after what its coroutines use: destroying it ends them
+  asio::io_context io{1};        // after what its coroutines use: destroying it ends them
   tcp::acceptor acceptor;
   asio::signal_set signals;
   uint16_t port = 0;
@@ -77,7 +78,8 @@ struct HttpServer::Impl {
   awaitable<void> serve(std::shared_ptr<HttpConnection> connection);
   enum class Outcome { kRead, kRefused, kFailed, kOver };  // kOver: the connection is
   awaitable<bool> wait_for_request(HttpConnection& connection);
-  awaitable<Outcome> read_request(HttpConnection& connection, HttpRequestParser& parser, std::optional<HttpResponse>& refusal, HttpProtocolError& error);
+  awaitable<Outcome> read_request(HttpConnection& connection, HttpRequestParser& parser, std::optional<HttpResponse>& refusal,
+                                  HttpProtocolError& error);
   awaitable<bool> answer(std::shared_ptr<HttpConnection> connection, HttpRequest request, bool keep_alive, bool head_only, bool http_1_0);
   awaitable<void> write_response(HttpConnection& connection, HttpResponse response, bool close, bool head_only);
   awaitable<bool> write_all(HttpConnection& connection, std::string_view bytes);
@@ -129,8 +131,8 @@ awaitable<bool> HttpServer::Impl::wait_for_request(HttpConnection& c) {
 }
 
 // Reads one request. With kRefused its body has not been read, and with kFailed `error` says why there is none.
-awaitable<HttpServer::Impl::Outcome> HttpServer::Impl::read_request(HttpConnection& c, HttpRequestParser& parser, std::optional<HttpResponse>& refusal,
-                                                                   HttpProtocolError& error) {
+awaitable<HttpServer::Impl::Outcome> HttpServer::Impl::read_request(HttpConnection& c, HttpRequestParser& parser,
+                                                                    std::optional<HttpResponse>& refusal, HttpProtocolError& error) {
   const Clock::time_point header_deadline = Clock::now() + limits.header_timeout;
   while (!parser.has_head()) {
     c.consume(parser.put(c.input()));
@@ -205,7 +207,8 @@ awaitable<bool> HttpServer::Impl::write_all(HttpConnection& c, std::string_view 
 namespace {
 
 std::string response_head(const HttpResponse& response, bool close, bool chunked, std::optional<std::size_t> content_length) {
-  std::string head = fmt::format("HTTP/1.1 {} {}\r\nServer: millrace\r\nDate: {}\r\n", response.status, reason_phrase(response.status), http_date());
+  std::string head =
+      fmt::format("HTTP/1.1 {} {}\r\nServer: millrace\r\nDate: {}\r\n", response.status, reason_phrase(response.status), http_date());
   if (!response.content_type.empty()) head += fmt::format("Content-Type: {}\r\n", response.content_type);
   if (content_length) head += fmt::format("Content-Length: {}\r\n", *content_length);
   if (chunked) head += "Transfer-Encoding: chunked\r\n";
@@ -237,7 +240,8 @@ awaitable<void> HttpServer::Impl::linger(HttpConnection& c) {
 }
 
 // Hands the request to the handler and writes what it answers. True: the connection may take another request.
-awaitable<bool> HttpServer::Impl::answer(std::shared_ptr<HttpConnection> connection, HttpRequest request, bool keep_alive, bool head_only, bool http_1_0) {
+awaitable<bool> HttpServer::Impl::answer(std::shared_ptr<HttpConnection> connection, HttpRequest request, bool keep_alive, bool head_only,
+                                         bool http_1_0) {
   HttpConnection& c = *connection;
   auto exchange = std::make_shared<ConnectionExchange>(&c, std::move(request), limits.pending_write_bytes);
   c.exchange = exchange;
@@ -400,7 +404,8 @@ void HttpServer::Impl::stop_when_quiet(Clock::time_point deadline) {
 HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 HttpServer::~HttpServer() = default;
 
-Result<std::unique_ptr<HttpServer>> HttpServer::listen(const std::string& host, uint16_t port, HttpHandler& handler, const HttpLimits& limits) {
+Result<std::unique_ptr<HttpServer>> HttpServer::listen(const std::string& host, uint16_t port, HttpHandler& handler,
+                                                       const HttpLimits& limits) {
   auto impl = std::make_unique<Impl>(handler, limits);
   error_code error;
   asio::ip::address address = asio::ip::make_address(host == "localhost" ? "127.0.0.1" : host, error);

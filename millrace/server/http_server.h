@@ -39,7 +39,8 @@ class HttpServer {
   // The same after `delay`; dropped when the server stops first. I/O thread only.
   void post_after(std::chrono::milliseconds delay, std::function<void()> task);
 
-  // Accepts nothing more, lets answers that are complete reach their clients (for `grace` at most), and makes run() return. I/O thread only.
+  // Accepts nothing more, lets answers that are complete reach their clients (for `grace` at most), and makes run() return. I/O thread
+  // only.
   void stop(std::chrono::milliseconds grace);
 
   const HttpServerStats& stats() const;  // I/O thread only

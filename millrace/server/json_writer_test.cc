@@ -33,11 +33,11 @@ TEST(JsonString, EveryByteAloneGivesTextThatParses) {
 
 TEST(JsonString, ReplacesMalformedUtf8AndKeepsItsNeighbours) {
   const std::pair<std::string_view, std::string_view> cases[] = {
-      {"a\xC3", "a�"},                        // cut short
-      {"\xE6\xBC", "�"},                       // cut short, two bytes
-      {"\xC0\xAF", "��"},                      // overlong
-      {"\xED\xA0\x80", "���"},                  // a surrogate
-      {"\xF4\x90\x80\x80", "����"},              // beyond U+10FFFF
+      {"a\xC3", "a�"},               // cut short
+      {"\xE6\xBC", "�"},             // cut short, two bytes
+      {"\xC0\xAF", "��"},            // overlong
+      {"\xED\xA0\x80", "���"},       // a surrogate
+      {"\xF4\x90\x80\x80", "����"},  // beyond U+10FFFF
       {"\xF0\x9F\x98\x80!", "😀!"},
       {"\x80x", "�x"},
   };

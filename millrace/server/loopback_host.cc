@@ -18,7 +18,8 @@ bool is_loopback_host(std::string_view host) {
   const std::string_view port = host.substr(name_end);
   if (!port.empty() && (port[0] != ':' || port.find_first_not_of("0123456789", 1) != port.npos)) return false;
   std::string name(host.substr(0, name_end));
-  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c); });
+  std::transform(name.begin(), name.end(), name.begin(),
+                 [](unsigned char c) { return static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c); });
   if (name == "[::1]") return true;
   constexpr std::string_view kSuffix = ".localhost";
   return is_loopback(name) || (name.size() > kSuffix.size() && name.ends_with(kSuffix));

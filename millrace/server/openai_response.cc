@@ -18,7 +18,8 @@ void write_chat_token(JsonWriter& json, const Tokenizer& tokenizer, int32_t id, 
   const std::string text = tokenizer.token_text(id);
   json.field("token", text).field("logprob", shown_logprob(logprob)).key("bytes").begin_array();
   // Of a token that is half a character the bytes are what a client can join.
-  for (const char c : text.find(utf8::kReplacement) == std::string::npos ? text : tokenizer.token_bytes(id)) json.value(static_cast<int64_t>(static_cast<unsigned char>(c)));
+  for (const char c : text.find(utf8::kReplacement) == std::string::npos ? text : tokenizer.token_bytes(id))
+    json.value(static_cast<int64_t>(static_cast<unsigned char>(c)));
   json.end_array();
 }
 
@@ -135,7 +136,15 @@ OpenAiResponse::OpenAiResponse(Endpoint endpoint, std::string id, int64_t create
 std::string OpenAiResponse::role_chunk(int32_t index, ChunkUsage usage) const {
   JsonWriter json;
   json.begin_object().key("choices").begin_array().begin_object().field("index", index).key("delta").begin_object();
-  json.field("role", "assistant").field("content", "").end_object().key("logprobs").null().key("finish_reason").null().end_object().end_array();
+  json.field("role", "assistant")
+      .field("content", "")
+      .end_object()
+      .key("logprobs")
+      .null()
+      .key("finish_reason")
+      .null()
+      .end_object()
+      .end_array();
   write_chunk_usage(json, usage);
   json.end_object();
   return chunk_head_ + ',' + json.text().substr(1) + "\n\n";
@@ -170,7 +179,11 @@ std::string OpenAiResponse::usage_chunk(const Usage& usage) const {
 std::string OpenAiResponse::whole(std::span<const ChoiceOutput> choices, const Usage& usage) const {
   const bool chat = endpoint_ == Endpoint::kChat;
   JsonWriter json;
-  json.begin_object().field("id", id_).field("object", chat ? "chat.completion" : "text_completion").field("created", created_).field("model", model_);
+  json.begin_object()
+      .field("id", id_)
+      .field("object", chat ? "chat.completion" : "text_completion")
+      .field("created", created_)
+      .field("model", model_);
   json.key("choices").begin_array();
   for (const ChoiceOutput& choice : choices) {
     json.begin_object().field("index", choice.index);

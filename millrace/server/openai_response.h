@@ -37,7 +37,7 @@ class OpenAiResponse {
   };
   std::string role_chunk(int32_t index, ChunkUsage usage) const;  // chat: the first of a choice
   std::string chunk(const ChoiceOutput& output, ChunkUsage usage) const;
-  std::string usage_chunk(const Usage& usage) const;              // the last, without choices
+  std::string usage_chunk(const Usage& usage) const;  // the last, without choices
 
   std::string whole(std::span<const ChoiceOutput> choices, const Usage& usage) const;
 

@@ -21,7 +21,9 @@ Tokenizer byte_tokenizer() {
           "normalizer":null,"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false},"post_processor":null,
           "decoder":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false},
           "model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":false,
-                   "byte_fallback":false,"vocab":{)" + vocab + R"(},"merges":[]}})", "");
+                   "byte_fallback":false,"vocab":{)" +
+          vocab + R"(},"merges":[]}})",
+      "");
   MR_CHECK(tokenizer.is_ok(), tokenizer.status().message());
   return std::move(tokenizer).value();
 }

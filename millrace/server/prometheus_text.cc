@@ -68,7 +68,8 @@ class Page {
 
 std::string prometheus_text(const EngineMetrics& engine, const HttpMetrics& http, std::string_view model_name) {
   Page page(model_name);
-  page.single("gauge", "millrace_num_requests_running", "vllm:num_requests_running", "Sequences in the running batch.", engine.num_running_sequences);
+  page.single("gauge", "millrace_num_requests_running", "vllm:num_requests_running", "Sequences in the running batch.",
+              engine.num_running_sequences);
   page.single("gauge", "millrace_num_requests_waiting", "vllm:num_requests_waiting", "Sequences waiting for admission, or preempted.",
               engine.num_waiting_sequences);
   page.single("gauge", "millrace_num_requests_live", "", "Requests accepted and not finished.", engine.num_live_requests);
@@ -82,21 +83,28 @@ std::string prometheus_text(const EngineMetrics& engine, const HttpMetrics& http
     page.sample("millrace_kv_blocks", group.num_free_blocks, fmt::format("group=\"{}\",state=\"free\"", i));
   }
 
-  page.single("counter", "millrace_prompt_tokens_total", "vllm:prompt_tokens_total", "Prompt tokens of admitted requests.", engine.prompt_tokens);
-  page.single("counter", "millrace_generation_tokens_total", "vllm:generation_tokens_total", "Completion tokens made.", engine.generation_tokens);
-  page.single("counter", "millrace_prefill_tokens_computed_total", "", "Prompt tokens computed, recomputation included.", engine.prefill_tokens_computed);
-  page.single("counter", "millrace_preemptions_total", "vllm:num_preemptions_total", "Sequences that had to give their KV blocks back.", engine.num_preemptions);
-  page.single("counter", "millrace_prefix_cache_queries_total", "vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.",
-              engine.prefix_cache_queries);
+  page.single("counter", "millrace_prompt_tokens_total", "vllm:prompt_tokens_total", "Prompt tokens of admitted requests.",
+              engine.prompt_tokens);
+  page.single("counter", "millrace_generation_tokens_total", "vllm:generation_tokens_total", "Completion tokens made.",
+              engine.generation_tokens);
+  page.single("counter", "millrace_prefill_tokens_computed_total", "", "Prompt tokens computed, recomputation included.",
+              engine.prefill_tokens_computed);
+  page.single("counter", "millrace_preemptions_total", "vllm:num_preemptions_total", "Sequences that had to give their KV blocks back.",
+              engine.num_preemptions);
+  page.single("counter", "millrace_prefix_cache_queries_total", "vllm:prefix_cache_queries_total",
+              "Prompt tokens looked up in the prefix cache.", engine.prefix_cache_queries);
   page.single("counter", "millrace_prefix_cache_hits_total", "vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.",
               engine.prefix_cache_hits);
   page.single("counter", "millrace_steps_total", "", "Forward passes.", engine.num_steps);
-  page.single("counter", "millrace_spec_decode_num_drafts_total", "vllm:spec_decode_num_drafts_total", "Steps of a sequence that had draft tokens.", engine.num_drafts);
-  page.single("counter", "millrace_spec_decode_num_draft_tokens_total", "vllm:spec_decode_num_draft_tokens_total", "Draft tokens computed.", engine.num_draft_tokens);
-  page.single("counter", "millrace_spec_decode_num_accepted_tokens_total", "vllm:spec_decode_num_accepted_tokens_total", "Draft tokens accepted.",
-              engine.num_accepted_tokens);
+  page.single("counter", "millrace_spec_decode_num_drafts_total", "vllm:spec_decode_num_drafts_total",
+              "Steps of a sequence that had draft tokens.", engine.num_drafts);
+  page.single("counter", "millrace_spec_decode_num_draft_tokens_total", "vllm:spec_decode_num_draft_tokens_total", "Draft tokens computed.",
+              engine.num_draft_tokens);
+  page.single("counter", "millrace_spec_decode_num_accepted_tokens_total", "vllm:spec_decode_num_accepted_tokens_total",
+              "Draft tokens accepted.", engine.num_accepted_tokens);
   if (!engine.num_accepted_tokens_per_position.empty()) {
-    for (const std::string_view name : {"millrace_spec_decode_num_accepted_tokens_per_pos_total", "vllm:spec_decode_num_accepted_tokens_per_pos_total"}) {
+    for (const std::string_view name :
+         {"millrace_spec_decode_num_accepted_tokens_per_pos_total", "vllm:spec_decode_num_accepted_tokens_per_pos_total"}) {
       page.help(name, "counter", "Draft tokens accepted, by their place in the draft.");
       for (std::size_t i = 0; i < engine.num_accepted_tokens_per_position.size(); ++i) {
         page.sample(name, engine.num_accepted_tokens_per_position[i], fmt::format("position=\"{}\"", i));
@@ -112,11 +120,15 @@ std::string prometheus_text(const EngineMetrics& engine, const HttpMetrics& http
     }
   }
 
-  page.single("gauge", "millrace_generation_tokens_per_second", "", "Completion tokens a second, moving average.", engine.generation_tokens_per_second);
+  page.single("gauge", "millrace_generation_tokens_per_second", "", "Completion tokens a second, moving average.",
+              engine.generation_tokens_per_second);
   page.single("gauge", "millrace_prompt_tokens_per_second", "", "Prompt tokens a second, moving average.", engine.prompt_tokens_per_second);
-  page.histogram("millrace_time_to_first_token_seconds", "vllm:time_to_first_token_seconds", "From arrival to the first token.", engine.time_to_first_token);
-  page.histogram("millrace_inter_token_latency_seconds", "vllm:inter_token_latency_seconds", "Between tokens of a sequence.", engine.inter_token_latency);
-  page.histogram("millrace_e2e_request_latency_seconds", "vllm:e2e_request_latency_seconds", "From arrival to the last token.", engine.request_latency);
+  page.histogram("millrace_time_to_first_token_seconds", "vllm:time_to_first_token_seconds", "From arrival to the first token.",
+                 engine.time_to_first_token);
+  page.histogram("millrace_inter_token_latency_seconds", "vllm:inter_token_latency_seconds", "Between tokens of a sequence.",
+                 engine.inter_token_latency);
+  page.histogram("millrace_e2e_request_latency_seconds", "vllm:e2e_request_latency_seconds", "From arrival to the last token.",
+                 engine.request_latency);
   page.histogram("millrace_request_queue_time_seconds", "vllm:request_queue_time_seconds", "From arrival to admission.", engine.queue_time);
 
   page.help("millrace_http_responses_total", "counter", "HTTP responses by route and status.");
@@ -125,7 +137,8 @@ std::string prometheus_text(const EngineMetrics& engine, const HttpMetrics& http
   }
   page.single("gauge", "millrace_http_connections", "", "Open connections.", http.num_connections);
   page.single("counter", "millrace_http_connections_total", "", "Connections accepted.", http.num_connections_total);
-  page.single("counter", "millrace_http_connections_refused_total", "", "Connections refused because too many were open.", http.num_connections_refused);
+  page.single("counter", "millrace_http_connections_refused_total", "", "Connections refused because too many were open.",
+              http.num_connections_refused);
   return page.take();
 }
 

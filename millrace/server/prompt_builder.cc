@@ -18,7 +18,8 @@ std::optional<ApiError> cut_after_final_message(const json::array& messages, Ren
   const std::string_view trimmed = content.substr(first, content.find_last_not_of(kSpace) - first + 1);
   const std::size_t begin = rendered.text.rfind(trimmed);
   if (begin == std::string::npos) {
-    return invalid_field("continue_final_message", "the chat template does not show the last message as it was written, so it cannot be continued");
+    return invalid_field("continue_final_message",
+                         "the chat template does not show the last message as it was written, so it cannot be continued");
   }
   const std::size_t end = begin + trimmed.size();
   rendered.text.resize(end);
@@ -44,7 +45,8 @@ std::optional<ApiError> build_chat_prompt(const ServedModel& model, const ApiReq
   input.variables = request.chat_template_kwargs;
   Result<RenderedPrompt> rendered = model.chat_template->render(input);
   if (!rendered.is_ok()) {
-    const std::string_view who = ChatTemplate::raised_by_template(rendered.status()) ? "the model's chat template refuses" : "the model's chat template fails on";
+    const std::string_view who =
+        ChatTemplate::raised_by_template(rendered.status()) ? "the model's chat template refuses" : "the model's chat template fails on";
     ApiError error = invalid_field("messages", fmt::format("{} this conversation: {}", who, rendered.status().message()));
     error.code = "chat_template_error";
     return error;
@@ -62,7 +64,8 @@ std::optional<ApiError> build_chat_prompt(const ServedModel& model, const ApiReq
   return std::nullopt;
 }
 
-std::optional<ApiError> build_prompt(const ServedModel& model, Endpoint endpoint, const ApiRequest& request, std::size_t index, BuiltPrompt& prompt) {
+std::optional<ApiError> build_prompt(const ServedModel& model, Endpoint endpoint, const ApiRequest& request, std::size_t index,
+                                     BuiltPrompt& prompt) {
   const std::string field = request.prompts.size() == 1 ? "prompt" : fmt::format("prompt[{}]", index);
   if (const auto* ids = std::get_if<std::vector<int32_t>>(&request.prompts[index])) {
     const int64_t vocab_size = model.tokenizer->vocab_size();
@@ -94,7 +97,8 @@ std::optional<ApiError> build_prompt(const ServedModel& model, Endpoint endpoint
 
 }  // namespace
 
-std::optional<ApiError> build_prompts(const ServedModel& model, Endpoint endpoint, const ApiRequest& request, std::vector<BuiltPrompt>& prompts) {
+std::optional<ApiError> build_prompts(const ServedModel& model, Endpoint endpoint, const ApiRequest& request,
+                                      std::vector<BuiltPrompt>& prompts) {
   if (request.has_messages) return build_chat_prompt(model, request, prompts.emplace_back());
   for (std::size_t i = 0; i < request.prompts.size(); ++i) {
     if (auto error = build_prompt(model, endpoint, request, i, prompts.emplace_back())) return error;

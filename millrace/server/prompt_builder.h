@@ -18,6 +18,7 @@ struct BuiltPrompt {
 
 // Makes token ids of the request's prompts (or of its conversation, through the chat template). Text of messages never becomes a
 // special token; a prompt of /v1/completions is the client's own template, and may. Slow for long texts: for helper threads.
-std::optional<ApiError> build_prompts(const ServedModel& model, Endpoint endpoint, const ApiRequest& request, std::vector<BuiltPrompt>& prompts);
+std::optional<ApiError> build_prompts(const ServedModel& model, Endpoint endpoint, const ApiRequest& request,
+                                      std::vector<BuiltPrompt>& prompts);
 
 }  // namespace millrace

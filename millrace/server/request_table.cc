@@ -44,7 +44,8 @@ std::optional<ApiError> wrong(std::string_view name, const json::value& value, s
 }
 
 std::optional<ApiError> read_stop(std::string_view name, const json::value& value, ApiRequest& request) {
-  const std::string expected = fmt::format("a string of 1 to {} bytes, or a list of at most {} such strings", kStopStringBytesMax, kStopStringsMax);
+  const std::string expected =
+      fmt::format("a string of 1 to {} bytes, or a list of at most {} such strings", kStopStringBytesMax, kStopStringsMax);
   const auto add = [&](const json::value& item) {
     if (!item.is_string() || item.get_string().empty() || item.get_string().size() > kStopStringBytesMax) return false;
     request.stop.emplace_back(item.get_string());
@@ -80,12 +81,14 @@ std::optional<ApiError> read_allowed_token_ids(std::string_view name, const json
   return read_token_list(name, value, kAllowedTokensMax, request.allowed_token_ids);
 }
 
-std::optional<ApiError> read_words(std::string_view name, const json::value& value, std::size_t count_max, std::vector<std::string>& words) {
+std::optional<ApiError> read_words(std::string_view name, const json::value& value, std::size_t count_max,
+                                   std::vector<std::string>& words) {
   const std::string expected = fmt::format("a list of at most {} strings of 1 to {} bytes", count_max, kWordBytesMax);
   if (!value.is_array() || value.get_array().size() > count_max) return wrong(name, value, expected);
   for (std::size_t i = 0; i < value.get_array().size(); ++i) {
     const json::value& item = value.get_array()[i];
-    if (!item.is_string() || item.get_string().empty() || item.get_string().size() > kWordBytesMax) return wrong(fmt::format("{}[{}]", name, i), item, expected);
+    if (!item.is_string() || item.get_string().empty() || item.get_string().size() > kWordBytesMax)
+      return wrong(fmt::format("{}[{}]", name, i), item, expected);
     words.emplace_back(item.get_string());
   }
   return std::nullopt;
@@ -134,7 +137,9 @@ std::optional<ApiError> read_stream_options(std::string_view name, const json::v
   for (const auto& entry : value.get_object()) {
     const std::string_view key = entry.key();
     const std::string field = fmt::format("{}.{}", name, key);
-    bool* target = key == "include_usage" ? &request.include_usage : key == "continuous_usage_stats" ? &request.continuous_usage_stats : nullptr;
+    bool* target = key == "include_usage"            ? &request.include_usage
+                   : key == "continuous_usage_stats" ? &request.continuous_usage_stats
+                                                     : nullptr;
     if (target == nullptr && key != "include_obfuscation") return invalid_field(field, fmt::format("unrecognized field \"{}\"", field));
     if (entry.value().is_null()) continue;
     if (!entry.value().is_bool()) return wrong(field, entry.value(), "true or false");
@@ -175,8 +180,12 @@ std::optional<ApiError> read_prompts(std::string_view name, const json::value& v
   return std::nullopt;
 }
 
-std::optional<ApiError> read_prompt(std::string_view name, const json::value& value, ApiRequest& request) { return read_prompts(name, value, kPromptsMax, request); }
-std::optional<ApiError> read_input(std::string_view name, const json::value& value, ApiRequest& request) { return read_prompts(name, value, kInputsMax, request); }
+std::optional<ApiError> read_prompt(std::string_view name, const json::value& value, ApiRequest& request) {
+  return read_prompts(name, value, kPromptsMax, request);
+}
+std::optional<ApiError> read_input(std::string_view name, const json::value& value, ApiRequest& request) {
+  return read_prompts(name, value, kInputsMax, request);
+}
 
 // A text, or a list of texts; a text may stand in an object, {"text": ...}, as rerankers' documents do.
 std::optional<ApiError> read_texts(std::string_view name, const json::value& value, std::vector<std::string>& texts) {
@@ -186,7 +195,8 @@ std::optional<ApiError> read_texts(std::string_view name, const json::value& val
   for (std::size_t i = 0; i < count; ++i) {
     const json::value& item = value.is_array() ? value.get_array()[i] : value;
     const json::value* text = item.is_object() ? item.get_object().if_contains("text") : &item;
-    if (text == nullptr || !text->is_string()) return wrong(value.is_array() ? fmt::format("{}[{}]", name, i) : std::string(name), item, expected);
+    if (text == nullptr || !text->is_string())
+      return wrong(value.is_array() ? fmt::format("{}[{}]", name, i) : std::string(name), item, expected);
     texts.emplace_back(text->get_string());
   }
   return std::nullopt;
@@ -208,7 +218,8 @@ std::optional<ApiError> read_query(std::string_view name, const json::value& val
 }
 
 std::optional<ApiError> read_encoding_format(std::string_view name, const json::value& value, ApiRequest& request) {
-  if (!value.is_string() || (value.get_string() != "float" && value.get_string() != "base64")) return wrong(name, value, "\"float\" or \"base64\"");
+  if (!value.is_string() || (value.get_string() != "float" && value.get_string() != "base64"))
+    return wrong(name, value, "\"float\" or \"base64\"");
   request.base64 = value.get_string() == "base64";
   return std::nullopt;
 }
@@ -415,12 +426,14 @@ std::optional<ApiError> read_field(const RequestField& field, const json::value&
           request.*target = value.get_bool();
         } else if constexpr (std::is_same_v<T, int64_t A::*> || std::is_same_v<T, std::optional<int64_t> A::*>) {
           const auto integer = json_integer(value);
-          if (!integer || !in_range(field, static_cast<double>(*integer))) return wrong(field.name, value, "an integer" + range_text(field));
+          if (!integer || !in_range(field, static_cast<double>(*integer)))
+            return wrong(field.name, value, "an integer" + range_text(field));
           request.*target = *integer;
         } else if constexpr (std::is_same_v<T, std::optional<double> A::*>) {
           const auto number = json_number(value);
           // It is computed with in single precision, where 1e-50 is zero.
-          if (!number || !in_range(field, *number) || !in_range(field, static_cast<double>(static_cast<float>(*number)))) return wrong(field.name, value, "a number" + range_text(field));
+          if (!number || !in_range(field, *number) || !in_range(field, static_cast<double>(static_cast<float>(*number))))
+            return wrong(field.name, value, "a number" + range_text(field));
           request.*target = *number;
         } else {
           static_assert(std::is_same_v<T, std::string A::*>);
@@ -453,10 +466,12 @@ std::optional<ApiError> check_together(Endpoint endpoint, const json::object& bo
   if (endpoint == Endpoint::kRerank && request.texts_1.empty()) return missing("query");
   if (endpoint == Endpoint::kRerank && request.texts_2.empty()) return missing("documents");
   if (request.texts_1.size() > 1 && request.texts_1.size() != request.texts_2.size()) {
-    return invalid_field("text_1", fmt::format("{} texts on the left and {} on the right, expected one on the left or as many on both sides", request.texts_1.size(),
-                                               request.texts_2.size()));
+    return invalid_field("text_1",
+                         fmt::format("{} texts on the left and {} on the right, expected one on the left or as many on both sides",
+                                     request.texts_1.size(), request.texts_2.size()));
   }
-  if (request.truncate_prompt_tokens == 0) return invalid_field("truncate_prompt_tokens", "\"truncate_prompt_tokens\" is 0, expected -1 or at least 1");
+  if (request.truncate_prompt_tokens == 0)
+    return invalid_field("truncate_prompt_tokens", "\"truncate_prompt_tokens\" is 0, expected -1 or at least 1");
   if (endpoint == Endpoint::kTokenize) {
     if (request.has_messages == request.has_prompt) {
       return invalid_field("prompt", request.has_prompt ? "both \"prompt\" and \"messages\" are given, expected one of them"
@@ -473,17 +488,20 @@ std::optional<ApiError> check_together(Endpoint endpoint, const json::object& bo
     return invalid_field("top_logprobs", "\"top_logprobs\" is only for \"logprobs\": true");
   }
   if (request.best_of && *request.best_of != request.n) {
-    return invalid_field("best_of", fmt::format("\"best_of\" is {}; only the value of \"n\", {}, is supported", *request.best_of, request.n));
+    return invalid_field("best_of",
+                         fmt::format("\"best_of\" is {}; only the value of \"n\", {}, is supported", *request.best_of, request.n));
   }
   if (const auto max = request.completion_tokens_max(); max && request.min_tokens > *max) {
-    return invalid_field("min_tokens", fmt::format("\"min_tokens\" is {}, more than the {} completion tokens asked for", request.min_tokens, *max));
+    return invalid_field("min_tokens",
+                         fmt::format("\"min_tokens\" is {}, more than the {} completion tokens asked for", request.min_tokens, *max));
   }
   if (request.echo && request.num_logprobs) {
     return invalid_field("logprobs", "\"logprobs\" together with \"echo\" is not supported: prompt tokens have no log probabilities here");
   }
   if (request.continue_final_message) {
     if (request.add_generation_prompt.value_or(false)) {
-      return invalid_field("continue_final_message", "\"continue_final_message\" and \"add_generation_prompt\" are both true, expected one of them");
+      return invalid_field("continue_final_message",
+                           "\"continue_final_message\" and \"add_generation_prompt\" are both true, expected one of them");
     }
     if (request.messages.empty() || request.messages.back().at("role") != "assistant") {
       return invalid_field("continue_final_message", "\"continue_final_message\" needs a last message whose role is \"assistant\"");

@@ -16,20 +16,21 @@ namespace millrace {
 // Reads a field that needs more than a type and a range.
 using FieldReader = std::optional<ApiError> (*)(std::string_view name, const json::value& value, ApiRequest& request);
 
-struct FieldIgnored {};                       // accepted: it does not change the answer
+struct FieldIgnored {};  // accepted: it does not change the answer
 struct FieldUnsupported {
-  std::string_view neutral;                   // JSON text of the one value that changes nothing; empty: none
+  std::string_view neutral;  // JSON text of the one value that changes nothing; empty: none
 };
 
 struct RequestField {
-  using Target = std::variant<FieldIgnored, FieldUnsupported, FieldReader, bool ApiRequest::*, std::optional<bool> ApiRequest::*, int64_t ApiRequest::*,
-                              std::optional<int64_t> ApiRequest::*, std::optional<double> ApiRequest::*, std::string ApiRequest::*>;
+  using Target = std::variant<FieldIgnored, FieldUnsupported, FieldReader, bool ApiRequest::*, std::optional<bool> ApiRequest::*,
+                              int64_t ApiRequest::*, std::optional<int64_t> ApiRequest::*, std::optional<double> ApiRequest::*,
+                              std::string ApiRequest::*>;
 
   std::string_view name;
-  unsigned endpoints;                         // Endpoint bits
+  unsigned endpoints;  // Endpoint bits
   Target target;
-  double minimum = 0, maximum = 0;            // of numbers, inclusive; of strings: bytes. Equal: no bound
-  bool above_minimum = false;                 // the minimum itself is refused
+  double minimum = 0, maximum = 0;  // of numbers, inclusive; of strings: bytes. Equal: no bound
+  bool above_minimum = false;       // the minimum itself is refused
 };
 
 std::span<const RequestField> request_fields();

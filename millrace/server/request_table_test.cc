@@ -11,8 +11,8 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr Endpoint kEndpoints[] = {Endpoint::kChat, Endpoint::kCompletions, Endpoint::kTokenize, Endpoint::kDetokenize, Endpoint::kEmbeddings, Endpoint::kClassify,
-                                     Endpoint::kScore, Endpoint::kRerank};
+constexpr Endpoint kEndpoints[] = {Endpoint::kChat,       Endpoint::kCompletions, Endpoint::kTokenize, Endpoint::kDetokenize,
+                                   Endpoint::kEmbeddings, Endpoint::kClassify,    Endpoint::kScore,    Endpoint::kRerank};
 
 // A request to the endpoint that is right, with `field` set to the JSON text `value` besides.
 std::string body_with(Endpoint endpoint, std::string_view field, std::string_view value) {
@@ -56,7 +56,9 @@ bool holds(const RequestField& field) {
   return std::holds_alternative<T>(field.target);
 }
 
-bool is_integer(const RequestField& field) { return holds<int64_t ApiRequest::*>(field) || holds<std::optional<int64_t> ApiRequest::*>(field); }
+bool is_integer(const RequestField& field) {
+  return holds<int64_t ApiRequest::*>(field) || holds<std::optional<int64_t> ApiRequest::*>(field);
+}
 bool is_number(const RequestField& field) { return holds<std::optional<double> ApiRequest::*>(field); }
 bool is_boolean(const RequestField& field) { return holds<bool ApiRequest::*>(field) || holds<std::optional<bool> ApiRequest::*>(field); }
 
@@ -65,7 +67,9 @@ bool is_text(Endpoint endpoint, const RequestField& field) {
   switch (endpoint) {
     case Endpoint::kEmbeddings:
     case Endpoint::kClassify: return field.name == "input";
-    case Endpoint::kScore: return field.name == "text_1" || field.name == "text_2" || field.name == "queries" || field.name == "documents" || field.name == "data_1" || field.name == "data_2";
+    case Endpoint::kScore:
+      return field.name == "text_1" || field.name == "text_2" || field.name == "queries" || field.name == "documents" ||
+             field.name == "data_1" || field.name == "data_2";
     case Endpoint::kRerank: return field.name == "query" || field.name == "documents";
     default: return false;
   }
@@ -97,8 +101,10 @@ TEST(RequestTable, TextsOfScoresComeInEveryForm) {
   EXPECT_EQ(texts(Endpoint::kScore, R"({"queries": "a", "documents": ["a", "b"]})"), std::pair(a, ab));
   EXPECT_EQ(texts(Endpoint::kScore, R"({"data_1": ["a", "b"], "data_2": ["a", {"text": "b"}]})"), std::pair(ab, ab));
   EXPECT_EQ(texts(Endpoint::kRerank, R"({"query": "a", "documents": [{"text": "a"}, "b"]})"), std::pair(a, ab));
-  for (const char* body : {R"({"text_1": "a"})", R"({"text_2": "a"})", R"({"text_1": [], "text_2": "a"})", R"({"text_1": ["a", "b"], "text_2": "a"})", R"({"text_1": 1, "text_2": "a"})",
-                           R"({"text_1": "a", "queries": "a", "text_2": "a"})", R"({"text_1": "a", "text_2": [{"txt": "a"}]})", R"({"text_1": "a", "text_2": [["a"]]})"}) {
+  for (const char* body :
+       {R"({"text_1": "a"})", R"({"text_2": "a"})", R"({"text_1": [], "text_2": "a"})", R"({"text_1": ["a", "b"], "text_2": "a"})",
+        R"({"text_1": 1, "text_2": "a"})", R"({"text_1": "a", "queries": "a", "text_2": "a"})",
+        R"({"text_1": "a", "text_2": [{"txt": "a"}]})", R"({"text_1": "a", "text_2": [["a"]]})"}) {
     EXPECT_TRUE(parse(Endpoint::kScore, body)) << body;
   }
 }
@@ -109,7 +115,8 @@ TEST(RequestTable, AcceptsABareRequestToEveryEndpoint) {
 
 TEST(RequestTable, NullStandsForAbsent) {
   for_each_field([](Endpoint endpoint, const RequestField& field) {
-    if (field.name == "messages" || field.name == "prompt" || field.name == "tokens" || field.name == "best_of" || is_text(endpoint, field)) return;
+    if (field.name == "messages" || field.name == "prompt" || field.name == "tokens" || field.name == "best_of" || is_text(endpoint, field))
+      return;
     expect_accepted(endpoint, field, "null");
   });
 }
@@ -149,11 +156,13 @@ TEST(RequestTable, BoundsOfNumbersAreExact) {
 TEST(RequestTable, WrongTypesAreRefusedWithTheField) {
   for_each_field([](Endpoint endpoint, const RequestField& field) {
     if (holds<FieldIgnored>(field) || holds<FieldUnsupported>(field)) return;
-    const bool takes_string = holds<std::string ApiRequest::*>(field) || field.name == "stop" || field.name == "prompt" || field.name == "reasoning_effort";
-    const bool takes_list = field.name == "tools" || field.name == "documents" || field.name == "stop" || field.name == "stop_token_ids" || field.name == "bad_words" || field.name == "dry_sequence_breakers";
+    const bool takes_string =
+        holds<std::string ApiRequest::*>(field) || field.name == "stop" || field.name == "prompt" || field.name == "reasoning_effort";
+    const bool takes_list = field.name == "tools" || field.name == "documents" || field.name == "stop" || field.name == "stop_token_ids" ||
+                            field.name == "bad_words" || field.name == "dry_sequence_breakers";
     const bool takes_object = field.name == "logit_bias" || field.name == "chat_template_kwargs" || field.name == "stream_options";
     if (field.name == "messages" || field.name == "prompt" || field.name == "tokens" || field.name == "best_of") return;  // below
-    if (is_text(endpoint, field)) return;  // above
+    if (is_text(endpoint, field)) return;                                                                                 // above
     if (!takes_string) expect_refused(endpoint, field, "\"text\"");
     if (!takes_list) expect_refused(endpoint, field, "[]");
     if (!takes_object) expect_refused(endpoint, field, "{}");
@@ -183,9 +192,8 @@ TEST(RequestTable, UnsupportedFieldsTakeTheirNeutralValueOnly) {
 
 TEST(RequestTable, NoFieldIsListedTwiceForAnEndpoint) {
   std::set<std::pair<unsigned, std::string_view>> seen;
-  for_each_field([&](Endpoint endpoint, const RequestField& field) {
-    EXPECT_TRUE(seen.emplace(static_cast<unsigned>(endpoint), field.name).second);
-  });
+  for_each_field(
+      [&](Endpoint endpoint, const RequestField& field) { EXPECT_TRUE(seen.emplace(static_cast<unsigned>(endpoint), field.name).second); });
 }
 
 TEST(RequestTable, UnknownFieldsAreRefusedByName) {
@@ -198,9 +206,9 @@ TEST(RequestTable, UnknownFieldsAreRefusedByName) {
 }
 
 TEST(RequestTable, BodiesThatAreNoJsonObjectAreRefused) {
-  for (const std::string& body : {std::string(""), std::string("{"), std::string("[]"), std::string("\"x\""), std::string("null"), std::string("{}x"),
-                                  std::string("{\"prompt\":\"\xff\"}"), std::string(R"({"prompt":"\ud800"})"), std::string(100, '['),
-                                  "{\"metadata\":" + std::string(70, '[') + std::string(70, ']') + "}"}) {
+  for (const std::string& body : {std::string(""), std::string("{"), std::string("[]"), std::string("\"x\""), std::string("null"),
+                                  std::string("{}x"), std::string("{\"prompt\":\"\xff\"}"), std::string(R"({"prompt":"\ud800"})"),
+                                  std::string(100, '['), "{\"metadata\":" + std::string(70, '[') + std::string(70, ']') + "}"}) {
     const auto error = parse(Endpoint::kCompletions, body);
     ASSERT_TRUE(error) << body;
     EXPECT_EQ(error->status, 400) << body;
@@ -227,17 +235,30 @@ TEST(RequestTable, ReadsEveryFormOfPrompt) {
 
 TEST(RequestTable, ReadsStopAndBiasWithinTheirLimits) {
   ApiRequest request;
-  ASSERT_FALSE(parse_request(Endpoint::kChat, R"({"messages":[{"role":"user","content":"a"}],"stop":["x","yy"],"logit_bias":{"5":-100,"7":1.5}})", request));
+  ASSERT_FALSE(parse_request(Endpoint::kChat,
+                             R"({"messages":[{"role":"user","content":"a"}],"stop":["x","yy"],"logit_bias":{"5":-100,"7":1.5}})", request));
   EXPECT_EQ(request.stop, (std::vector<std::string>{"x", "yy"}));
   EXPECT_EQ(request.logit_bias, (std::vector<std::pair<int32_t, float>>{{5, -100.0f}, {7, 1.5f}}));
   std::string many = "[";
   for (int i = 0; i < 17; ++i) many += i == 0 ? "\"x\"" : ",\"x\"";
-  const std::pair<const char*, std::string> wrong[] = {
-      {"stop", many + "]"}, {"stop", "\"\""}, {"stop", "[1]"}, {"stop", "\"" + std::string(257, 'x') + "\""},
-      {"logit_bias", R"({"x":1})"}, {"logit_bias", R"({"-1":1})"}, {"logit_bias", R"({"1":101})"}, {"logit_bias", R"({"1":"1"})"},
-      {"stop_token_ids", "[-1]"}, {"stop_token_ids", "[\"a\"]"},
-      {"allowed_token_ids", "[]"}, {"allowed_token_ids", "[-1]"}, {"bad_words", "[\"\"]"}, {"bad_words", "[1]"}, {"bad_words", "[\"" + std::string(257, 'x') + "\"]"},
-      {"dry_sequence_breakers", "[\"\"]"}, {"mirostat", "1"}, {"mirostat", "3"}};
+  const std::pair<const char*, std::string> wrong[] = {{"stop", many + "]"},
+                                                       {"stop", "\"\""},
+                                                       {"stop", "[1]"},
+                                                       {"stop", "\"" + std::string(257, 'x') + "\""},
+                                                       {"logit_bias", R"({"x":1})"},
+                                                       {"logit_bias", R"({"-1":1})"},
+                                                       {"logit_bias", R"({"1":101})"},
+                                                       {"logit_bias", R"({"1":"1"})"},
+                                                       {"stop_token_ids", "[-1]"},
+                                                       {"stop_token_ids", "[\"a\"]"},
+                                                       {"allowed_token_ids", "[]"},
+                                                       {"allowed_token_ids", "[-1]"},
+                                                       {"bad_words", "[\"\"]"},
+                                                       {"bad_words", "[1]"},
+                                                       {"bad_words", "[\"" + std::string(257, 'x') + "\"]"},
+                                                       {"dry_sequence_breakers", "[\"\"]"},
+                                                       {"mirostat", "1"},
+                                                       {"mirostat", "3"}};
   for (const auto& [field, value] : wrong) {
     const auto error = parse(Endpoint::kChat, body_with(Endpoint::kChat, field, value));
     ASSERT_TRUE(error) << field << value;
@@ -247,8 +268,9 @@ TEST(RequestTable, ReadsStopAndBiasWithinTheirLimits) {
 
 TEST(RequestTable, ReadsListsOfWordsAndIds) {
   ApiRequest request;
-  ASSERT_FALSE(parse_request(Endpoint::kCompletions,
-                             R"({"prompt":"a","bad_words":["x","y z"],"allowed_token_ids":[3,1],"dry_sequence_breakers":["\n"],"mirostat":2})", request));
+  ASSERT_FALSE(parse_request(
+      Endpoint::kCompletions,
+      R"({"prompt":"a","bad_words":["x","y z"],"allowed_token_ids":[3,1],"dry_sequence_breakers":["\n"],"mirostat":2})", request));
   EXPECT_EQ(request.bad_words, (std::vector<std::string>{"x", "y z"}));
   EXPECT_EQ(request.allowed_token_ids, (std::vector<int32_t>{3, 1}));
   EXPECT_EQ(request.dry_sequence_breakers, std::vector<std::string>{"\n"});

@@ -18,10 +18,12 @@ constexpr std::chrono::milliseconds kFlushGrace{2'000};  // for finished answers
 // ---- generation ----
 
 std::optional<ApiError> Server::Impl::check_model_name(const ApiRequest& request) const {
-  if (request.model.empty() || request.model == model_.name || std::find(model_.aliases.begin(), model_.aliases.end(), request.model) != model_.aliases.end()) {
+  if (request.model.empty() || request.model == model_.name ||
+      std::find(model_.aliases.begin(), model_.aliases.end(), request.model) != model_.aliases.end()) {
     return std::nullopt;
   }
-  ApiError error = http_error(404, fmt::format("the model \"{}\" is not served here, expected \"{}\"", request.model.substr(0, 128), model_.name));
+  ApiError error =
+      http_error(404, fmt::format("the model \"{}\" is not served here, expected \"{}\"", request.model.substr(0, 128), model_.name));
   error.type = "invalid_request_error";
   error.param = "model";
   error.code = "model_not_found";
@@ -122,10 +124,10 @@ Result<std::unique_ptr<Server>> Server::create(ServedModel model, ServerOptions 
     return Status::invalid_argument("a served model needs one engine, of a decoder or of an encoder, and a tokenizer");
   }
   if (options.api_key.empty() && !is_loopback(options.host) && !options.allow_open_without_key) {
-    return Status::invalid_argument(
-        fmt::format("host {} is reachable from other machines, which needs an API key: in the variable MILLRACE_API_KEY or with --api-key-file; "
-                    "--allow-open-without-key serves everybody without one",
-                    options.host));
+    return Status::invalid_argument(fmt::format(
+        "host {} is reachable from other machines, which needs an API key: in the variable MILLRACE_API_KEY or with --api-key-file; "
+        "--allow-open-without-key serves everybody without one",
+        options.host));
   }
   auto impl = std::make_unique<Impl>(std::move(model), std::move(options));
   MR_RETURN_IF_ERROR(impl->start());

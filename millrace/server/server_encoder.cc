@@ -20,7 +20,8 @@ std::string_view id_prefix(Endpoint endpoint) {
 // A model writes text or reads it into numbers; asked for the other, it says what it is.
 std::optional<ApiError> Server::Impl::check_kind(const Exchange& exchange, bool encoder) const {
   if (encoder == (model_.encoder != nullptr)) return std::nullopt;
-  ApiError error = http_error(400, fmt::format("\"{}\" is {}: {} does not answer for it", model_.name, model_.kind, exchange->request().path));
+  ApiError error =
+      http_error(400, fmt::format("\"{}\" is {}: {} does not answer for it", model_.name, model_.kind, exchange->request().path));
   error.param = "model";
   error.code = "unsupported_model";
   return error;
@@ -104,7 +105,8 @@ void Server::Impl::finish_encode(uint64_t call_id, const std::shared_ptr<EncodeR
           }
           http_->post([this, call_id, body] {
             --num_preparing_;
-            answer_encode(call_id, *body ? json_response(std::move(**body)) : error_response(http_error(500, "the server ran out of memory on this request")));
+            answer_encode(call_id, *body ? json_response(std::move(**body))
+                                         : error_response(http_error(500, "the server ran out of memory on this request")));
           });
         },
         count * kBytesPerNumber);

@@ -42,7 +42,11 @@ void Server::Impl::tokenize(const Exchange& exchange) {
         if (error) return error_response(*error);
         const std::vector<int32_t>& tokens = prompts.at(0).tokens;
         JsonWriter json;
-        json.begin_object().field("count", static_cast<int64_t>(tokens.size())).field("max_model_len", max_model_len_).key("tokens").begin_array();
+        json.begin_object()
+            .field("count", static_cast<int64_t>(tokens.size()))
+            .field("max_model_len", max_model_len_)
+            .key("tokens")
+            .begin_array();
         for (const int32_t id : tokens) json.value(id);
         json.end_array().key("token_strs");
         if (request.return_token_strs) {
@@ -79,14 +83,20 @@ void Server::Impl::detokenize(const Exchange& exchange) {
 
 std::string Server::Impl::model_json() const {
   JsonWriter json;
-  json.begin_object().field("id", model_.name).field("object", "model").field("created", created_).field("owned_by", "millrace").field("root", model_.name);
+  json.begin_object()
+      .field("id", model_.name)
+      .field("object", "model")
+      .field("created", created_)
+      .field("owned_by", "millrace")
+      .field("root", model_.name);
   return json.key("parent").null().field("max_model_len", max_model_len_).end_object().take();
 }
 
 void Server::Impl::models(const Exchange& exchange) {
   const std::string& path = exchange->request().path;
   if (path == "/v1/models") {
-    exchange->respond(json_response(JsonWriter().begin_object().field("object", "list").key("data").begin_array().raw(model_json()).end_array().end_object().take()));
+    exchange->respond(json_response(
+        JsonWriter().begin_object().field("object", "list").key("data").begin_array().raw(model_json()).end_array().end_object().take()));
     return;
   }
   ApiRequest request;

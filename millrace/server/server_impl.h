@@ -93,7 +93,7 @@ class Server::Impl final : public HttpHandler {
   struct Route {
     std::string_view method, path;
     void (Impl::*handle)(const Exchange& exchange);
-    bool open = false;          // needs no key
+    bool open = false;  // needs no key
     bool while_draining = false;
   };
   static const std::array<Route, 16> kRoutes;

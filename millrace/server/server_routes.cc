@@ -15,7 +15,8 @@ constexpr std::string_view kPagePolicy =
 bool is_json(std::string_view content_type) {
   std::string type(content_type.substr(0, content_type.find(';')));
   while (!type.empty() && type.back() == ' ') type.pop_back();
-  std::transform(type.begin(), type.end(), type.begin(), [](unsigned char c) { return static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c); });
+  std::transform(type.begin(), type.end(), type.begin(),
+                 [](unsigned char c) { return static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c); });
   return type == "application/json";
 }
 
@@ -42,7 +43,8 @@ const std::array<Server::Impl::Route, 16> Server::Impl::kRoutes = {{
 
 class Server::Impl::CountingExchange final : public HttpExchange {
  public:
-  CountingExchange(Impl& server, std::string_view route, Exchange exchange) : server_(server), route_(route), exchange_(std::move(exchange)) {}
+  CountingExchange(Impl& server, std::string_view route, Exchange exchange)
+      : server_(server), route_(route), exchange_(std::move(exchange)) {}
 
   const HttpRequest& request() const override { return exchange_->request(); }
   std::string take_body() override { return exchange_->take_body(); }
@@ -82,9 +84,10 @@ std::optional<HttpResponse> Server::Impl::refuse(const HttpRequest& head) {
     return counted(name, std::move(response));
   };
   if (loopback_hosts_only_ && head.host && !is_loopback_host(*head.host)) {
-    return refusal(403, fmt::format("the Host field is \"{}\"; without an API key this server answers to localhost and loopback addresses only, "
-                                    "so that no page elsewhere can reach it under a name of its own (set MILLRACE_API_KEY to use other names)",
-                                    head.host->substr(0, 128)));
+    return refusal(403,
+                   fmt::format("the Host field is \"{}\"; without an API key this server answers to localhost and loopback addresses only, "
+                               "so that no page elsewhere can reach it under a name of its own (set MILLRACE_API_KEY to use other names)",
+                               head.host->substr(0, 128)));
   }
   if (key_ && (route == nullptr || !route->open) && !key_->authorizes(head.authorization)) {
     // A browser that opens the page is asked for the key (as password); programs send it as a bearer token.
@@ -93,7 +96,9 @@ std::optional<HttpResponse> Server::Impl::refuse(const HttpRequest& head) {
                    page ? "Basic realm=\"millrace\", charset=\"UTF-8\"" : "Bearer realm=\"millrace\"");
   }
   if (route == nullptr && allowed.empty()) return refusal(404, fmt::format("there is no {} here", head.path.substr(0, 128)));
-  if (route == nullptr) return refusal(405, fmt::format("{} answers to {}, not to {}", head.path.substr(0, 128), allowed, head.method.substr(0, 32)), "Allow", allowed);
+  if (route == nullptr)
+    return refusal(405, fmt::format("{} answers to {}, not to {}", head.path.substr(0, 128), allowed, head.method.substr(0, 32)), "Allow",
+                   allowed);
   if (draining_ && !route->while_draining) return refusal(503, "the server is shutting down");
   if (route->method == "POST") {
     // A page on another site can make a browser send forms and plain text here unasked, but not JSON.

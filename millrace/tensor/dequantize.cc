@@ -197,9 +197,7 @@ void block_iq4_xs(Bytes b, float* y) {  // f16 d; u16 scales_high; u8 scales_low
 }
 
 // Ternary digits in base 3, five a byte: the byte is the fraction times 256, so multiplying by 3^k (mod 256) brings digit k to the top.
-float ternary_digit(uint8_t byte, int power_of_3) {
-  return static_cast<float>(((static_cast<uint8_t>(byte * power_of_3) * 3) >> 8) - 1);
-}
+float ternary_digit(uint8_t byte, int power_of_3) { return static_cast<float>(((static_cast<uint8_t>(byte * power_of_3) * 3) >> 8) - 1); }
 
 void block_tq1_0(Bytes b, float* y) {  // u8 qs[48] (5 digits a byte); u8 rest[4] (4 digits a byte); f16 d
   constexpr int kPowers[5] = {1, 3, 9, 27, 81};
@@ -229,7 +227,8 @@ void block_grid(Bytes b, float* y) {
     const GridGroup group = read_grid_group(kDType, b, g);
     int8_t codes[32];
     grid_codes(kDType, group, codes);
-    for (int i = 0; i < 32; ++i) *y++ = d * static_cast<float>(2 * group.scale[i / 16] + 1) * grid_unit(kDType) * static_cast<float>(codes[i]);
+    for (int i = 0; i < 32; ++i)
+      *y++ = d * static_cast<float>(2 * group.scale[i / 16] + 1) * grid_unit(kDType) * static_cast<float>(codes[i]);
   }
 }
 
@@ -245,7 +244,9 @@ float f8_e4m3(uint8_t bits) {  // no infinity; 0x7f and 0xff are NaN
 }
 
 template <class T>
-void number(Bytes b, float* y) { *y = static_cast<float>(load<T>(b)); }
+void number(Bytes b, float* y) {
+  *y = static_cast<float>(load<T>(b));
+}
 void number_f16(Bytes b, float* y) { *y = load_f16(b); }
 void number_bf16(Bytes b, float* y) { *y = bf16_to_f32(load<uint16_t>(b)); }
 void number_bool(Bytes b, float* y) { *y = b[0] != 0 ? 1.0f : 0.0f; }

@@ -64,8 +64,9 @@ TEST(Dequantize, RandomBlocksEqualTheReferenceBitForBit) {
     }
     checked.insert(std::string(name));
   }
-  for (const char* name : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "BF16",
-                           "TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"}) {
+  for (const char* name :
+       {"Q4_0", "Q4_1",  "Q5_0",  "Q5_1",  "Q8_0",  "Q2_K",  "Q3_K",  "Q4_K",    "Q5_K",   "Q6_K",  "IQ4_NL",  "IQ4_XS",
+        "BF16", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"}) {
     EXPECT_TRUE(checked.contains(name)) << name << " was not checked";
   }
 }

@@ -9,16 +9,48 @@ namespace millrace {
 // How the numbers of a tensor are stored in a file. Plain types have one element a block; GGUF's quantized types store a
 // row (the innermost dimension) as consecutive blocks of `block_elements` numbers in `block_bytes` bytes (block_layout.h).
 enum class DType : uint8_t {
-  kF32, kF16, kBf16, kF64, kI8, kI16, kI32, kI64, kU8, kBool, kF8E4M3, kF8E5M2,
-  kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ8_1,
-  kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K, kQ8_K,
-  kIQ2_XXS, kIQ2_XS, kIQ3_XXS, kIQ1_S, kIQ4_NL, kIQ3_S, kIQ2_S, kIQ4_XS, kIQ1_M,
-  kTQ1_0, kTQ2_0, kMXFP4, kNVFP4,
+  kF32,
+  kF16,
+  kBf16,
+  kF64,
+  kI8,
+  kI16,
+  kI32,
+  kI64,
+  kU8,
+  kBool,
+  kF8E4M3,
+  kF8E5M2,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ8_0,
+  kQ8_1,
+  kQ2_K,
+  kQ3_K,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
+  kQ8_K,
+  kIQ2_XXS,
+  kIQ2_XS,
+  kIQ3_XXS,
+  kIQ1_S,
+  kIQ4_NL,
+  kIQ3_S,
+  kIQ2_S,
+  kIQ4_XS,
+  kIQ1_M,
+  kTQ1_0,
+  kTQ2_0,
+  kMXFP4,
+  kNVFP4,
 };
 
 struct DTypeInfo {
   DType dtype;
-  std::string_view name;         // as GGUF or safetensors spell it: "Q4_K", "BF16"
+  std::string_view name;  // as GGUF or safetensors spell it: "Q4_K", "BF16"
   int64_t block_elements;
   int64_t block_bytes;
 };

@@ -76,7 +76,8 @@ GridGroup read_grid_group(DType dtype, const uint8_t* block, int g) {
       group.scale[0] = group.scale[1] = (high >> 12) & 7;
       return group;
     }
-    case DType::kIQ1_M: {  // u8 low[32]; u8 (three high bits | shift's sign << 3) nibbles [16]; u16 (three bits of scale [4] | part of d << 12) [4]
+    case DType::kIQ1_M: {  // u8 low[32]; u8 (three high bits | shift's sign << 3) nibbles [16]; u16 (three bits of scale [4] | part of d <<
+                           // 12) [4]
       const uint32_t scales = load<uint16_t>(block + 48 + g / 2 * 2) >> (g % 2 * 6);
       for (int i = 0; i < 4; ++i) {
         const uint32_t high = (block[32 + 2 * g + i / 2] >> (i % 2 * 4)) & 15u;
@@ -93,9 +94,9 @@ GridGroup read_grid_group(DType dtype, const uint8_t* block, int g) {
 
 void grid_codes(DType dtype, const GridGroup& group, int8_t (&codes)[32]) {
   const bool ternary = dtype == DType::kIQ1_S || dtype == DType::kIQ1_M, fours = dtype == DType::kIQ3_XXS || dtype == DType::kIQ3_S;
-  const uint32_t* table = dtype == DType::kIQ2_XXS  ? kGridTables.iq2_xxs
-                          : dtype == DType::kIQ2_XS ? kGridTables.iq2_xs
-                          : dtype == DType::kIQ2_S  ? kGridTables.iq2_s
+  const uint32_t* table = dtype == DType::kIQ2_XXS   ? kGridTables.iq2_xxs
+                          : dtype == DType::kIQ2_XS  ? kGridTables.iq2_xs
+                          : dtype == DType::kIQ2_S   ? kGridTables.iq2_s
                           : dtype == DType::kIQ3_XXS ? kGridTables.iq3_xxs
                           : dtype == DType::kIQ3_S   ? kGridTables.iq3_s
                                                      : kGridTables.iq1;

@@ -4,12 +4,13 @@
 
 #include "millrace/tensor/dtype.h"
 
-// Blocks of GGUF's types with a code book: IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS and IQ3_S. A block is 256 numbers with one f16 scale d.
+// Blocks of GGUF's types with a code book: IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS and IQ3_S. A block is 256 numbers with one f16
+// scale d.
 namespace millrace {
 
 constexpr bool is_grid_type(DType dtype) {
-  return dtype == DType::kIQ1_S || dtype == DType::kIQ1_M || dtype == DType::kIQ2_XXS || dtype == DType::kIQ2_XS || dtype == DType::kIQ2_S ||
-         dtype == DType::kIQ3_XXS || dtype == DType::kIQ3_S;
+  return dtype == DType::kIQ1_S || dtype == DType::kIQ1_M || dtype == DType::kIQ2_XXS || dtype == DType::kIQ2_XS ||
+         dtype == DType::kIQ2_S || dtype == DType::kIQ3_XXS || dtype == DType::kIQ3_S;
 }
 
 // 32 numbers: number i is d (2 scale[i / 16] + 1) grid_unit() code[i]. All of these products are exact in f32.

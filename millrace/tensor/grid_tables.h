@@ -4,8 +4,8 @@
 
 namespace millrace {
 
-// The code books of GGUF's IQ types: an entry stands for 8 (IQ1, IQ2) or 4 (IQ3) consecutive weights. Four values a word as signed bytes, the
-// first in the lowest; entries of 8 take two words.
+// The code books of GGUF's IQ types: an entry stands for 8 (IQ1, IQ2) or 4 (IQ3) consecutive weights. Four values a word as signed bytes,
+// the first in the lowest; entries of 8 take two words.
 struct GridTables {
   uint32_t iq2_xxs[2 * 256], iq2_xs[2 * 512], iq2_s[2 * 1024];  // magnitudes 8, 25, 43
   uint32_t iq3_xxs[256];                                        // magnitudes 4, 12, 20, 28, 36, 44, 52, 62

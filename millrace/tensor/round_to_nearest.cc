@@ -115,13 +115,16 @@ uint8_t f32_to_f8e4m3(float value) {
   if (magnitude < kSmallestNormal) {
     // Multiples of 2^-9, which is the last place of a sum with 1.5 * 2^14. 8 of them are the smallest normal number, whose code is 8 too.
     constexpr float kUnits = 24576.0f;
-    return static_cast<uint8_t>(sign | (std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + kUnits) - std::bit_cast<uint32_t>(kUnits)));
+    return static_cast<uint8_t>(sign |
+                                (std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + kUnits) - std::bit_cast<uint32_t>(kUnits)));
   }
-  // Half of the last of 3 bits, less one where that is even: carries above half, or at half when the kept part is odd. Then the exponent's bias: 127 to 7.
+  // Half of the last of 3 bits, less one where that is even: carries above half, or at half when the kept part is odd. Then the exponent's
+  // bias: 127 to 7.
   return static_cast<uint8_t>(sign | (((magnitude + 0x7ffffu + ((magnitude >> 20) & 1)) >> 20) - (120u << 3)));
 }
 
-std::optional<int64_t> round_to_nearest(const RoundToNearest& how, const float* weights, int64_t k, uint8_t* codes, float* scales, uint8_t* zero_points) {
+std::optional<int64_t> round_to_nearest(const RoundToNearest& how, const float* weights, int64_t k, uint8_t* codes, float* scales,
+                                        uint8_t* zero_points) {
   const int bits = code_bits(how.kind);
   const float steps = static_cast<float>((1 << bits) - 1);
   const int32_t middle = 1 << (bits - 1);
@@ -149,20 +152,26 @@ std::optional<int64_t> round_to_nearest(const RoundToNearest& how, const float* 
     if (how.kind == CodeKind::kCodebook4) {
       constexpr uint8_t kZero = 7;
       static_assert(kNormalFloat4[kZero] == 0);
-      if (none) std::fill_n(to, count, kZero);
-      else code_group(NormalFloats{scale}, from, count, to);
+      if (none)
+        std::fill_n(to, count, kZero);
+      else
+        code_group(NormalFloats{scale}, from, count, to);
       continue;
     }
     if (how.kind == CodeKind::kF8E4M3) {
-      if (none) std::fill_n(to, count, uint8_t{0});
-      else code_group(Floats{scale}, from, count, to);
+      if (none)
+        std::fill_n(to, count, uint8_t{0});
+      else
+        code_group(Floats{scale}, from, count, to);
       continue;
     }
     const auto low = static_cast<float>(-middle), high = static_cast<float>(middle - 1);
     const float zero = how.symmetric || none ? 0.0f : static_cast<float>(round_to_integer(std::clamp(low - range.low / scale, low, high)));
     zero_points[group] = static_cast<uint8_t>(static_cast<int32_t>(zero) + middle);
-    if (none) std::fill_n(to, count, zero_points[group]);
-    else code_group(Integers{scale, zero, low, high, middle}, from, count, to);
+    if (none)
+      std::fill_n(to, count, zero_points[group]);
+    else
+      code_group(Integers{scale, zero, low, high, middle}, from, count, to);
   }
   return std::nullopt;
 }

@@ -56,8 +56,8 @@ double nearest_distance(CodeKind kind, double unit, int zero_point) {
   return best;
 }
 
-const std::vector<std::pair<CodeKind, bool>> kKinds = {
-    {CodeKind::kInt8, true}, {CodeKind::kInt8, false}, {CodeKind::kInt4, true}, {CodeKind::kInt4, false}, {CodeKind::kCodebook4, true}, {CodeKind::kF8E4M3, true}};
+const std::vector<std::pair<CodeKind, bool>> kKinds = {{CodeKind::kInt8, true},  {CodeKind::kInt8, false},     {CodeKind::kInt4, true},
+                                                       {CodeKind::kInt4, false}, {CodeKind::kCodebook4, true}, {CodeKind::kF8E4M3, true}};
 
 // Half of the largest step between neighbours, in units of the scale, and what rounding the scale may add at the ends.
 double error_bound(CodeKind kind, DType scale_dtype) {
@@ -75,7 +75,8 @@ TEST(RoundToNearest, TakesTheNearestCodeOfEveryWeight) {
   for (const auto& [kind, symmetric] : kKinds) {
     for (const DType scale_dtype : {DType::kF32, DType::kF16, DType::kBf16}) {
       for (const int64_t group_size : {32, 64, 128, 160}) {
-        SCOPED_TRACE(fmt::format("kind {}, {}, scales {}, groups of {}", static_cast<int>(kind), symmetric ? "symmetric" : "with zero points", dtype_name(scale_dtype), group_size));
+        SCOPED_TRACE(fmt::format("kind {}, {}, scales {}, groups of {}", static_cast<int>(kind),
+                                 symmetric ? "symmetric" : "with zero points", dtype_name(scale_dtype), group_size));
         const RoundToNearest how{kind, symmetric, group_size, scale_dtype};
         for (int row = 0; row < 4; ++row) {
           std::vector<float> weights(160);
@@ -90,7 +91,8 @@ TEST(RoundToNearest, TakesTheNearestCodeOfEveryWeight) {
             const int zero = is_integer_code(kind) ? rounded.zero_points[group] : 0;
             const double distance = std::abs(unit_of(kind, rounded.codes[i], zero) - unit);
             // f32 quotients and sums are rounded, so that a weight half way between two codes may go to either.
-            ASSERT_LE(distance, nearest_distance(kind, unit, zero) + 1e-4) << "weight " << i << " is " << weights[i] << ", code " << int{rounded.codes[i]} << ", scale " << scale;
+            ASSERT_LE(distance, nearest_distance(kind, unit, zero) + 1e-4)
+                << "weight " << i << " is " << weights[i] << ", code " << int{rounded.codes[i]} << ", scale " << scale;
             ASSERT_LE(distance, error_bound(kind, scale_dtype)) << i;
             if (is_integer_code(kind) && symmetric) {
               ASSERT_EQ(zero, 1 << (code_bits(kind) - 1));
@@ -154,7 +156,8 @@ TEST(RoundToNearest, EightBitFloatsAreTheNearestWithTiesToEven) {
   for (const float magnitude : tried) {
     int nearest = 0;
     for (int code = 1; code < 0x7f; ++code) {
-      const double here = std::abs(double{f8_to_f32(static_cast<uint8_t>(code))} - magnitude), best = std::abs(double{f8_to_f32(static_cast<uint8_t>(nearest))} - magnitude);
+      const double here = std::abs(double{f8_to_f32(static_cast<uint8_t>(code))} - magnitude),
+                   best = std::abs(double{f8_to_f32(static_cast<uint8_t>(nearest))} - magnitude);
       if (here < best || (here == best && code % 2 == 0)) nearest = code;
     }
     ASSERT_EQ(int{f32_to_f8e4m3(magnitude)}, nearest) << magnitude;
@@ -203,7 +206,8 @@ TEST(RoundToNearest, MakesTheNumbersOfTheLibrariesThatPublishCheckpoints) {
         ASSERT_EQ(int{rounded.zero_points[group]}, int{zeros[at * groups + group]}) << "row " << row << ", group " << group;
       }
       for (std::size_t i = 0; i < static_cast<std::size_t>(k); ++i) {
-        ASSERT_EQ(int{rounded.codes[i]}, int{codes[at * static_cast<std::size_t>(k) + i]}) << "row " << row << ", weight " << i << ": " << weights[at * static_cast<std::size_t>(k) + i];
+        ASSERT_EQ(int{rounded.codes[i]}, int{codes[at * static_cast<std::size_t>(k) + i]})
+            << "row " << row << ", weight " << i << ": " << weights[at * static_cast<std::size_t>(k) + i];
       }
     }
   }

@@ -29,7 +29,7 @@ class AddedTokenMatcher {
   struct Pattern {
     std::string text;
     AddedToken token;
-    bool control = false;    // never found in a user's words
+    bool control = false;  // never found in a user's words
   };
   AddedTokenMatcher() = default;
   explicit AddedTokenMatcher(std::vector<Pattern> patterns);

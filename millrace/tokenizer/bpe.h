@@ -47,12 +47,12 @@ class MergeTable {
 };
 
 struct BpeOptions {
-  std::optional<int32_t> unknown_id;     // what a character outside the vocabulary becomes; without it, nothing
-  std::string continuing_subword_prefix; // put before every character but the first of a word
-  std::string end_of_word_suffix;        // put behind the last
-  bool fuse_unknown = false;             // neighbouring unknown characters are one token
-  bool byte_fallback = false;            // unknown characters become <0xNN> tokens, where all of them exist
-  bool ignore_merges = false;            // a word that is a token is that token
+  std::optional<int32_t> unknown_id;      // what a character outside the vocabulary becomes; without it, nothing
+  std::string continuing_subword_prefix;  // put before every character but the first of a word
+  std::string end_of_word_suffix;         // put behind the last
+  bool fuse_unknown = false;              // neighbouring unknown characters are one token
+  bool byte_fallback = false;             // unknown characters become <0xNN> tokens, where all of them exist
+  bool ignore_merges = false;             // a word that is a token is that token
 };
 
 // Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909): the pair of lowest rank joins first, the leftmost of equals.

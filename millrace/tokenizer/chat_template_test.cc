@@ -68,7 +68,8 @@ std::string marked(std::string source, const ChatTemplateInput& input) {
 std::chrono::sys_seconds clock_of(const std::string& text) {
   int year = 0, month = 0, day = 0, hour = 0, minute = 0, second = 0;
   EXPECT_EQ(std::sscanf(text.c_str(), "%d-%d-%d %d:%d:%d", &year, &month, &day, &hour, &minute, &second), 6);
-  const std::chrono::year_month_day date(std::chrono::year(year), std::chrono::month(static_cast<unsigned>(month)), std::chrono::day(static_cast<unsigned>(day)));
+  const std::chrono::year_month_day date(std::chrono::year(year), std::chrono::month(static_cast<unsigned>(month)),
+                                         std::chrono::day(static_cast<unsigned>(day)));
   return std::chrono::sys_days(date) + std::chrono::hours(hour) + std::chrono::minutes(minute) + std::chrono::seconds(second);
 }
 
@@ -93,8 +94,10 @@ void check_golden(const std::filesystem::path& path) {
     input.variables = golden.at("variables").as_object();
     if (const json::value* more = test.as_object().if_contains("variables")) {
       for (const auto& variable : more->as_object()) {
-        if (variable.key() == "documents") input.documents = variable.value().as_array();
-        else input.variables[variable.key()] = variable.value();
+        if (variable.key() == "documents")
+          input.documents = variable.value().as_array();
+        else
+          input.variables[variable.key()] = variable.value();
       }
     }
     input.now = clock_of(std::string(golden.at("clock").as_string()));
@@ -210,15 +213,20 @@ TEST(ChatTemplate, KnowsWhatTheClientWrote) {
   EXPECT_EQ(marked(m + "{{ c | replace('<|', '') }}|{{ 'x-y' | replace('-', name) }}", input), "[ aim_end|>b, c ]|x[ann]y");
   EXPECT_EQ(marked(m + "{{ c.strip().upper() }}", input), "[A<|IM_END|>B, C]");
   EXPECT_EQ(marked(m + "{{ '%s!' % name }}{{ '{}?'.format(name) }}{{ '%5s.'|format(name) }}", input), "[ann]![ann]?  [ann].");
-  EXPECT_EQ(marked("{% set x %}({{ name }}){% endset %}{{ x }}{% macro f(a) %}<{{ a }}>{% endmacro %}{{ f(name) }}", input), "([ann])<[ann]>");
+  EXPECT_EQ(marked("{% set x %}({{ name }}){% endset %}{{ x }}{% macro f(a) %}<{{ a }}>{% endmacro %}{{ f(name) }}", input),
+            "([ann])<[ann]>");
   EXPECT_EQ(marked("{% filter upper %}x{{ name }}{% endfilter %}", input), "X[ANN]");
-  EXPECT_EQ(marked("{{ {'a': 1}|tojson }}{{ messages[0]|tojson|length }}{{ [1, 'x'] }}{{ [name] }}", input), "{\"a\": 1}48[1, 'x'][['ann']]");
+  EXPECT_EQ(marked("{{ {'a': 1}|tojson }}{{ messages[0]|tojson|length }}{{ [1, 'x'] }}{{ [name] }}", input),
+            "{\"a\": 1}48[1, 'x'][['ann']]");
   EXPECT_EQ(marked("{{ messages[0]|tojson }}", input), R"([{"role": "user", "content": " a<|im_end|>b, c "}])");
   EXPECT_EQ(marked("{{ name * 2 }}-{{ name|indent(1, first=true) }}-{{ name|list|join('.') }}", input), "[annann]- [ann]-[a].[n].[n]");
-  EXPECT_EQ(marked("{{ ('x ' ~ name)|wordwrap(2) }}{{ {'a': name}|xmlattr }}{{ [name]|pprint }}", input), "x \n[an]\n[n] a=\"[ann]\"[['ann']]");
-  EXPECT_EQ(marked("{{ ('(http://' ~ name ~ '.de)')|urlize }}", input), "(<a href=\"http://[ann].de\" rel=\"noopener\">http://[ann].de</a>)");
+  EXPECT_EQ(marked("{{ ('x ' ~ name)|wordwrap(2) }}{{ {'a': name}|xmlattr }}{{ [name]|pprint }}", input),
+            "x \n[an]\n[n] a=\"[ann]\"[['ann']]");
+  EXPECT_EQ(marked("{{ ('(http://' ~ name ~ '.de)')|urlize }}", input),
+            "(<a href=\"http://[ann].de\" rel=\"noopener\">http://[ann].de</a>)");
   EXPECT_EQ(marked("{{ '%c' % 65 }}{{ '{:{f}>3}'.format('x', f=name[0]) }}{{ dict(**{'k': name}) }}", input), "[Aaa]x[{'k': 'ann'}]");
-  EXPECT_EQ(marked("{% macro f() %}{{ kwargs.keys()|join(',') }}{% endmacro %}{{ f(**messages[0]) }}-{{ f(a=1) }}", input), "[role],[content]-a");
+  EXPECT_EQ(marked("{% macro f() %}{{ kwargs.keys()|join(',') }}{% endmacro %}{{ f(**messages[0]) }}-{{ f(a=1) }}", input),
+            "[role],[content]-a");
   EXPECT_EQ(marked("{% for k, v in {'a': name}|items %}{{ k }}={{ v }};{% endfor %}{{ namespace(a=name) }}", input),
             "a=[ann];[<Namespace {'a': 'ann'}>]");
 }
@@ -232,7 +240,8 @@ TEST(ChatTemplate, OnlyUsualRolesAreTemplateText) {
 
 TEST(ChatTemplate, ClientTextBeyondAsciiKeepsItsBytes) {
   ChatTemplateInput input = one_message("äß€😀");
-  EXPECT_EQ(marked("{% set c = messages[0].content %}{{ c[1:3] }}|{{ c|upper }}|{{ c[-1] }}|{{ c|length }}", input), "[ß€]|[ÄSS€😀]|[😀]|4");
+  EXPECT_EQ(marked("{% set c = messages[0].content %}{{ c[1:3] }}|{{ c|upper }}|{{ c[-1] }}|{{ c|length }}", input),
+            "[ß€]|[ÄSS€😀]|[😀]|4");
 }
 
 struct Bomb {
@@ -253,7 +262,8 @@ TEST(ChatTemplate, BombsEndQuickly) {
   const Bomb bombs[] = {
       {"nested loops", loops + loops + loops + "x{% endfor %}{% endfor %}{% endfor %}"},
       {"empty nested loops", loops + loops + loops + "{% endfor %}{% endfor %}{% endfor %}"},
-      {"string doubling", "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s|length }}"},
+      {"string doubling",
+       "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s|length }}"},
       {"list doubling", "{% set ns = namespace(s=[1]) %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s|length }}"},
       {"huge product", "{{ 'x' * 10 ** 12 }}"},
       {"huge list product", "{{ ([1] * 10 ** 12)|length }}"},
@@ -267,11 +277,14 @@ TEST(ChatTemplate, BombsEndQuickly) {
       {"deep arguments", "{% macro f(x) %}{{ f([x]) }}{% endmacro %}{{ f(1) }}"},
       {"recursive loop", "{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}"},
       {"deep list", "{% set ns = namespace(s=[]) %}{% for i in range(100000) %}{% set ns.s = [ns.s] %}{% endfor %}{{ ns.s }}"},
-      {"replace growth", "{% set ns = namespace(s='a') %}{% for i in range(99) %}{% set ns.s = ns.s|replace('a', 'aaaaaaaaaa') %}{% endfor %}{{ ns.s|length }}"},
+      {"replace growth",
+       "{% set ns = namespace(s='a') %}{% for i in range(99) %}{% set ns.s = ns.s|replace('a', 'aaaaaaaaaa') %}{% endfor %}{{ ns.s|length "
+       "}}"},
       {"join growth", "{% set s = 'x' * 100000 %}{{ (range(100000)|map('string')|join(s))|length }}"},
       {"batch fill", "{{ [1]|batch(10 ** 12, 'x')|list|length }}"},
       {"long searches", "{% set s = 'a' * 1000000 %}{% for i in range(100000) %}{% if 'b' in s %}x{% endif %}{% endfor %}"},
-      {"long comparisons", "{% set s = 'a' * 1000000 %}{% set t = s ~ '' %}{% for i in range(100000) %}{% if t == s %}{% endif %}{% endfor %}"},
+      {"long comparisons",
+       "{% set s = 'a' * 1000000 %}{% set t = s ~ '' %}{% for i in range(100000) %}{% if t == s %}{% endif %}{% endfor %}"},
       {"deep parentheses", "{{ " + nested(100000, "(", "1", ")") + " }}"},
       {"deep lists", "{{ " + nested(100000, "[", "", "]") + " }}"},
       {"many nots", "{{ " + nested(100000, "not ", "1", "") + " }}"},
@@ -306,7 +319,9 @@ TEST(ChatTemplate, LongFlatExpressionsAreFine) {
 }
 
 TEST(ChatTemplate, DeepButReasonableRecursionWorks) {
-  EXPECT_EQ(rendered("{% macro f(n) %}{% if n > 0 %}{% for i in [n] %}{% if i %}({{ f(n - 1) }}){% endif %}{% endfor %}{% endif %}{% endmacro %}{{ f(90)|length }}"), "180");
+  EXPECT_EQ(rendered("{% macro f(n) %}{% if n > 0 %}{% for i in [n] %}{% if i %}({{ f(n - 1) }}){% endif %}{% endfor %}{% endif %}{% "
+                     "endmacro %}{{ f(90)|length }}"),
+            "180");
 }
 
 TEST(ChatTemplate, LimitsAreReportedAsSuch) {
@@ -319,9 +334,10 @@ TEST(ChatTemplate, LimitsAreReportedAsSuch) {
 }
 
 TEST(ChatTemplate, NothingOfTheHostCanBeReached) {
-  for (const char* source : {"{{ ''.__class__.__mro__ }}", "{{ messages.__init__.__globals__ }}", "{{ range.__globals__['os'] }}",
-                             "{{ messages.append(1) }}", "{{ messages[0].update({'a': 1}) }}", "{{ messages[0].pop('role') }}",
-                             "{% include 'x' %}", "{% import 'x' as y %}", "{% extends 'x' %}", "{{ '{0.__class__.__mro__}'.format('') }}"}) {
+  for (const char* source :
+       {"{{ ''.__class__.__mro__ }}", "{{ messages.__init__.__globals__ }}", "{{ range.__globals__['os'] }}", "{{ messages.append(1) }}",
+        "{{ messages[0].update({'a': 1}) }}", "{{ messages[0].pop('role') }}", "{% include 'x' %}", "{% import 'x' as y %}",
+        "{% extends 'x' %}", "{{ '{0.__class__.__mro__}'.format('') }}"}) {
     const Result<ChatTemplate> chat_template = ChatTemplate::compile(source);
     if (chat_template.is_ok()) {
       EXPECT_FALSE(chat_template->render(one_message("Hi")).is_ok()) << source;

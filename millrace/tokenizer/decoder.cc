@@ -40,8 +40,8 @@ std::string replace_all(std::string_view text, std::string_view from, std::strin
 // English spacing around punctuation, as the WordPiece decoder has it.
 std::string clean_up(std::string text) {
   static constexpr std::pair<std::string_view, std::string_view> kRules[] = {
-      {" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"}, {" 'm", "'m"}, {" do not", " don't"},
-      {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
+      {" .", "."},   {" ?", "?"},           {" !", "!"},   {" ,", ","},     {" ' ", "'"},   {" n't", "n't"},
+      {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
   for (const auto& [from, to] : kRules) {
     if (text.find(from) != std::string::npos) text = replace_all(text, from, to);
   }
@@ -111,7 +111,9 @@ class ByteLevelStage final : public DecoderStage {
 // "<0xE2>" as Rust's from_str_radix reads the two digits: "+F" is fifteen.
 std::optional<unsigned char> byte_token(std::string_view token) {
   if (token.size() != 6 || !token.starts_with("<0x") || token[5] != '>') return std::nullopt;
-  const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; };
+  const auto digit = [](char c) {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+  };
   const int high = token[3] == '+' ? 0 : digit(token[3]), low = digit(token[4]);
   if (high < 0 || low < 0) return std::nullopt;
   return static_cast<unsigned char>(high * 16 + low);
@@ -409,13 +411,15 @@ Result<std::unique_ptr<Decoder>> make_decoder(const json::value& description, in
     MR_ASSIGN_OR_RETURN(const char32_t content, fields.character("content"));
     MR_ASSIGN_OR_RETURN(const int64_t start, fields.integer_or("start", 0, 0, 1 << 20));
     MR_ASSIGN_OR_RETURN(const int64_t stop, fields.integer_or("stop", 0, 0, 1 << 20));
-    return decoder_of([=] { return std::make_unique<StripStage>(content, static_cast<std::size_t>(start), static_cast<std::size_t>(stop)); });
+    return decoder_of(
+        [=] { return std::make_unique<StripStage>(content, static_cast<std::size_t>(start), static_cast<std::size_t>(stop)); });
   }
   if (type == "Replace") {
     MR_ASSIGN_OR_RETURN(const json::value* pattern, fields.require("pattern"));
     MR_ASSIGN_OR_RETURN(const std::string content, fields.string("content"));
     if (content.size() > kReplacementBytesMax) {
-      return Status::invalid_argument(fmt::format("{}: \"content\" has {} bytes, at most {} are taken", fields.what(), content.size(), kReplacementBytesMax));
+      return Status::invalid_argument(
+          fmt::format("{}: \"content\" has {} bytes, at most {} are taken", fields.what(), content.size(), kReplacementBytesMax));
     }
     MR_ASSIGN_OR_RETURN(std::unique_ptr<SplitPattern> compiled, read_split_pattern(*pattern, fields.what() + ": \"pattern\""));
     return decoder_of([shared = std::shared_ptr<const SplitPattern>(std::move(compiled)), content] {

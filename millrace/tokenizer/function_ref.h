@@ -16,8 +16,9 @@ class FunctionRef<Out(In...)> {
   template <class Callable>
     requires(!std::is_same_v<std::remove_cvref_t<Callable>, FunctionRef>)
   FunctionRef(Callable&& callable)  // NOLINT: implicit by design
-      : object_(const_cast<void*>(static_cast<const void*>(std::addressof(callable)))),
-        call_([](void* object, In... in) -> Out { return (*static_cast<std::remove_reference_t<Callable>*>(object))(std::forward<In>(in)...); }) {}
+      : object_(const_cast<void*>(static_cast<const void*>(std::addressof(callable)))), call_([](void* object, In... in) -> Out {
+          return (*static_cast<std::remove_reference_t<Callable>*>(object))(std::forward<In>(in)...);
+        }) {}
 
   Out operator()(In... in) const { return call_(object_, std::forward<In>(in)...); }
 

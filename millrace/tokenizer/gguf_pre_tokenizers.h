@@ -7,10 +7,10 @@ namespace millrace {
 // What a value of tokenizer.ggml.pre stands for, in the language of tokenizer.json.
 struct GgufPreTokenizer {
   std::string_view name;
-  std::string_view normalizer;      // JSON; empty: none
-  std::string_view pre_tokenizer;   // JSON of the parts before the byte-level mapping
+  std::string_view normalizer;     // JSON; empty: none
+  std::string_view pre_tokenizer;  // JSON of the parts before the byte-level mapping
   bool ignore_merges = false;
-  bool add_bos = false;             // where the file does not say
+  bool add_bos = false;  // where the file does not say
 };
 
 // Null for an unknown name. An empty name is "default".

@@ -44,7 +44,8 @@ class GgufTestFile {
   }
   int64_t integer(uint32_t type) {
     switch (type) {
-      case kU8: case kBool: return number<uint8_t>();
+      case kU8:
+      case kBool: return number<uint8_t>();
       case kI8: return number<int8_t>();
       case kU16: return number<uint16_t>();
       case kI16: return number<int16_t>();
@@ -69,8 +70,10 @@ class GgufTestFile {
       for (uint64_t i = 0; i < size && in_; ++i) {
         if (element == kString) {
           std::string value = text();
-          if (name == "tokens") vocab.tokens.push_back(std::move(value));
-          else if (name == "merges") vocab.merges.push_back(std::move(value));
+          if (name == "tokens")
+            vocab.tokens.push_back(std::move(value));
+          else if (name == "merges")
+            vocab.merges.push_back(std::move(value));
         } else if (element == kF32) {
           const auto value = number<float>();
           if (name == "scores") vocab.scores.push_back(value);

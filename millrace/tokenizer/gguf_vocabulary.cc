@@ -34,21 +34,29 @@ Status check(const Vocab& vocab) {
     return Status::invalid_argument(fmt::format("tokenizer.ggml.tokens has {} entries, expected 1 to {}", num_tokens, Vocabulary::kMaxId));
   }
   if (!vocab.token_types.empty() && vocab.token_types.size() != num_tokens) {
-    return Status::invalid_argument(fmt::format("tokenizer.ggml.token_type has {} entries for {} tokens", vocab.token_types.size(), num_tokens));
+    return Status::invalid_argument(
+        fmt::format("tokenizer.ggml.token_type has {} entries for {} tokens", vocab.token_types.size(), num_tokens));
   }
   if (!vocab.scores.empty() && vocab.scores.size() != num_tokens) {
     return Status::invalid_argument(fmt::format("tokenizer.ggml.scores has {} entries for {} tokens", vocab.scores.size(), num_tokens));
   }
   for (std::size_t id = 0; id < num_tokens; ++id) {
     if (vocab.tokens[id].size() > kTokenBytesMax) {
-      return Status::invalid_argument(fmt::format("tokenizer.ggml.tokens[{}] has {} bytes, at most {} are taken", id, vocab.tokens[id].size(), kTokenBytesMax));
+      return Status::invalid_argument(
+          fmt::format("tokenizer.ggml.tokens[{}] has {} bytes, at most {} are taken", id, vocab.tokens[id].size(), kTokenBytesMax));
     }
     if (utf8::find_invalid(vocab.tokens[id])) return Status::invalid_argument(fmt::format("tokenizer.ggml.tokens[{}] is not UTF-8", id));
-    if (!vocab.scores.empty() && !std::isfinite(vocab.scores[id])) return Status::invalid_argument(fmt::format("tokenizer.ggml.scores[{}] is not a number", id));
+    if (!vocab.scores.empty() && !std::isfinite(vocab.scores[id]))
+      return Status::invalid_argument(fmt::format("tokenizer.ggml.scores[{}] is not a number", id));
   }
-  const std::pair<std::string_view, std::optional<int32_t>> ids[] = {
-      {"bos", vocab.bos_token_id}, {"eos", vocab.eos_token_id}, {"eot", vocab.eot_token_id}, {"unknown", vocab.unknown_token_id},
-      {"seperator", vocab.separator_token_id}, {"padding", vocab.padding_token_id}, {"cls", vocab.cls_token_id}, {"mask", vocab.mask_token_id}};
+  const std::pair<std::string_view, std::optional<int32_t>> ids[] = {{"bos", vocab.bos_token_id},
+                                                                     {"eos", vocab.eos_token_id},
+                                                                     {"eot", vocab.eot_token_id},
+                                                                     {"unknown", vocab.unknown_token_id},
+                                                                     {"seperator", vocab.separator_token_id},
+                                                                     {"padding", vocab.padding_token_id},
+                                                                     {"cls", vocab.cls_token_id},
+                                                                     {"mask", vocab.mask_token_id}};
   for (const auto& [name, id] : ids) {
     if (id && (*id < 0 || static_cast<std::size_t>(*id) >= num_tokens)) {
       return Status::invalid_argument(fmt::format("tokenizer.ggml.{}_token_id is {}, expected 0 to {}", name, *id, num_tokens - 1));
@@ -60,7 +68,8 @@ Status check(const Vocab& vocab) {
 // Of equal tokens the first one is found.
 Vocabulary make_vocabulary(const std::vector<std::string>& tokens) {
   Vocabulary vocabulary;
-  vocabulary.reserve(tokens.size(), std::accumulate(tokens.begin(), tokens.end(), std::size_t{0}, [](std::size_t sum, const std::string& token) { return sum + token.size(); }));
+  vocabulary.reserve(tokens.size(), std::accumulate(tokens.begin(), tokens.end(), std::size_t{0},
+                                                    [](std::size_t sum, const std::string& token) { return sum + token.size(); }));
   for (std::size_t id = tokens.size(); id-- > 0;) vocabulary.add(tokens[id], static_cast<int32_t>(id));
   return vocabulary;
 }
@@ -117,8 +126,9 @@ Status set_bos_and_eos(const Vocab& vocab, bool add_bos_by_default, TokenizerPip
 Status translate_byte_level(const Vocab& vocab, TokenizerPipeline& pipeline) {
   const GgufPreTokenizer* pre = find_gguf_pre_tokenizer(vocab.pre);
   if (pre == nullptr) {
-    return Status::unsupported(fmt::format("tokenizer.ggml.pre is \"{}\", a pre-tokenizer that is not known here; guessing one would change the text's tokens",
-                                           vocab.pre.substr(0, 100)));
+    return Status::unsupported(
+        fmt::format("tokenizer.ggml.pre is \"{}\", a pre-tokenizer that is not known here; guessing one would change the text's tokens",
+                    vocab.pre.substr(0, 100)));
   }
   Vocabulary vocabulary = make_vocabulary(vocab.tokens);
   MergeTable merges;
@@ -134,7 +144,9 @@ Status translate_byte_level(const Vocab& vocab, TokenizerPipeline& pipeline) {
     const std::optional<int32_t> left_id = vocabulary.find(left), right_id = vocabulary.find(right), merged_id = vocabulary.find(joined);
     if (!left_id || !right_id || !merged_id) {
       return Status::invalid_argument(fmt::format("tokenizer.ggml.merges[{}] needs \"{}\", which is not in tokenizer.ggml.tokens", i,
-                                                  !left_id ? left : !right_id ? right : std::string_view(joined)));
+                                                  !left_id    ? left
+                                                  : !right_id ? right
+                                                              : std::string_view(joined)));
     }
     merges.set(*left_id, *right_id, {static_cast<uint32_t>(i), *merged_id});
   }
@@ -164,7 +176,8 @@ Result<MergeTable> merges_of_scores(const Vocab& vocab, const Vocabulary& vocabu
     const int32_t merged_id = vocabulary.find(token).value_or(static_cast<int32_t>(id));
     prefixes.for_each_prefix(token, [&](std::size_t size, int32_t left_id) {
       if (size == token.size()) return;
-      if (const std::optional<int32_t> right_id = vocabulary.find(token.substr(size))) cuts.push_back({vocab.scores[id], merged_id, left_id, *right_id});
+      if (const std::optional<int32_t> right_id = vocabulary.find(token.substr(size)))
+        cuts.push_back({vocab.scores[id], merged_id, left_id, *right_id});
     });
   }
   std::stable_sort(cuts.begin(), cuts.end(), [](const Cut& a, const Cut& b) {
@@ -231,7 +244,8 @@ Status translate_bert(const Vocab& vocab, TokenizerPipeline& pipeline) {
   const std::optional<int32_t> cls = named(vocab.cls_token_id ? vocab.cls_token_id : vocab.bos_token_id, "[CLS]");
   pipeline.model = std::make_unique<WordPieceModel>(make_vocabulary(tokens), *unknown, "##", 100);
   // A vocabulary without any capital letter was made from lower-cased text.
-  MR_RETURN_IF_ERROR(set_normalizer(has_capitals ? R"({"type":"BertNormalizer","lowercase":false})" : R"({"type":"BertNormalizer","lowercase":true})", pipeline));
+  MR_RETURN_IF_ERROR(set_normalizer(
+      has_capitals ? R"({"type":"BertNormalizer","lowercase":false})" : R"({"type":"BertNormalizer","lowercase":true})", pipeline));
   MR_RETURN_IF_ERROR(set_pre_tokenizer(R"({"type":"BertPreTokenizer"})", pipeline));
   MR_RETURN_IF_ERROR(set_decoder(R"({"type":"WordPiece","prefix":"##","cleanup":true})", pipeline));
   return set_template(cls, named(vocab.separator_token_id, "[SEP]"), pipeline);
@@ -241,15 +255,17 @@ Status translate_unigram(const Vocab& vocab, TokenizerPipeline& pipeline) {
   if (vocab.scores.empty()) return Status::invalid_argument("tokenizer.ggml.scores is missing, which the \"t5\" tokenizer needs");
   UnigramOptions options;
   options.unknown_id = vocab.unknown_token_id;
-  pipeline.model = std::make_unique<UnigramModel>(make_vocabulary(vocab.tokens), std::vector<double>(vocab.scores.begin(), vocab.scores.end()), options);
+  pipeline.model =
+      std::make_unique<UnigramModel>(make_vocabulary(vocab.tokens), std::vector<double>(vocab.scores.begin(), vocab.scores.end()), options);
   if (!vocab.precompiled_charsmap.empty()) {
     MR_ASSIGN_OR_RETURN(pipeline.normalizer, PrecompiledCharsmap::parse(vocab.precompiled_charsmap));
   }
   const bool prefix = vocab.add_space_prefix.value_or(true);
   MR_RETURN_IF_ERROR(set_pre_tokenizer(
       vocab.remove_extra_whitespaces.value_or(false)
-          ? (prefix ? R"({"type":"Sequence","pretokenizers":[{"type":"WhitespaceSplit"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"always"}]})"
-                    : R"({"type":"Sequence","pretokenizers":[{"type":"WhitespaceSplit"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"never"}]})")
+          ? (prefix
+                 ? R"({"type":"Sequence","pretokenizers":[{"type":"WhitespaceSplit"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"always"}]})"
+                 : R"({"type":"Sequence","pretokenizers":[{"type":"WhitespaceSplit"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"never"}]})")
           : (prefix ? R"({"type":"Metaspace","replacement":"▁","prepend_scheme":"always"})"
                     : R"({"type":"Metaspace","replacement":"▁","prepend_scheme":"never"})"),
       pipeline));

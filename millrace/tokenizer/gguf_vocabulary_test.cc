@@ -26,7 +26,7 @@ fs::path vocabs_dir() {
 
 struct VectorCase {
   const char* name;
-  bool refused = false;   // its pre-tokenizer is not one we know
+  bool refused = false;  // its pre-tokenizer is not one we know
 };
 
 class GgufVectors : public testing::TestWithParam<VectorCase> {};
@@ -63,11 +63,12 @@ TEST_P(GgufVectors, TokensEqualLlamaCpps) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GgufVectors,
-                         testing::Values(VectorCase{"bert-bge"}, VectorCase{"command-r"}, VectorCase{"deepseek-coder"}, VectorCase{"deepseek-llm"},
-                                         VectorCase{"falcon"}, VectorCase{"gpt-2"}, VectorCase{"llama-bpe"}, VectorCase{"llama-spm"},
-                                         VectorCase{"mpt"}, VectorCase{"phi-3"}, VectorCase{"qwen2"}, VectorCase{"qwen35"}, VectorCase{"refact"},
-                                         VectorCase{"starcoder"}, VectorCase{"gpt-neox"}, VectorCase{"aquila"}, VectorCase{"baichuan"},
-                                         VectorCase{"nomic-bert-moe"}, VectorCase{"gemma-4", true}),
+                         testing::Values(VectorCase{"bert-bge"}, VectorCase{"command-r"}, VectorCase{"deepseek-coder"},
+                                         VectorCase{"deepseek-llm"}, VectorCase{"falcon"}, VectorCase{"gpt-2"}, VectorCase{"llama-bpe"},
+                                         VectorCase{"llama-spm"}, VectorCase{"mpt"}, VectorCase{"phi-3"}, VectorCase{"qwen2"},
+                                         VectorCase{"qwen35"}, VectorCase{"refact"}, VectorCase{"starcoder"}, VectorCase{"gpt-neox"},
+                                         VectorCase{"aquila"}, VectorCase{"baichuan"}, VectorCase{"nomic-bert-moe"},
+                                         VectorCase{"gemma-4", true}),
                          [](const auto& test) {
                            std::string name = test.param.name;
                            for (char& c : name) c = c == '-' ? '_' : c;
@@ -81,7 +82,8 @@ std::vector<std::string> golden_texts(const std::string& name) {
   if (!text.is_ok()) return out;
   const Result<json::value> parsed = parse_json(*text);
   if (!parsed.is_ok()) return out;
-  for (const json::value& one : parsed->at("cases").as_array()) out.emplace_back(one.at("text").as_string().c_str(), one.at("text").as_string().size());
+  for (const json::value& one : parsed->at("cases").as_array())
+    out.emplace_back(one.at("text").as_string().c_str(), one.at("text").as_string().size());
   return out;
 }
 
@@ -95,7 +97,8 @@ class GgufAndJson : public testing::TestWithParam<SameCase> {};
 
 TEST_P(GgufAndJson, AreOneTokenizer) {
   GgufVocabulary vocab;
-  if (!GgufTestFile((vocabs_dir() / GetParam().gguf).string()).read(vocab)) GTEST_SKIP() << GetParam().gguf << " is not here (set MILLRACE_TEST_VOCABS)";
+  if (!GgufTestFile((vocabs_dir() / GetParam().gguf).string()).read(vocab))
+    GTEST_SKIP() << GetParam().gguf << " is not here (set MILLRACE_TEST_VOCABS)";
   Result<std::string> file = read_text_file((source_dir() / "../shared" / GetParam().tokenizer_json).string());
   if (!file.is_ok()) file = read_text_file((vocabs_dir() / GetParam().tokenizer_json).string());
   const std::vector<std::string> texts = golden_texts(GetParam().golden);

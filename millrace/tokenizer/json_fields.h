@@ -15,7 +15,7 @@ class JsonFields {
  public:
   static Result<JsonFields> of(const json::value& value, std::string_view what);
 
-  const json::value* find(std::string_view name) const;                  // null where absent or JSON null
+  const json::value* find(std::string_view name) const;  // null where absent or JSON null
   Result<const json::value*> require(std::string_view name) const;
   Result<std::string> string(std::string_view name) const;
   Result<std::string> string_or(std::string_view name, std::string_view fallback) const;
@@ -23,7 +23,7 @@ class JsonFields {
   Result<bool> boolean_or(std::string_view name, bool fallback) const;
   Result<int64_t> integer(std::string_view name, int64_t min, int64_t max) const;
   Result<int64_t> integer_or(std::string_view name, int64_t fallback, int64_t min, int64_t max) const;
-  Result<char32_t> character(std::string_view name) const;               // a string of exactly one character
+  Result<char32_t> character(std::string_view name) const;  // a string of exactly one character
   const std::string& what() const { return what_; }
 
  private:

@@ -50,7 +50,8 @@ class Composer {
     if (a >= kHangulL && a < kHangulL + kNumL && b >= kHangulV && b < kHangulV + kNumV) {
       return kHangulBase + ((a - kHangulL) * kNumV + (b - kHangulV)) * kNumT;
     }
-    if (a >= kHangulBase && a < kHangulBase + kNumL * kNumV * kNumT && (a - kHangulBase) % kNumT == 0 && b > kHangulT && b < kHangulT + kNumT) {
+    if (a >= kHangulBase && a < kHangulBase + kNumL * kNumV * kNumT && (a - kHangulBase) % kNumT == 0 && b > kHangulT &&
+        b < kHangulT + kNumT) {
       return a + (b - kHangulT);
     }
     return unicode::compose(a, b);

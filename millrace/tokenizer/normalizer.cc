@@ -34,7 +34,9 @@ NormalizedBuilder::NormalizedBuilder(const NormalizedText& source) : source_(sou
 void NormalizedBuilder::add(std::string_view bytes, std::size_t source_offset) {
   result_.text += bytes;
   if (!source_.tracked) return;
-  const uint32_t origin = source_offset < source_.origins.size() ? source_.origins[source_offset] : source_.origins.empty() ? 0 : source_.origins.back();
+  const uint32_t origin = source_offset < source_.origins.size() ? source_.origins[source_offset]
+                          : source_.origins.empty()              ? 0
+                                                                 : source_.origins.back();
   result_.origins.insert(result_.origins.end(), bytes.size(), origin);
 }
 
@@ -54,7 +56,9 @@ Status too_large(std::size_t max_bytes) {
 
 }  // namespace
 
-Status NormalizedBuilder::check_size() const { return result_.text.size() > result_.max_bytes ? too_large(result_.max_bytes) : Status::ok(); }
+Status NormalizedBuilder::check_size() const {
+  return result_.text.size() > result_.max_bytes ? too_large(result_.max_bytes) : Status::ok();
+}
 
 namespace {
 
@@ -119,8 +123,8 @@ struct NmtNormalizer final : Normalizer {
   Status apply(NormalizedText& text) const override {
     rewrite_characters(text, [](NormalizedBuilder& builder, char32_t c, std::size_t source) {
       if ((c >= 1 && c <= 8) || c == 0xB || (c >= 0xE && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F) return;
-      const bool space = c == 9 || c == 0xA || c == 0xC || c == 0xD || c == 0x1680 || (c >= 0x200B && c <= 0x200F) || c == 0x2028 || c == 0x2029 ||
-                         c == 0x2581 || c == 0xFEFF || c == 0xFFFD;
+      const bool space = c == 9 || c == 0xA || c == 0xC || c == 0xD || c == 0x1680 || (c >= 0x200B && c <= 0x200F) || c == 0x2028 ||
+                         c == 0x2029 || c == 0x2581 || c == 0xFEFF || c == 0xFFFD;
       builder.add(space ? U' ' : c, source);
     });
     return Status::ok();
@@ -157,7 +161,8 @@ class StripNormalizer final : public Normalizer {
       end -= utf8::encoded_size(c);
     }
     text.text = text.text.substr(begin, end - begin);
-    if (text.tracked) text.origins = {text.origins.begin() + static_cast<std::ptrdiff_t>(begin), text.origins.begin() + static_cast<std::ptrdiff_t>(end)};
+    if (text.tracked)
+      text.origins = {text.origins.begin() + static_cast<std::ptrdiff_t>(begin), text.origins.begin() + static_cast<std::ptrdiff_t>(end)};
     return Status::ok();
   }
 
@@ -167,7 +172,8 @@ class StripNormalizer final : public Normalizer {
 
 class ReplaceNormalizer final : public Normalizer {
  public:
-  ReplaceNormalizer(std::unique_ptr<SplitPattern> pattern, std::string content) : pattern_(std::move(pattern)), content_(std::move(content)) {}
+  ReplaceNormalizer(std::unique_ptr<SplitPattern> pattern, std::string content)
+      : pattern_(std::move(pattern)), content_(std::move(content)) {}
   Status apply(NormalizedText& text) const override {
     const std::string_view source = text.text;
     NormalizedBuilder builder(text);

@@ -16,7 +16,7 @@ struct NormalizedText {
   std::string text;
   std::vector<uint32_t> origins;  // [text.size()] offset in the text before normalization; empty unless tracked
   bool tracked = false;
-  std::size_t max_bytes = 0;      // a normalizer that makes more of the text is an error
+  std::size_t max_bytes = 0;  // a normalizer that makes more of the text is an error
 
   static NormalizedText of(std::string_view text, bool tracked);
 };

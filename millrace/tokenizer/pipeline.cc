@@ -70,12 +70,15 @@ Status TokenizerPipeline::finish() {
 }
 
 Result<std::vector<int32_t>> TokenizerPipeline::encode(std::string_view text, const EncodeOptions& options) const {
-  if (text.size() >= std::numeric_limits<int32_t>::max()) return Status::resource_exhausted("a text of 2 GB or more cannot be tokenized at once");
-  if (const auto invalid = utf8::find_invalid(text)) return Status::invalid_argument(fmt::format("the text is not UTF-8 at byte {}", *invalid));
+  if (text.size() >= std::numeric_limits<int32_t>::max())
+    return Status::resource_exhausted("a text of 2 GB or more cannot be tokenized at once");
+  if (const auto invalid = utf8::find_invalid(text))
+    return Status::invalid_argument(fmt::format("the text is not UTF-8 at byte {}", *invalid));
   for (std::size_t i = 0; i < options.plain_ranges.size(); ++i) {
     const TextRange range = options.plain_ranges[i];
     if (range.begin > range.end || range.end > text.size() || (i > 0 && range.begin < options.plain_ranges[i - 1].end)) {
-      return Status::invalid_argument(fmt::format("plain range {} is [{}, {}): not sorted, disjoint and within {} bytes", i, range.begin, range.end, text.size()));
+      return Status::invalid_argument(
+          fmt::format("plain range {} is [{}, {}): not sorted, disjoint and within {} bytes", i, range.begin, range.end, text.size()));
     }
   }
   const Plain plain{options.plain_ranges, !options.parse_special};
@@ -95,7 +98,8 @@ Result<std::vector<int32_t>> TokenizerPipeline::encode(std::string_view text, co
 }
 
 // A part of the text between added tokens that are found as written.
-Status TokenizerPipeline::encode_text(std::string_view text, std::size_t begin, std::size_t end, const Plain& plain, std::vector<int32_t>& ids) const {
+Status TokenizerPipeline::encode_text(std::string_view text, std::size_t begin, std::size_t end, const Plain& plain,
+                                      std::vector<int32_t>& ids) const {
   const std::string_view part = text.substr(begin, end - begin);
   const bool allow_control = !plain.overlaps(begin, end);
   if (normalizer == nullptr && normalized_matcher.empty()) return encode_piece(part, begin == 0, allow_control, ids);
@@ -103,7 +107,8 @@ Status TokenizerPipeline::encode_text(std::string_view text, std::size_t begin, 
   NormalizedText normalized;
   std::string_view view = part;
   if (normalizer != nullptr) {
-    const bool tracked = (!allow_control && !normalized_matcher.empty()) || (begin == 0 && pre_tokenizer != nullptr && pre_tokenizer->needs_start());
+    const bool tracked =
+        (!allow_control && !normalized_matcher.empty()) || (begin == 0 && pre_tokenizer != nullptr && pre_tokenizer->needs_start());
     normalized = NormalizedText::of(part, tracked);
     MR_RETURN_IF_ERROR(normalizer->apply(normalized));
     view = normalized.text;
@@ -133,13 +138,14 @@ Status TokenizerPipeline::encode_text(std::string_view text, std::size_t begin, 
 Status TokenizerPipeline::encode_piece(std::string_view piece, bool at_start, bool allow_control, std::vector<int32_t>& ids) const {
   if (piece.empty()) return Status::ok();
   if (pre_tokenizer == nullptr) return model->encode(piece, allow_control, ids);
-  return pre_tokenizer->apply(piece, at_start, [&](std::string_view word, bool) {
-    return word.empty() ? Status::ok() : model->encode(word, allow_control, ids);
-  });
+  return pre_tokenizer->apply(
+      piece, at_start, [&](std::string_view word, bool) { return word.empty() ? Status::ok() : model->encode(word, allow_control, ids); });
 }
 
 std::string_view TokenizerPipeline::token(int32_t id) const { return added.contains(id) ? added.token(id) : model->vocabulary().token(id); }
-std::string_view TokenizerPipeline::decoded_token(int32_t id) const { return added_normalized.contains(id) ? added_normalized.token(id) : token(id); }
+std::string_view TokenizerPipeline::decoded_token(int32_t id) const {
+  return added_normalized.contains(id) ? added_normalized.token(id) : token(id);
+}
 bool TokenizerPipeline::contains(int32_t id) const { return added.contains(id) || model->vocabulary().contains(id); }
 
 }  // namespace millrace

@@ -18,15 +18,15 @@ namespace millrace {
 
 // The parts of a tokenizer, however it was read. finish() makes the tables that depend on all of them.
 struct TokenizerPipeline {
-  std::unique_ptr<Normalizer> normalizer;         // may be null
-  std::unique_ptr<PreTokenizer> pre_tokenizer;    // null: the text is one piece
+  std::unique_ptr<Normalizer> normalizer;       // may be null
+  std::unique_ptr<PreTokenizer> pre_tokenizer;  // null: the text is one piece
   std::unique_ptr<TokenModel> model;
   PostProcessor post_processor;
   std::unique_ptr<Decoder> decoder;
-  std::vector<AddedToken> added_tokens;           // ids settled, contents distinct
+  std::vector<AddedToken> added_tokens;  // ids settled, contents distinct
   std::optional<int32_t> bos_token_id, eos_token_id;
-  std::vector<int32_t> other_control_ids;         // besides special added tokens, BOS and EOS
-  std::string description_tail;                   // "" or how it came here, for description()
+  std::vector<int32_t> other_control_ids;  // besides special added tokens, BOS and EOS
+  std::string description_tail;            // "" or how it came here, for description()
 
   Status finish();
   Result<std::vector<int32_t>> encode(std::string_view text, const EncodeOptions& options) const;
@@ -36,9 +36,9 @@ struct TokenizerPipeline {
   bool is_special(int32_t id) const { return static_cast<std::size_t>(id) < special.size() && special[static_cast<std::size_t>(id)]; }
 
   // Made by finish().
-  Vocabulary added;                               // added tokens by content and id
-  std::vector<bool> special, control;             // by id
-  Vocabulary added_normalized;                    // text by id, of the added tokens that the normalizer changes
+  Vocabulary added;                    // added tokens by content and id
+  std::vector<bool> special, control;  // by id
+  Vocabulary added_normalized;         // text by id, of the added tokens that the normalizer changes
   AddedTokenMatcher raw_matcher, normalized_matcher;
   int64_t vocab_size = 0;
 
@@ -49,7 +49,8 @@ struct TokenizerPipeline {
 };
 
 // Reads tokenizer.json and tokenizer_config.json.
-Result<std::shared_ptr<const TokenizerPipeline>> read_tokenizer_json(std::string_view tokenizer_json, std::string_view tokenizer_config_json);
+Result<std::shared_ptr<const TokenizerPipeline>> read_tokenizer_json(std::string_view tokenizer_json,
+                                                                     std::string_view tokenizer_config_json);
 // Translates what a GGUF file holds into the same parts.
 Result<std::shared_ptr<const TokenizerPipeline>> translate_gguf_vocabulary(GgufVocabulary vocabulary);
 

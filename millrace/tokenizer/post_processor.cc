@@ -32,7 +32,8 @@ Result<std::vector<int32_t>> read_ids(const JsonFields& token) {
   std::vector<int32_t> ids;
   for (const json::value& id : list->get_array()) {
     if (!id.is_int64() || id.get_int64() < 0 || id.get_int64() >= Vocabulary::kMaxId) {
-      return Status::invalid_argument(fmt::format("{}: \"ids\" has something else than an id of 0 to {}", token.what(), Vocabulary::kMaxId - 1));
+      return Status::invalid_argument(
+          fmt::format("{}: \"ids\" has something else than an id of 0 to {}", token.what(), Vocabulary::kMaxId - 1));
     }
     ids.push_back(static_cast<int32_t>(id.get_int64()));
   }
@@ -61,7 +62,8 @@ Result<std::vector<PostProcessor::Part>> read_template(const JsonFields& fields,
       MR_ASSIGN_OR_RETURN(const std::string name, sequence_fields.string("id"));
       MR_ASSIGN_OR_RETURN(const int32_t type, read_type(sequence_fields));
       if (name != "A" && (name != "B" || word == "single")) {
-        return Status::invalid_argument(fmt::format("{}: \"{}\" has the sequence \"{}\", expected {}", fields.what(), word, name.substr(0, 50), word == "single" ? "A" : "A and B"));
+        return Status::invalid_argument(fmt::format("{}: \"{}\" has the sequence \"{}\", expected {}", fields.what(), word,
+                                                    name.substr(0, 50), word == "single" ? "A" : "A and B"));
       }
       parts.push_back({.id = {}, .text = name == "B" ? 1 : 0, .type = type});
     } else {
@@ -81,8 +83,11 @@ Result<std::vector<PostProcessor::Part>> read_template(const JsonFields& fields,
     }
   }
   for (const int32_t text : {0, 1}) {
-    const auto times = std::count_if(parts.begin(), parts.end(), [&](const PostProcessor::Part& part) { return !part.id && part.text == text; });
-    if (times > 1) return Status::invalid_argument(fmt::format("{}: \"{}\" holds {} more than once", fields.what(), word, word == "single" ? "the text" : "a text"));
+    const auto times =
+        std::count_if(parts.begin(), parts.end(), [&](const PostProcessor::Part& part) { return !part.id && part.text == text; });
+    if (times > 1)
+      return Status::invalid_argument(
+          fmt::format("{}: \"{}\" holds {} more than once", fields.what(), word, word == "single" ? "the text" : "a text"));
   }
   return parts;
 }
@@ -111,7 +116,8 @@ Result<PostProcessor> PostProcessor::parse(const json::value& description, int d
       return PostProcessor({Part{cls}, Part{}, Part{sep}},
                            {Part{cls}, Part{}, Part{sep}, Part{.id = {}, .text = 1, .type = 1}, Part{.id = sep, .text = 0, .type = 1}});
     }
-    return PostProcessor({Part{cls}, Part{}, Part{sep}}, {Part{cls}, Part{}, Part{sep}, Part{sep}, Part{.id = {}, .text = 1, .type = 0}, Part{sep}});
+    return PostProcessor({Part{cls}, Part{}, Part{sep}},
+                         {Part{cls}, Part{}, Part{sep}, Part{sep}, Part{.id = {}, .text = 1, .type = 0}, Part{sep}});
   }
   if (type == "Sequence") {
     MR_ASSIGN_OR_RETURN(const json::value* list, fields.require("processors"));
@@ -144,7 +150,8 @@ PostProcessor PostProcessor::after(const PostProcessor& first) const {
   return PostProcessor(std::move(parts), is_pair_alone() ? first.pair_ : pair_);
 }
 
-void PostProcessor::join(const std::vector<int32_t>& first, const std::vector<int32_t>* second, std::vector<int32_t>& ids, std::vector<int32_t>& types) const {
+void PostProcessor::join(const std::vector<int32_t>& first, const std::vector<int32_t>* second, std::vector<int32_t>& ids,
+                         std::vector<int32_t>& types) const {
   for (const Part& part : second != nullptr ? pair_ : parts_) {
     if (part.id) {
       ids.push_back(*part.id);

@@ -18,7 +18,7 @@ class PostProcessor {
     int32_t text = 0;           // which of a pair
     int32_t type = 0;           // the token type of its tokens
   };
-  PostProcessor() = default;    // the text alone; of a pair one after the other
+  PostProcessor() = default;  // the text alone; of a pair one after the other
   explicit PostProcessor(std::vector<Part> parts) : parts_(std::move(parts)) {}
   PostProcessor(std::vector<Part> parts, std::vector<Part> pair) : parts_(std::move(parts)), pair_(std::move(pair)) {}
 
@@ -29,7 +29,8 @@ class PostProcessor {
   std::vector<int32_t> ids() const;  // the fixed ones
 
   // The same with the token type of each: `second` may be null.
-  void join(const std::vector<int32_t>& first, const std::vector<int32_t>* second, std::vector<int32_t>& ids, std::vector<int32_t>& types) const;
+  void join(const std::vector<int32_t>& first, const std::vector<int32_t>* second, std::vector<int32_t>& ids,
+            std::vector<int32_t>& types) const;
   int64_t num_added(bool pair) const;  // fixed ids around and between
 
  private:

@@ -236,7 +236,8 @@ class SequencePreTokenizer final : public PreTokenizer {
   // Recurses over the stages, whose number the loader bounds.
   Status apply_from(std::size_t stage, std::string_view piece, bool at_start, OnPiece on_piece) const {
     if (stage == stages_.size()) return on_piece(piece, at_start);
-    return stages_[stage]->apply(piece, at_start, [&](std::string_view part, bool start) { return apply_from(stage + 1, part, start, on_piece); });
+    return stages_[stage]->apply(piece, at_start,
+                                 [&](std::string_view part, bool start) { return apply_from(stage + 1, part, start, on_piece); });
   }
 
   std::vector<std::unique_ptr<PreTokenizer>> stages_;
@@ -274,10 +275,13 @@ Made make_metaspace(const JsonFields& fields) {
   MR_ASSIGN_OR_RETURN(const bool add_prefix_space, fields.boolean_or("add_prefix_space", true));
   MR_ASSIGN_OR_RETURN(const std::string scheme, fields.string_or("prepend_scheme", add_prefix_space ? "always" : "never"));
   if (scheme != "always" && scheme != "first" && scheme != "never") {
-    return Status::invalid_argument(fmt::format("{}: \"prepend_scheme\" is \"{}\", expected always, first or never", fields.what(), scheme));
+    return Status::invalid_argument(
+        fmt::format("{}: \"prepend_scheme\" is \"{}\", expected always, first or never", fields.what(), scheme));
   }
   return make<MetaspacePreTokenizer>(replacement,
-                                     scheme == "always" ? PrependScheme::kAlways : scheme == "first" ? PrependScheme::kFirst : PrependScheme::kNever,
+                                     scheme == "always"  ? PrependScheme::kAlways
+                                     : scheme == "first" ? PrependScheme::kFirst
+                                                         : PrependScheme::kNever,
                                      split);
 }
 
@@ -295,7 +299,8 @@ Made make_sequence(const JsonFields& fields, int depth) {
   // Each of these may double or triple the text.
   const auto num_byte_levels = std::count_if(stages.begin(), stages.end(), [](const auto& stage) { return stage->is_byte_level(); });
   if (num_byte_levels > kByteLevelsMax) {
-    return Status::invalid_argument(fmt::format("{}: {} ByteLevel parts, at most {} are taken", fields.what(), num_byte_levels, kByteLevelsMax));
+    return Status::invalid_argument(
+        fmt::format("{}: {} ByteLevel parts, at most {} are taken", fields.what(), num_byte_levels, kByteLevelsMax));
   }
   return make<SequencePreTokenizer>(std::move(stages));
 }

@@ -18,7 +18,7 @@ class PreTokenizer {
 
   virtual ~PreTokenizer() = default;
   virtual Status apply(std::string_view piece, bool at_start, OnPiece on_piece) const = 0;
-  virtual bool needs_start() const { return false; }   // whether at_start matters
+  virtual bool needs_start() const { return false; }  // whether at_start matters
   virtual bool is_byte_level() const { return false; }
 };
 

@@ -16,7 +16,7 @@ namespace millrace {
 namespace {
 
 constexpr std::size_t kPatternBytesMax = 64 << 10;
-constexpr uint32_t kMatchLimit = 50'000'000;     // steps of one match: far above what a pattern in use needs on a long text
+constexpr uint32_t kMatchLimit = 50'000'000;  // steps of one match: far above what a pattern in use needs on a long text
 constexpr uint32_t kHeapLimitKib = 256 << 10;
 constexpr std::size_t kJitStackBytesMax = std::size_t{64} << 20;
 
@@ -57,14 +57,15 @@ std::string spell(const Ranges& ranges) {
 std::optional<unicode::CategoryMask> category_mask(std::string_view name) {
   using namespace unicode;
   static constexpr std::array<std::string_view, kNumCategories> kNames = {"Cn", "Cc", "Cf", "Co", "Cs", "Lu", "Ll", "Lt", "Lm", "Lo",
-                                                                         "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe",
-                                                                         "Pi", "Pf", "Po", "Sm", "Sc", "Sk", "So", "Zs", "Zl", "Zp"};
+                                                                          "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe",
+                                                                          "Pi", "Pf", "Po", "Sm", "Sc", "Sk", "So", "Zs", "Zl", "Zp"};
   CategoryMask mask = 0;
   for (std::size_t i = 0; i < kNames.size(); ++i) {
     if (kNames[i] == name || (name.size() == 1 && kNames[i][0] == name[0])) mask |= CategoryMask{1} << i;
   }
-  static constexpr std::pair<std::string_view, CategoryMask> kLongNames[] = {
-      {"Letter", kLetter}, {"Mark", kMark}, {"Number", kNumber}, {"Punctuation", kPunctuation}, {"Symbol", kSymbol}, {"Separator", kSeparator}};
+  static constexpr std::pair<std::string_view, CategoryMask> kLongNames[] = {{"Letter", kLetter}, {"Mark", kMark},
+                                                                             {"Number", kNumber}, {"Punctuation", kPunctuation},
+                                                                             {"Symbol", kSymbol}, {"Separator", kSeparator}};
   for (const auto& [long_name, long_mask] : kLongNames) {
     if (long_name == name) mask |= long_mask;
   }
@@ -181,7 +182,8 @@ Regex& Regex::operator=(Regex&&) noexcept = default;
 Regex::~Regex() = default;
 
 Result<Regex> Regex::compile(std::string_view pattern) {
-  if (pattern.size() > kPatternBytesMax) return Status::invalid_argument(fmt::format("regex: {} bytes, at most {} are taken", pattern.size(), kPatternBytesMax));
+  if (pattern.size() > kPatternBytesMax)
+    return Status::invalid_argument(fmt::format("regex: {} bytes, at most {} are taken", pattern.size(), kPatternBytesMax));
   MR_ASSIGN_OR_RETURN(const std::string expanded, expand_classes(pattern));
   auto code = std::make_unique<Code>();
   int error = 0;
@@ -215,8 +217,8 @@ Result<std::optional<TextRange>> Regex::find(std::string_view text, std::size_t 
     }
   };
   thread_local Scratch scratch;
-  const int found = pcre2_match(code_->code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), begin, PCRE2_NO_UTF_CHECK, scratch.data,
-                                scratch.context);
+  const int found = pcre2_match(code_->code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), begin, PCRE2_NO_UTF_CHECK,
+                                scratch.data, scratch.context);
   if (found == PCRE2_ERROR_NOMATCH) return std::optional<TextRange>{};
   if (found < 0) {
     std::array<char, 200> message{};

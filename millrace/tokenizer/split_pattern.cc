@@ -16,10 +16,10 @@ using unicode::CategoryMask;
 
 // How the patterns of one family differ.
 struct WordRules {
-  bool any_lead;          // a word may begin with any one character but a letter, number or line break; else with a space
-  bool ignore_case;       // in contractions
-  int max_digits;         // of a number; 0: any, and a space may lead
-  bool line_break_tail;   // punctuation takes the line breaks behind it, and space ends at its last line break
+  bool any_lead;         // a word may begin with any one character but a letter, number or line break; else with a space
+  bool ignore_case;      // in contractions
+  int max_digits;        // of a number; 0: any, and a space may lead
+  bool line_break_tail;  // punctuation takes the line breaks behind it, and space ends at its last line break
 };
 
 struct NamedRules {

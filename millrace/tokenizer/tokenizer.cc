@@ -22,7 +22,9 @@ Result<Tokenizer> Tokenizer::from_gguf(GgufVocabulary vocabulary) {
   return Tokenizer(std::move(pipeline));
 }
 
-Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, const EncodeOptions& options) const { return pipeline_->encode(text, options); }
+Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, const EncodeOptions& options) const {
+  return pipeline_->encode(text, options);
+}
 
 namespace {
 
@@ -33,7 +35,8 @@ void push_token(const TokenizerPipeline& pipeline, int32_t id, bool skip_special
 
 }  // namespace
 
-Result<EncodedInput> Tokenizer::encode_input(std::string_view text, std::optional<std::string_view> second, std::optional<int64_t> max_tokens) const {
+Result<EncodedInput> Tokenizer::encode_input(std::string_view text, std::optional<std::string_view> second,
+                                             std::optional<int64_t> max_tokens) const {
   const EncodeOptions bare{.add_special_tokens = false};
   MR_ASSIGN_OR_RETURN(std::vector<int32_t> first_ids, pipeline_->encode(text, bare));
   std::vector<int32_t> second_ids;
@@ -43,7 +46,8 @@ Result<EncodedInput> Tokenizer::encode_input(std::string_view text, std::optiona
   EncodedInput input;
   if (max_tokens) {
     const int64_t room = *max_tokens - pipeline_->post_processor.num_added(second.has_value());
-    if (room < 0) return Status::invalid_argument(fmt::format("{} tokens do not hold the {} that the tokenizer adds", *max_tokens, *max_tokens - room));
+    if (room < 0)
+      return Status::invalid_argument(fmt::format("{} tokens do not hold the {} that the tokenizer adds", *max_tokens, *max_tokens - room));
     auto a = static_cast<int64_t>(first_ids.size()), b = static_cast<int64_t>(second_ids.size());
     if (a + b > room) {
       input.truncated = true;
@@ -96,7 +100,8 @@ std::string Tokenizer::token_bytes(int32_t id) const {
   if (text.find(utf8::kReplacement) == std::string::npos || pipeline_->added.contains(id)) return text;
   const std::string_view piece = id_to_token(id);
   unsigned byte = 0;
-  if (piece.size() == 6 && piece.starts_with("<0x") && piece[5] == '>' && std::from_chars(piece.data() + 3, piece.data() + 5, byte, 16).ptr == piece.data() + 5) {
+  if (piece.size() == 6 && piece.starts_with("<0x") && piece[5] == '>' &&
+      std::from_chars(piece.data() + 3, piece.data() + 5, byte, 16).ptr == piece.data() + 5) {
     return {static_cast<char>(byte)};
   }
   std::string bytes;
@@ -127,7 +132,9 @@ std::string Tokenizer::description() const {
 }
 
 DetokenizerStream::DetokenizerStream(const Tokenizer& tokenizer, bool skip_special_tokens)
-    : pipeline_(tokenizer.pipeline_), chain_(std::make_unique<DecoderChain>(*pipeline_->decoder, ByteRuns::kAsCompleted)), skip_special_tokens_(skip_special_tokens) {}
+    : pipeline_(tokenizer.pipeline_),
+      chain_(std::make_unique<DecoderChain>(*pipeline_->decoder, ByteRuns::kAsCompleted)),
+      skip_special_tokens_(skip_special_tokens) {}
 DetokenizerStream::DetokenizerStream(DetokenizerStream&&) noexcept = default;
 DetokenizerStream& DetokenizerStream::operator=(DetokenizerStream&&) noexcept = default;
 DetokenizerStream::~DetokenizerStream() = default;

@@ -33,8 +33,8 @@ fs::path models_dir() {
 // The directory with the golden's tokenizer.json, or empty.
 fs::path find_tokenizer(const std::string& name, const std::string& place) {
   const fs::path shared = source_dir() / ".." / "shared";
-  for (const fs::path& dir : {source_dir() / "tests/golden/tokenizers" / name, shared / place, models_dir() / name, models_dir() / ".." / name,
-                              shared / "models" / (name + "-135m-instruct-gguf")}) {
+  for (const fs::path& dir : {source_dir() / "tests/golden/tokenizers" / name, shared / place, models_dir() / name,
+                              models_dir() / ".." / name, shared / "models" / (name + "-135m-instruct-gguf")}) {
     if (fs::exists(dir / "tokenizer.json")) return dir;
   }
   return {};
@@ -83,9 +83,9 @@ TEST_P(TokenizerGolden, EncodesAndDecodesAsHuggingFace) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TokenizerGolden,
-                         testing::Values("all-minilm-l6-v2", "deepseek-v4", "falcon", "gemma3", "gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2",
-                                         "smollm2", "starcoder", "tiny-bpe", "tiny-gpt2", "tiny-roberta", "tiny-spm", "tiny-unigram",
-                                         "tiny-unigram-t5", "tiny-wordpiece"),
+                         testing::Values("all-minilm-l6-v2", "deepseek-v4", "falcon", "gemma3", "gpt-2", "llama-bpe", "llama-spm", "phi-3",
+                                         "qwen2", "smollm2", "starcoder", "tiny-bpe", "tiny-gpt2", "tiny-roberta", "tiny-spm",
+                                         "tiny-unigram", "tiny-unigram-t5", "tiny-wordpiece"),
                          [](const auto& test) {
                            std::string name = test.param;
                            for (char& c : name) c = c == '-' ? '_' : c;

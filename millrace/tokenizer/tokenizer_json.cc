@@ -33,7 +33,8 @@ Result<Vocabulary> read_vocabulary(const JsonFields& model) {
                                                   std::string_view(token.data(), token.size()).substr(0, 100), Vocabulary::kMaxId - 1));
     }
     const auto token_id = static_cast<int32_t>(id.get_int64());
-    if (vocabulary.contains(token_id)) return Status::invalid_argument(fmt::format("{}: \"vocab\": two tokens have id {}", model.what(), token_id));
+    if (vocabulary.contains(token_id))
+      return Status::invalid_argument(fmt::format("{}: \"vocab\": two tokens have id {}", model.what(), token_id));
     vocabulary.add({token.data(), token.size()}, token_id);
   }
   return vocabulary;
@@ -41,14 +42,17 @@ Result<Vocabulary> read_vocabulary(const JsonFields& model) {
 
 Result<int32_t> find_token(const JsonFields& model, const Vocabulary& vocabulary, std::string_view field, std::string_view token) {
   const std::optional<int32_t> id = vocabulary.find(token);
-  if (!id) return Status::invalid_argument(fmt::format("{}: \"{}\" is \"{}\", which is not in \"vocab\"", model.what(), field, token.substr(0, 100)));
+  if (!id)
+    return Status::invalid_argument(
+        fmt::format("{}: \"{}\" is \"{}\", which is not in \"vocab\"", model.what(), field, token.substr(0, 100)));
   return *id;
 }
 
 // "left right" or ["left", "right"]
 Result<std::pair<std::string_view, std::string_view>> read_merge(const JsonFields& model, const json::value& merge, std::size_t index) {
   const auto wrong = [&] {
-    return Status::invalid_argument(fmt::format("{}: \"merges\"[{}] is neither \"left right\" nor [\"left\", \"right\"]", model.what(), index));
+    return Status::invalid_argument(
+        fmt::format("{}: \"merges\"[{}] is neither \"left right\" nor [\"left\", \"right\"]", model.what(), index));
   };
   if (merge.is_string()) {
     const std::string_view text = view(merge.get_string());
@@ -56,7 +60,8 @@ Result<std::pair<std::string_view, std::string_view>> read_merge(const JsonField
     if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos) return wrong();
     return std::pair(text.substr(0, space), text.substr(space + 1));
   }
-  if (!merge.is_array() || merge.get_array().size() != 2 || !merge.get_array()[0].is_string() || !merge.get_array()[1].is_string()) return wrong();
+  if (!merge.is_array() || merge.get_array().size() != 2 || !merge.get_array()[0].is_string() || !merge.get_array()[1].is_string())
+    return wrong();
   return std::pair(view(merge.get_array()[0].get_string()), view(merge.get_array()[1].get_string()));
 }
 
@@ -82,11 +87,13 @@ Result<std::unique_ptr<TokenModel>> read_bpe(const JsonFields& fields) {
     MR_ASSIGN_OR_RETURN(const auto pair, read_merge(fields, merge, rank));
     const std::optional<int32_t> left = vocabulary.find(pair.first), right = vocabulary.find(pair.second);
     joined = pair.first;
-    if (pair.second.size() >= options.continuing_subword_prefix.size()) joined += pair.second.substr(options.continuing_subword_prefix.size());
+    if (pair.second.size() >= options.continuing_subword_prefix.size())
+      joined += pair.second.substr(options.continuing_subword_prefix.size());
     const std::optional<int32_t> merged = vocabulary.find(joined);
     if (!left || !right || !merged) {
       const std::string_view missing = !left ? pair.first : !right ? pair.second : std::string_view(joined);
-      return Status::invalid_argument(fmt::format("{}: \"merges\"[{}] needs \"{}\", which is not in \"vocab\"", fields.what(), rank, missing.substr(0, 100)));
+      return Status::invalid_argument(
+          fmt::format("{}: \"merges\"[{}] needs \"{}\", which is not in \"vocab\"", fields.what(), rank, missing.substr(0, 100)));
     }
     merges.set(*left, *right, {rank++, *merged});
   }
@@ -97,15 +104,18 @@ Result<std::unique_ptr<TokenModel>> read_unigram(const JsonFields& fields) {
   MR_ASSIGN_OR_RETURN(const json::value* vocab, fields.require("vocab"));
   if (!vocab->is_array()) return Status::invalid_argument(fields.what() + ": \"vocab\" is not an array");
   const json::array& list = vocab->get_array();
-  if (list.size() > static_cast<std::size_t>(Vocabulary::kMaxId)) return Status::invalid_argument(fields.what() + ": \"vocab\" is too large");
+  if (list.size() > static_cast<std::size_t>(Vocabulary::kMaxId))
+    return Status::invalid_argument(fields.what() + ": \"vocab\" is too large");
   Vocabulary vocabulary;
   vocabulary.reserve(list.size(), list.size() * 8);
   std::vector<double> scores;
   for (const json::value& entry : list) {
-    const bool is_pair = entry.is_array() && entry.get_array().size() == 2 && entry.get_array()[0].is_string() && entry.get_array()[1].is_number();
+    const bool is_pair =
+        entry.is_array() && entry.get_array().size() == 2 && entry.get_array()[0].is_string() && entry.get_array()[1].is_number();
     const double score = is_pair ? entry.get_array()[1].to_number<double>() : 0;
     if (!is_pair || !std::isfinite(score)) {
-      return Status::invalid_argument(fmt::format("{}: \"vocab\"[{}] is not a pair of a token and its score", fields.what(), scores.size()));
+      return Status::invalid_argument(
+          fmt::format("{}: \"vocab\"[{}] is not a pair of a token and its score", fields.what(), scores.size()));
     }
     vocabulary.add(view(entry.get_array()[0].get_string()), static_cast<int32_t>(scores.size()));
     scores.push_back(score);
@@ -160,7 +170,8 @@ Status read_added_tokens(const json::value& description, TokenizerPipeline& pipe
   const Vocabulary& vocabulary = pipeline.model->vocabulary();
   Vocabulary seen;
   for (const json::value& entry : description.get_array()) {
-    MR_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::of(entry, fmt::format("added_tokens[{}]", &entry - description.get_array().data())));
+    MR_ASSIGN_OR_RETURN(const JsonFields fields,
+                        JsonFields::of(entry, fmt::format("added_tokens[{}]", &entry - description.get_array().data())));
     AddedToken token;
     MR_ASSIGN_OR_RETURN(token.content, fields.string("content"));
     MR_ASSIGN_OR_RETURN(const int64_t id, fields.integer("id", 0, Vocabulary::kMaxId - 1));
@@ -171,12 +182,14 @@ Status read_added_tokens(const json::value& description, TokenizerPipeline& pipe
     MR_ASSIGN_OR_RETURN(token.normalized, fields.boolean_or("normalized", !token.special));
     if (token.content.empty() || seen.find(token.content)) continue;
     if (token.content.size() > kAddedTokenBytesMax) {
-      return Status::invalid_argument(fmt::format("{}: \"content\" has {} bytes, at most {} are taken", fields.what(), token.content.size(), kAddedTokenBytesMax));
+      return Status::invalid_argument(
+          fmt::format("{}: \"content\" has {} bytes, at most {} are taken", fields.what(), token.content.size(), kAddedTokenBytesMax));
     }
     const std::optional<int32_t> known = vocabulary.find(token.content);
     const int64_t next = std::max<int64_t>(seen.end_id(), vocabulary.num_tokens());
     token.id = known.value_or(static_cast<int32_t>(vocabulary.contains(static_cast<int32_t>(next)) ? id : next));
-    if (token.id >= Vocabulary::kMaxId) return Status::invalid_argument(fmt::format("{}: more than {} tokens", fields.what(), Vocabulary::kMaxId));
+    if (token.id >= Vocabulary::kMaxId)
+      return Status::invalid_argument(fmt::format("{}: more than {} tokens", fields.what(), Vocabulary::kMaxId));
     if (seen.contains(token.id) || (vocabulary.contains(token.id) && vocabulary.token(token.id) != token.content)) {
       return Status::invalid_argument(fmt::format("{}: id {} belongs to another token already", fields.what(), token.id));
     }
@@ -205,7 +218,8 @@ Result<std::optional<int32_t>> read_config_token(const JsonFields& config, std::
 
 }  // namespace
 
-Result<std::shared_ptr<const TokenizerPipeline>> read_tokenizer_json(std::string_view tokenizer_json, std::string_view tokenizer_config_json) {
+Result<std::shared_ptr<const TokenizerPipeline>> read_tokenizer_json(std::string_view tokenizer_json,
+                                                                     std::string_view tokenizer_config_json) {
   Result<json::value> parsed = parse_json(tokenizer_json, {.max_depth = 64, .max_bytes = kFileBytesMax});
   if (!parsed.is_ok()) return parsed.status().with_context("tokenizer.json");
   MR_ASSIGN_OR_RETURN(const JsonFields root, JsonFields::of(*parsed, "tokenizer.json"));

@@ -14,10 +14,12 @@ namespace {
 
 std::string with(const std::string& field, const std::string& value) {
   std::string out = "{";
-  const std::pair<const char*, const char*> fields[] = {{"normalizer", "null"}, {"pre_tokenizer", "null"}, {"post_processor", "null"},
-                                                        {"decoder", "null"}, {"added_tokens", "[]"},
-                                                        {"model", R"({"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]})"}};
-  for (const auto& [name, usual] : fields) out += fmt::format("{}\"{}\": {}", out.size() > 1 ? ", " : "", name, field == name ? value : usual);
+  const std::pair<const char*, const char*> fields[] = {
+      {"normalizer", "null"},     {"pre_tokenizer", "null"},
+      {"post_processor", "null"}, {"decoder", "null"},
+      {"added_tokens", "[]"},     {"model", R"({"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]})"}};
+  for (const auto& [name, usual] : fields)
+    out += fmt::format("{}\"{}\": {}", out.size() > 1 ? ", " : "", name, field == name ? value : usual);
   return out + "}";
 }
 
@@ -69,12 +71,14 @@ TEST(TokenizerJson, BadFilesAreErrorsThatNameTheField) {
       {with("model", R"({"type": "Unigram", "vocab": [["a", -1]], "unk_id": 1})"), "\"unk_id\" is out of range"},
       {with("model", R"({"type": "Unigram", "vocab": [], "unk_id": 0})"), "\"unk_id\" is out of range"},
       {with("model", R"({"type": "WordPiece", "vocab": {"a": 0}})"), "\"unk_token\" is \"[UNK]\""},
-      {with("model", R"({"type": "WordPiece", "vocab": {"[UNK]": 0}, "max_input_chars_per_word": -1})"), "\"max_input_chars_per_word\" is out of range"},
+      {with("model", R"({"type": "WordPiece", "vocab": {"[UNK]": 0}, "max_input_chars_per_word": -1})"),
+       "\"max_input_chars_per_word\" is out of range"},
       {with("model", R"({"type": "WordLevel", "vocab": {"a": 0}})"), "\"unk_token\" is \"<unk>\""},
       {with("normalizer", R"({"type": "NFX"})"), "type \"NFX\" is unknown"},
       {with("normalizer", R"("NFC")"), "normalizer is a string"},
       {with("normalizer", deep), "nested deeper than 8"},
-      {with("normalizer", R"({"type": "Sequence", "normalizers": [)" + repeat(R"({"type": "NFC"},)", 100) + R"({"type": "NFC"}]})"), "101 parts"},
+      {with("normalizer", R"({"type": "Sequence", "normalizers": [)" + repeat(R"({"type": "NFC"},)", 100) + R"({"type": "NFC"}]})"),
+       "101 parts"},
       {with("normalizer", R"({"type": "Prepend"})"), "\"prepend\" is missing"},
       {with("normalizer", R"({"type": "Replace", "pattern": {"Regex": "("}, "content": ""})"), "regex \"(\""},
       {with("normalizer", R"({"type": "Replace", "pattern": "x", "content": ""})"), "\"pattern\" is a string"},
@@ -87,16 +91,20 @@ TEST(TokenizerJson, BadFilesAreErrorsThatNameTheField) {
       {with("pre_tokenizer", R"({"type": "Metaspace", "replacement": "ab"})"), "expected one character"},
       {with("pre_tokenizer", R"({"type": "Metaspace", "replacement": "_", "prepend_scheme": "last"})"), "\"prepend_scheme\" is \"last\""},
       {with("pre_tokenizer", R"({"type": "FixedLength", "length": 0})"), "\"length\" is out of range"},
-      {with("pre_tokenizer", R"({"type": "Sequence", "pretokenizers": [)" + repeat(R"({"type": "ByteLevel"},)", 40) + R"({"type": "ByteLevel"}]})"),
+      {with("pre_tokenizer",
+            R"({"type": "Sequence", "pretokenizers": [)" + repeat(R"({"type": "ByteLevel"},)", 40) + R"({"type": "ByteLevel"}]})"),
        "41 ByteLevel parts"},
       {with("post_processor", deep_post), "nested deeper than 8"},
       {with("post_processor", R"({"type": "BertProcessing", "sep": ["x"], "cls": ["y", 1]})"), "\"sep\" is not a pair"},
       {with("post_processor", R"({"type": "BertProcessing", "sep": ["x", 999999999], "cls": ["y", 1]})"), "\"sep\" has id 999999999"},
-      {with("post_processor", R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}], "special_tokens": {}})"), "\"x\" is missing"},
-      {with("post_processor", R"({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}, {"Sequence": {"id": "A"}}]})"), "more than once"},
+      {with("post_processor", R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}], "special_tokens": {}})"),
+       "\"x\" is missing"},
+      {with("post_processor", R"({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}, {"Sequence": {"id": "A"}}]})"),
+       "more than once"},
       {with("decoder", deep_decoder), "nested deeper than 8"},
       {with("decoder", R"({"type": "Strip", "content": " ", "start": -1})"), "\"start\" is out of range"},
-      {with("decoder", R"({"type": "Replace", "pattern": {"String": "a"}, "content": ")" + repeat("a", 1000) + R"("})"), "\"content\" has 1000 bytes"},
+      {with("decoder", R"({"type": "Replace", "pattern": {"String": "a"}, "content": ")" + repeat("a", 1000) + R"("})"),
+       "\"content\" has 1000 bytes"},
       {with("added_tokens", "{}"), "added_tokens is not an array"},
       {with("added_tokens", R"([{"id": 3}])"), "added_tokens[0]: \"content\" is missing"},
       {with("added_tokens", R"([{"id": 2147483648, "content": "x"}])"), "added_tokens[0]: \"id\" is out of range"},
@@ -120,12 +128,14 @@ TEST(TokenizerJson, TheConfigIsCheckedToo) {
 // Parts that each make the text longer would together fill the memory.
 TEST(TokenizerJson, AGrowingTextIsAnError) {
   const std::string bomb = R"({"type": "Sequence", "normalizers": [)" +
-                           repeat(R"({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaaaaaaaa"},)", 20) + R"({"type": "NFC"}]})";
+                           repeat(R"({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaaaaaaaa"},)", 20) +
+                           R"({"type": "NFC"}]})";
   const auto tokenizer = Tokenizer::from_json(with("normalizer", bomb), "");
   ASSERT_TRUE(tokenizer.is_ok()) << tokenizer.status().message();
   EXPECT_EQ(tokenizer->encode("aaaa").status().code(), StatusCode::kResourceExhausted);
   const std::string decoder_bomb = R"({"type": "Sequence", "decoders": [)" +
-                                   repeat(R"({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaaaaaaaa"},)", 20) + R"({"type": "Fuse"}]})";
+                                   repeat(R"({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaaaaaaaa"},)", 20) +
+                                   R"({"type": "Fuse"}]})";
   const auto decoding = Tokenizer::from_json(with("decoder", decoder_bomb), "");
   ASSERT_TRUE(decoding.is_ok());
   EXPECT_LT(decoding->decode(std::vector<int32_t>{0, 0}, false).value().size(), std::size_t{64} << 20);

@@ -24,7 +24,8 @@ Tokenizer load(const std::string& name) {
   return Tokenizer::from_json(read_text_file(path).value(), R"({"bos_token": {"content": "<s>"}, "eos_token": "</s>"})").value();
 }
 
-const char* const kTinyTokenizers[] = {"tiny-bpe", "tiny-gpt2", "tiny-roberta", "tiny-spm", "tiny-unigram", "tiny-unigram-t5", "tiny-wordpiece"};
+const char* const kTinyTokenizers[] = {"tiny-bpe",     "tiny-gpt2",       "tiny-roberta",  "tiny-spm",
+                                       "tiny-unigram", "tiny-unigram-t5", "tiny-wordpiece"};
 
 // A few letters are enough to see what the added tokens do.
 std::string small_json(const std::string& added_tokens, const std::string& normalizer = "null") {
@@ -108,7 +109,8 @@ TEST(Tokenizer, ControlTokensAreNotFoundInAUsersWords) {
   const std::string text = "<s>ab<s>ab";  // the template's, then a user's
   EXPECT_EQ(tokenizer.encode(text).value(), (Ids{9, 7, 9, 7}));
   EXPECT_EQ(tokenizer.encode(text, {.plain_ranges = std::vector<TextRange>{{3, 10}}}).value(), (Ids{9, 7, 2, 4, 3, 7}));
-  EXPECT_EQ(tokenizer.encode(text, {.plain_ranges = std::vector<TextRange>{{7, 8}}}).value(), (Ids{9, 7, 2, 4, 3, 7})) << "half of it is enough";
+  EXPECT_EQ(tokenizer.encode(text, {.plain_ranges = std::vector<TextRange>{{7, 8}}}).value(), (Ids{9, 7, 2, 4, 3, 7}))
+      << "half of it is enough";
   EXPECT_EQ(tokenizer.encode(text, {.parse_special = false}).value(), (Ids{2, 4, 3, 7, 2, 4, 3, 7}));
   EXPECT_EQ(tokenizer.encode("<s<s>", {.plain_ranges = std::vector<TextRange>{{0, 2}}}).value(), (Ids{2, 4, 9}))
       << "a user's half token does not hide the template's";
@@ -132,7 +134,9 @@ TEST(Tokenizer, ControlTokensAreNotMadeByTheModel) {
   EXPECT_EQ(tokenizer.encode(wide).value(), (Ids{1})) << "as the reference does";
   EXPECT_EQ(tokenizer.encode(wide, {.parse_special = false}).value(), (Ids{2, 3, 4}));
   const Tokenizer whole = Tokenizer::from_json(R"({"added_tokens": [{"id": 3, "content": "<s>", "special": true, "normalized": false}],
-    "model": {"type": "BPE", "ignore_merges": true, "vocab": {"<": 0, "s": 1, ">": 2, "<s>": 3, "<s": 4}, "merges": ["< s", "<s >"]}})", "").value();
+    "model": {"type": "BPE", "ignore_merges": true, "vocab": {"<": 0, "s": 1, ">": 2, "<s>": 3, "<s": 4}, "merges": ["< s", "<s >"]}})",
+                                               "")
+                              .value();
   EXPECT_EQ(whole.encode("<s>", {.parse_special = false}).value(), (Ids{4, 2}));
 }
 
@@ -221,7 +225,9 @@ TEST(DetokenizerStream, ByteTokensAreGivenCharacterByCharacter) {
   EXPECT_EQ(stream.push(tokenizer.token_to_id("▁the").value()), " the");
 
   // What was given stays; the run's rest is no text any more, though it would be one by itself.
-  EXPECT_EQ(push_all("你\xE4\xBD\xFF" "好"), (Pieces{"", "", "你", "", "", "���", "�", "�", "�"}));
+  EXPECT_EQ(push_all("你\xE4\xBD\xFF"
+                     "好"),
+            (Pieces{"", "", "你", "", "", "���", "�", "�", "�"}));
   EXPECT_EQ(stream.push(tokenizer.token_to_id("▁the").value()), " the");
   EXPECT_EQ(push_all("好"), (Pieces{"", "", "好"})) << "a new run";
   EXPECT_EQ(push_all("\xF0\x9F\xA6"), (Pieces{"", "", ""}));
@@ -237,7 +243,9 @@ TEST(DetokenizerStream, HoldsBackHalfACharacterOnly) {
   EXPECT_EQ(stream.push(ids[1]), "é");
   EXPECT_EQ(stream.push(ids[2]), "a");
   EXPECT_EQ(stream.push(ids[0]), "");
-  EXPECT_EQ(stream.push(ids[2]), "\xEF\xBF\xBD" "a");
+  EXPECT_EQ(stream.push(ids[2]),
+            "\xEF\xBF\xBD"
+            "a");
   EXPECT_EQ(stream.push(ids[0]), "");
   EXPECT_EQ(stream.finish(), "\xEF\xBF\xBD");
 }
@@ -321,8 +329,8 @@ TEST(Tokenizer, TheLongerTextOfAPairIsCut) {
     return std::pair(separator - input.ids.begin() - 1, input.ids.end() - separator - 2);
   };
   using Lengths = std::pair<std::ptrdiff_t, std::ptrdiff_t>;
-  EXPECT_EQ(lengths(5, 6, 14), Lengths(5, 6));    // fits
-  EXPECT_EQ(lengths(3, 20, 13), Lengths(3, 7));   // the short one stays whole
+  EXPECT_EQ(lengths(5, 6, 14), Lengths(5, 6));   // fits
+  EXPECT_EQ(lengths(3, 20, 13), Lengths(3, 7));  // the short one stays whole
   EXPECT_EQ(lengths(20, 3, 13), Lengths(7, 3));
   EXPECT_EQ(lengths(20, 30, 14), Lengths(5, 6));  // both give way
   EXPECT_EQ(lengths(30, 20, 14), Lengths(6, 5));

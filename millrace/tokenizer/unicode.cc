@@ -51,12 +51,17 @@ GraphemeBreak grapheme_break(char32_t c) { return static_cast<GraphemeBreak>(rec
 uint8_t combining_class(char32_t c) { return record(c).combining_class; }
 
 uint8_t script(char32_t c) {
-  const auto* after = std::upper_bound(std::begin(kScripts), std::end(kScripts), c, [](char32_t x, const ScriptRange& r) { return x < r.first; });
+  const auto* after =
+      std::upper_bound(std::begin(kScripts), std::end(kScripts), c, [](char32_t x, const ScriptRange& r) { return x < r.first; });
   return std::prev(after)->script;
 }
 
-std::u32string_view canonical_decomposition(char32_t c) { return c < 0xC0 ? std::u32string_view{} : find_mapping(kCanonical, kCanonicalPool, c); }
-std::u32string_view compatible_decomposition(char32_t c) { return c < 0xA0 ? std::u32string_view{} : find_mapping(kCompatible, kCompatiblePool, c); }
+std::u32string_view canonical_decomposition(char32_t c) {
+  return c < 0xC0 ? std::u32string_view{} : find_mapping(kCanonical, kCanonicalPool, c);
+}
+std::u32string_view compatible_decomposition(char32_t c) {
+  return c < 0xA0 ? std::u32string_view{} : find_mapping(kCompatible, kCompatiblePool, c);
+}
 std::u32string_view lower_case(char32_t c) { return find_mapping(kLower, kLowerPool, c); }
 
 std::optional<char32_t> compose(char32_t first, char32_t second) {

@@ -12,8 +12,37 @@ namespace millrace::unicode {
 
 // General categories; a set of them is a mask of 1 << Category.
 enum Category : uint8_t {
-  kCn, kCc, kCf, kCo, kCs, kLu, kLl, kLt, kLm, kLo, kMn, kMc, kMe, kNd, kNl, kNo, kPc, kPd, kPs, kPe, kPi, kPf, kPo, kSm, kSc, kSk, kSo,
-  kZs, kZl, kZp, kNumCategories
+  kCn,
+  kCc,
+  kCf,
+  kCo,
+  kCs,
+  kLu,
+  kLl,
+  kLt,
+  kLm,
+  kLo,
+  kMn,
+  kMc,
+  kMe,
+  kNd,
+  kNl,
+  kNo,
+  kPc,
+  kPd,
+  kPs,
+  kPe,
+  kPi,
+  kPf,
+  kPo,
+  kSm,
+  kSc,
+  kSk,
+  kSo,
+  kZs,
+  kZl,
+  kZp,
+  kNumCategories
 };
 using CategoryMask = uint32_t;
 constexpr CategoryMask bits(Category first, Category last) { return ((CategoryMask{2} << last) - 1) & ~((CategoryMask{1} << first) - 1); }
@@ -24,12 +53,12 @@ Category category(char32_t c);
 inline bool is_in(char32_t c, CategoryMask mask) { return (mask >> category(c) & 1) != 0; }
 
 enum Flag : uint8_t {
-  kWord = 1,              // \w of the split patterns
-  kBertPunctuation = 2,   // where Punctuation and BertPreTokenizer cut
-  kBertControl = 4,       // what BertNormalizer's clean_text removes
-  kBertAccent = 8,        // what BertNormalizer's strip_accents removes once decomposed
-  kCombiningMark = 16,    // what StripAccents removes
-  kWhiteSpace = 32,       // \s
+  kWord = 1,             // \w of the split patterns
+  kBertPunctuation = 2,  // where Punctuation and BertPreTokenizer cut
+  kBertControl = 4,      // what BertNormalizer's clean_text removes
+  kBertAccent = 8,       // what BertNormalizer's strip_accents removes once decomposed
+  kCombiningMark = 16,   // what StripAccents removes
+  kWhiteSpace = 32,      // \s
   kPictographic = 64,
 };
 bool has_flag(char32_t c, Flag flag);
@@ -38,7 +67,20 @@ bool is_plain_word(char32_t c);
 inline bool is_white_space(char32_t c) { return has_flag(c, kWhiteSpace); }
 
 enum class GraphemeBreak : uint8_t {
-  kOther, kCr, kLf, kControl, kExtend, kZwj, kRegionalIndicator, kPrepend, kSpacingMark, kL, kV, kT, kLv, kLvt
+  kOther,
+  kCr,
+  kLf,
+  kControl,
+  kExtend,
+  kZwj,
+  kRegionalIndicator,
+  kPrepend,
+  kSpacingMark,
+  kL,
+  kV,
+  kT,
+  kLv,
+  kLvt
 };
 GraphemeBreak grapheme_break(char32_t c);
 // The end of the extended grapheme cluster that begins at `begin`.

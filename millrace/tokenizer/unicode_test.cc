@@ -41,7 +41,10 @@ TEST(Unicode, TheRegexEngineMatchesTheSameCategories) {
   const struct {
     const char* pattern;
     unicode::CategoryMask mask;
-  } classes[] = {{R"(\p{L})", unicode::kLetter}, {R"([\p{N}\p{P}])", unicode::kNumber | unicode::kPunctuation}, {R"([^\P{L}])", unicode::kLetter}, {R"(\pS)", unicode::kSymbol}};
+  } classes[] = {{R"(\p{L})", unicode::kLetter},
+                 {R"([\p{N}\p{P}])", unicode::kNumber | unicode::kPunctuation},
+                 {R"([^\P{L}])", unicode::kLetter},
+                 {R"(\pS)", unicode::kSymbol}};
   for (const auto& one : classes) {
     const Regex regex = Regex::compile(one.pattern).value();
     std::string text;

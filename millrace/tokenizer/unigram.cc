@@ -36,8 +36,8 @@ UnigramModel::UnigramModel(Vocabulary vocabulary, std::vector<double> scores, Un
 Status UnigramModel::encode(std::string_view piece, bool allow_control, std::vector<int32_t>& ids) const {
   struct Node {
     double score = 0;
-    int32_t id = -1;          // of the token that ends here on the best path
-    uint32_t size = 0;        // its bytes; 0: not reached
+    int32_t id = -1;    // of the token that ends here on the best path
+    uint32_t size = 0;  // its bytes; 0: not reached
   };
   std::vector<Node> nodes(piece.size() + 1);
   for (std::size_t begin = 0; begin < piece.size();) {
@@ -55,7 +55,8 @@ Status UnigramModel::encode(std::string_view piece, bool allow_control, std::vec
       has_single = has_single || size == next - begin;
     });
     if (!has_single) {
-      if (!options_.unknown_id) return Status::invalid_argument("the text has a character outside the vocabulary, and the model has no unk_id");
+      if (!options_.unknown_id)
+        return Status::invalid_argument("the text has a character outside the vocabulary, and the model has no unk_id");
       offer(next - begin, score + unknown_score_, *options_.unknown_id);
     }
     begin = next;

@@ -18,7 +18,7 @@ class Vocabulary {
   void add(std::string_view token, int32_t id);  // 0 <= id < kMaxId; the token's size < 2^32
 
   std::optional<int32_t> find(std::string_view token) const;
-  std::string_view token(int32_t id) const;      // empty for an unknown id
+  std::string_view token(int32_t id) const;  // empty for an unknown id
   bool contains(int32_t id) const;
   int64_t end_id() const { return static_cast<int64_t>(entries_.size()); }  // highest id + 1
   int64_t num_tokens() const { return num_tokens_; }
@@ -33,8 +33,8 @@ class Vocabulary {
   std::size_t slot_of(std::string_view token) const;
 
   std::string bytes_;
-  std::vector<Entry> entries_;   // [end_id]
-  std::vector<int32_t> slots_;   // open addressing over a power of two; -1 is free
+  std::vector<Entry> entries_;  // [end_id]
+  std::vector<int32_t> slots_;  // open addressing over a power of two; -1 is free
   std::size_t num_slots_used_ = 0;
   int64_t num_tokens_ = 0;
 };

@@ -12,8 +12,12 @@ bool is_character_start(char c) { return !utf8::is_continuation(c); }
 
 }  // namespace
 
-WordPieceModel::WordPieceModel(Vocabulary vocabulary, int32_t unknown_id, std::string continuing_subword_prefix, int64_t max_input_chars_per_word)
-    : TokenModel(std::move(vocabulary)), unknown_id_(unknown_id), prefix_(std::move(continuing_subword_prefix)), max_characters_(max_input_chars_per_word) {
+WordPieceModel::WordPieceModel(Vocabulary vocabulary, int32_t unknown_id, std::string continuing_subword_prefix,
+                               int64_t max_input_chars_per_word)
+    : TokenModel(std::move(vocabulary)),
+      unknown_id_(unknown_id),
+      prefix_(std::move(continuing_subword_prefix)),
+      max_characters_(max_input_chars_per_word) {
   for (int64_t id = 0; id < this->vocabulary().end_id(); ++id) {
     longest_token_bytes_ = std::max(longest_token_bytes_, this->vocabulary().token(static_cast<int32_t>(id)).size());
   }

@@ -12,9 +12,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
   if (!compiled.is_ok()) return 0;
   static const ChatTemplateInput input = [] {
     ChatTemplateInput made;
-    made.messages = parse_json(R"([{"role":"system","content":"Be <b>brief</b> & 'kind'."},{"role":"user","content":"h\u00e9 <|im_end|> %s {x}"},
+    made.messages =
+        parse_json(R"([{"role":"system","content":"Be <b>brief</b> & 'kind'."},{"role":"user","content":"h\u00e9 <|im_end|> %s {x}"},
       {"role":"assistant","content":"","tool_calls":[{"type":"function","function":{"name":"f","arguments":{"a":[1,2.5,null,true],"b":{"c":"d"}}}}]},
-      {"role":"tool","content":"42","name":"f"}])")->as_array();
+      {"role":"tool","content":"42","name":"f"}])")
+            ->as_array();
     made.tools = parse_json(R"([{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}])")->as_array();
     made.variables = parse_json(R"({"enable_thinking":true,"n":3,"x":-1.5e300,"words":["b","a","c"],"d":{"k":"v","1":2}})")->as_object();
     made.bos_token = "<s>";
@@ -34,7 +36,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
   std::size_t end = 0;
   bool first = true;
   for (const TextRange& range : rendered->user_ranges) {
-    MR_CHECK((first || range.begin > end) && range.begin < range.end && range.end <= rendered->text.size(), "a range out of order or of the text");
+    MR_CHECK((first || range.begin > end) && range.begin < range.end && range.end <= rendered->text.size(),
+             "a range out of order or of the text");
     end = range.end;
     first = false;
   }

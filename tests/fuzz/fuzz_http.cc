@@ -56,7 +56,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
     MR_CHECK(whole.is_done == pieces.is_done, "pieces change whether it is a request");
     if (whole.is_done) {
       MR_CHECK(whole.num_taken == pieces.num_taken, "pieces change where the request ends");
-      MR_CHECK(whole.method == pieces.method && whole.path == pieces.path && whole.host == pieces.host && whole.body == pieces.body, "pieces change the request");
+      MR_CHECK(whole.method == pieces.method && whole.path == pieces.path && whole.host == pieces.host && whole.body == pieces.body,
+               "pieces change the request");
     }
     if (!whole.is_done || whole.num_taken == 0) break;
     text.remove_prefix(whole.num_taken);

@@ -11,11 +11,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
   using namespace millrace;
   const auto tokenizer = Tokenizer::from_json({reinterpret_cast<const char*>(data), size}, "");
   if (!tokenizer.is_ok()) return 0;
-  constexpr std::string_view kTexts[] = {"Hello, world! 1234  <s></s> don't\n\n", "  \xE2\x96\x81\xC3\xA9\xF0\x9F\x98\x80 \xE4\xB8\xAD\xE6\x96\x87 e\xCC\x81 \xEF\xBB\xBF", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"};
+  constexpr std::string_view kTexts[] = {"Hello, world! 1234  <s></s> don't\n\n",
+                                         "  \xE2\x96\x81\xC3\xA9\xF0\x9F\x98\x80 \xE4\xB8\xAD\xE6\x96\x87 e\xCC\x81 \xEF\xBB\xBF",
+                                         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"};
   for (const std::string_view text : kTexts) {
     for (const bool parse_special : {true, false}) {
       const TextRange plain[] = {{2, 9}};
-      const auto ids = tokenizer->encode(text, {.plain_ranges = parse_special ? std::span(plain) : std::span<const TextRange>(), .parse_special = parse_special});
+      const auto ids = tokenizer->encode(
+          text, {.plain_ranges = parse_special ? std::span(plain) : std::span<const TextRange>(), .parse_special = parse_special});
       if (!ids.is_ok()) continue;
       for (const int32_t id : *ids) MR_CHECK(id >= 0 && id < tokenizer->vocab_size(), "an id outside the vocabulary");
       const auto decoded = tokenizer->decode(*ids, false);

@@ -1,11 +1,11 @@
 // Attention over bf16 keys and values with AMX tiles; other formats are AVX-512's.
 //
-// A tile of the instruction multiplies bf16 only: queries and probabilities are rounded to it as keys and values are in the cache, and as the
-// activations before every matrix of a prompt. Blocks lie in the cache as the instruction wants them.
+// A tile of the instruction multiplies bf16 only: queries and probabilities are rounded to it as keys and values are in the cache, and as
+// the activations before every matrix of a prompt. Blocks lie in the cache as the instruction wants them.
 //
-// What a query computes depends on its own position only, as in attention_simd.inc: a row of a tile does not know of the others. Values that a
-// query does not see get a probability of zero. Zero times what is not finite is not zero: in a block with such values each set of queries
-// multiplies a copy in which those that it does not see are zero.
+// What a query computes depends on its own position only, as in attention_simd.inc: a row of a tile does not know of the others. Values
+// that a query does not see get a probability of zero. Zero times what is not finite is not zero: in a block with such values each set of
+// queries multiplies a copy in which those that it does not see are zero.
 #define MR_VARIANT amx
 #include <immintrin.h>
 
@@ -30,9 +30,9 @@ MR_INLINE F32 load_part(const float* from, int64_t count) {
 MR_INLINE void store_bf16(F32 first, F32 second, void* to) { _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first)); }
 
 constexpr int64_t kPairBytes = 4, kLineBytes = 64;
-constexpr int64_t kTilePairs = 16;                       // of one instruction: 32 dimensions of a key, or 32 keys
+constexpr int64_t kTilePairs = 16;                        // of one instruction: 32 dimensions of a key, or 32 keys
 constexpr int64_t kPairsBytes = kTilePairs * kPairBytes;  // of one query
-constexpr int64_t kRowBytes = kQueryStride * 4;          // from one query to the next
+constexpr int64_t kRowBytes = kQueryStride * 4;           // from one query to the next
 static_assert(kBlockTokens == 2 * kTilePairs && 2 * kLineBytes == kBlockTokens * kPairBytes);
 
 // Queries become bf16, with zeros from head_dim to the next multiple of 32.
@@ -212,7 +212,8 @@ void compute_bf16_segment(QueryTile& tile, int64_t segment) {
         while (q_end < num_queries && tile.rows[q_end] == tile.rows[q]) ++q_end;
         copy_seen(values(i), in_block(tile.seen[q], i * kBlockTokens), dim_padded, seen_values);
         const TileScope some(kPairsBytes, static_cast<int>(q_end - q), static_cast<int>(q_end - q));
-        add_values(tile.scores + q * kQueryStride, [&](int64_t) { return seen_values; }, i, i + 1, dim_padded, tile.sums + q * kQueryStride);
+        add_values(
+            tile.scores + q * kQueryStride, [&](int64_t) { return seen_values; }, i, i + 1, dim_padded, tile.sums + q * kQueryStride);
         q = q_end;
       }
     }
@@ -229,7 +230,8 @@ void bf16_attention(const KvView& kv, const AttentionArgs& args, int64_t row_beg
   run(kv, args, row_begin, row_end, kv_head, scratch);
 }
 
-void bf16_partial(const KvView& kv, const AttentionArgs& args, int64_t row, int64_t kv_head, int64_t segment, float* partial_out, float* scratch) {
+void bf16_partial(const KvView& kv, const AttentionArgs& args, int64_t row, int64_t kv_head, int64_t segment, float* partial_out,
+                  float* scratch) {
   const auto run = kv.geometry.format == KvFormat::kBf16 ? partial : avx512::kAttention.partial;
   run(kv, args, row, kv_head, segment, partial_out, scratch);
 }

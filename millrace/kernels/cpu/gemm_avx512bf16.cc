@@ -14,7 +14,8 @@ namespace {
 constexpr int kTokensMax = 8;
 
 template <int kPanels, int kTokens>
-void tile(const std::byte* panels, int64_t panel_bytes, int64_t num_pairs, const uint16_t* x, int64_t x_stride, float* y, int64_t y_stride) {
+void tile(const std::byte* panels, int64_t panel_bytes, int64_t num_pairs, const uint16_t* x, int64_t x_stride, float* y,
+          int64_t y_stride) {
   __m512 sums[kTokens][kPanels];
 #pragma GCC unroll 8
   for (int m = 0; m < kTokens; ++m) {
@@ -46,8 +47,8 @@ void tile(const std::byte* panels, int64_t panel_bytes, int64_t num_pairs, const
 }
 
 template <int kPanels>
-void tokens(const std::byte* panels, int64_t panel_bytes, int64_t num_pairs, const uint16_t* x, int64_t x_stride, int64_t num_tokens, float* y,
-            int64_t y_stride) {
+void tokens(const std::byte* panels, int64_t panel_bytes, int64_t num_pairs, const uint16_t* x, int64_t x_stride, int64_t num_tokens,
+            float* y, int64_t y_stride) {
   for (; num_tokens >= kTokensMax; num_tokens -= kTokensMax, x += kTokensMax * x_stride, y += kTokensMax * y_stride) {
     tile<kPanels, kTokensMax>(panels, panel_bytes, num_pairs, x, x_stride, y, y_stride);
   }
@@ -70,10 +71,12 @@ void gemm_bf16(const GemmCall& call) {
   const uint16_t* x = call.x->bf16 + call.row_begin * x_stride;
   int64_t panel = 0;
   for (; panel + 2 <= call.num_panels; panel += 2) {
-    tokens<2>(call.panels + panel * call.panel_bytes, call.panel_bytes, num_pairs, x, x_stride, call.num_rows, call.y + panel * 16, call.y_stride);
+    tokens<2>(call.panels + panel * call.panel_bytes, call.panel_bytes, num_pairs, x, x_stride, call.num_rows, call.y + panel * 16,
+              call.y_stride);
   }
   if (panel < call.num_panels) {
-    tokens<1>(call.panels + panel * call.panel_bytes, call.panel_bytes, num_pairs, x, x_stride, call.num_rows, call.y + panel * 16, call.y_stride);
+    tokens<1>(call.panels + panel * call.panel_bytes, call.panel_bytes, num_pairs, x, x_stride, call.num_rows, call.y + panel * 16,
+              call.y_stride);
   }
 }
 

@@ -1,6 +1,6 @@
-// bf16 weights times bf16 activations with AMX tiles. Weights lie in panels as the instruction wants them (panel_layout.h): 16 pairs of k are
-// one tile. Any number of tokens takes the same instructions with fewer rows, so that a row's sums do not depend on the others: of each 32 k
-// the even and the odd products are summed on their own, then both are added to the sum so far (denormal numbers count as zero).
+// bf16 weights times bf16 activations with AMX tiles. Weights lie in panels as the instruction wants them (panel_layout.h): 16 pairs of k
+// are one tile. Any number of tokens takes the same instructions with fewer rows, so that a row's sums do not depend on the others: of each
+// 32 k the even and the odd products are summed on their own, then both are added to the sum so far (denormal numbers count as zero).
 #include "millrace/kernels/cpu/gemm_bf16_amx.h"
 
 #include <immintrin.h>
@@ -34,7 +34,8 @@ void multiply(const Bf16Product& call, const std::byte* panels, const uint16_t* 
     if constexpr (kTiles == 2 && kPanels == 2) _tile_zero(3);
   }
   const int64_t x_bytes = x_stride * static_cast<int64_t>(sizeof(uint16_t));
-  // Activations are loaded with the hint that they are not needed again, so that they do not drive the weights out of the first cache level.
+  // Activations are loaded with the hint that they are not needed again, so that they do not drive the weights out of the first cache
+  // level.
   const auto step = [&](const std::byte* w, int64_t w_stride, const uint16_t* from) __attribute__((always_inline)) {
     _tile_stream_loadd(4, from, x_bytes);
     _tile_loadd(6, w, 64);
@@ -54,7 +55,8 @@ void multiply(const Bf16Product& call, const std::byte* panels, const uint16_t* 
     if constexpr (kTiles == 1) {
       // Few tokens: the weights come from memory.
       for (int p = 0; p < kPanels; ++p) {
-        for (int64_t line = 0; line < kTileBytes; line += 64) __builtin_prefetch(panels + p * panel_bytes + i * kTileBytes + kPrefetchBytes + line, 0, 2);
+        for (int64_t line = 0; line < kTileBytes; line += 64)
+          __builtin_prefetch(panels + p * panel_bytes + i * kTileBytes + kPrefetchBytes + line, 0, 2);
       }
     }
     step(panels + i * kTileBytes, panel_bytes, x + i * 2 * kTilePairs);

@@ -12,7 +12,7 @@ struct Bf16Product {
   int64_t panel_bytes, num_panels, num_pairs;  // pairs of k
   const uint16_t* x;                           // [num_rows, x_stride]; zeros from k to the next multiple of 32
   int64_t x_stride, num_rows;
-  float* y;                                    // [num_rows, y_stride]
+  float* y;  // [num_rows, y_stride]
   int64_t y_stride;
   bool adds;
 };

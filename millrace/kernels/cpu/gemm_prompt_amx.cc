@@ -23,20 +23,23 @@ namespace {
 constexpr int64_t kDecodedBlocks = 18;
 constexpr int64_t kDecodedBytes = kBlockK * 32;  // of a block of one panel
 
-// 16 pairs of bf16, rounded to nearest: the instruction, which from the middle takes the even one, takes eight cycles for what these four take
-// two. From the middle the first of a pair goes towards zero and the second away from it, so that a sum does not drift.
+// 16 pairs of bf16, rounded to nearest: the instruction, which from the middle takes the even one, takes eight cycles for what these four
+// take two. From the middle the first of a pair goes towards zero and the second away from it, so that a sum does not drift.
 MR_INLINE __m512i bf16_pairs(F first, F second) {
-  const __m512i below_half = _mm512_set1_epi32(0x7fff), half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
+  const __m512i below_half = _mm512_set1_epi32(0x7fff), half = _mm512_set1_epi32(0x8000),
+                upper = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
   const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(first), below_half), 16);
   return _mm512_ternarylogic_epi32(_mm512_add_epi32(_mm512_castps_si512(second), half), upper, low, 0xea);  // (a & b) | c
 }
 // The lowest byte of each lane as a float. Codes of 4 bits are looked up: the index of a permutation ignores all others.
 template <WeightClass kClass>
 MR_INLINE F lowest_byte(I codes) {
-  constexpr bool kFourBits = kClass == WeightClass::kQ4_0 || kClass == WeightClass::kQ4_1 || kClass == WeightClass::kQ4_K || kClass == WeightClass::kInt2Zero ||
-                             kClass == WeightClass::kInt3Zero || kClass == WeightClass::kInt4 || kClass == WeightClass::kInt4Zero || kClass == WeightClass::kQ2_K ||
-                             kClass == WeightClass::kQ3_K || kClass == WeightClass::kTQ2_0;
-  if constexpr (kFourBits) return _mm512_maskz_permutexvar_ps(0xffff, codes, _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  constexpr bool kFourBits = kClass == WeightClass::kQ4_0 || kClass == WeightClass::kQ4_1 || kClass == WeightClass::kQ4_K ||
+                             kClass == WeightClass::kInt2Zero || kClass == WeightClass::kInt3Zero || kClass == WeightClass::kInt4 ||
+                             kClass == WeightClass::kInt4Zero || kClass == WeightClass::kQ2_K || kClass == WeightClass::kQ3_K ||
+                             kClass == WeightClass::kTQ2_0;
+  if constexpr (kFourBits)
+    return _mm512_maskz_permutexvar_ps(0xffff, codes, _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
   return to_float(bit_and(codes, _mm512_set1_epi32(0xff)));
 }
 // NaN as arithmetic makes it: the rounding above would carry from a full mantissa into the sign.
@@ -64,8 +67,10 @@ void decode(const GemmCall& call, const std::byte* panel, int64_t block_begin, i
         minimum = mul(scale, _mm512_set1_ps(-kZeroPoint));
       }
       const I codes = w.codes[q][0];
-      const F values[4] = {fma(lowest_byte<kClass>(codes), scale, minimum), fma(lowest_byte<kClass>(_mm512_srli_epi32(codes, 8)), scale, minimum),
-                           fma(lowest_byte<kClass>(_mm512_srli_epi32(codes, 16)), scale, minimum), fma(lowest_byte<kClass>(_mm512_srli_epi32(codes, 24)), scale, minimum)};
+      const F values[4] = {fma(lowest_byte<kClass>(codes), scale, minimum),
+                           fma(lowest_byte<kClass>(_mm512_srli_epi32(codes, 8)), scale, minimum),
+                           fma(lowest_byte<kClass>(_mm512_srli_epi32(codes, 16)), scale, minimum),
+                           fma(lowest_byte<kClass>(_mm512_srli_epi32(codes, 24)), scale, minimum)};
       MR_UNROLL for (int pair = 0; pair < 2; ++pair) {
         _mm512_store_si512(to + b * kDecodedBytes + (2 * q + pair) * 64, bf16_pairs(values[2 * pair], values[2 * pair + 1]));
       }
@@ -73,7 +78,8 @@ void decode(const GemmCall& call, const std::byte* panel, int64_t block_begin, i
   }
 }
 
-// All panels of the call take their turn at a range of k before the next range: its activations, a few hundred KB, stay in the second cache level.
+// All panels of the call take their turn at a range of k before the next range: its activations, a few hundred KB, stay in the second cache
+// level.
 template <WeightClass kClass>
 MR_INLINE void gemm_prompt(const GemmCall& call) {
   constexpr int64_t kMultiple = kChunkMultiple<kClass>;
@@ -84,7 +90,8 @@ MR_INLINE void gemm_prompt(const GemmCall& call) {
     const int64_t count = num_blocks - block < chunk ? num_blocks - block : chunk;
     for (int64_t panel = 0; panel < call.num_panels; panel += 2) {
       const int64_t num_panels = call.num_panels - panel < 2 ? 1 : 2;
-      for (int64_t p = 0; p < num_panels; ++p) decode<kClass>(call, call.panels + (panel + p) * call.panel_bytes, block, count, strip + p * count * kDecodedBytes);
+      for (int64_t p = 0; p < num_panels; ++p)
+        decode<kClass>(call, call.panels + (panel + p) * call.panel_bytes, block, count, strip + p * count * kDecodedBytes);
       multiply_bf16({.panels = strip,
                      .panel_bytes = count * kDecodedBytes,
                      .num_panels = num_panels,

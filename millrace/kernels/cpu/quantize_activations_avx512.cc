@@ -11,7 +11,8 @@ namespace millrace::avx512 {
 void convert_blocks_bf16(const float* x, int64_t num_blocks, uint16_t* out) {
   const __m512i one = _mm512_set1_epi32(1), half_below = _mm512_set1_epi32(0x7fff), quiet = _mm512_set1_epi32(0x400000);
   // The upper halves of two vectors' elements.
-  const __m512i upper = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  const __m512i upper = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15,
+                                         13, 11, 9, 7, 5, 3, 1);
   const auto rounded = [&](const float* from) __attribute__((always_inline)) {
     const __m512 value = _mm512_loadu_ps(from);
     const __m512i bits = _mm512_castps_si512(value);

@@ -13,7 +13,24 @@
 // A compiled template. Nodes point at each other freely; the Program owns them all, so nothing recurses when it goes.
 namespace millrace::jinja {
 
-enum class ExprKind { kConst, kName, kList, kDict, kAttribute, kItem, kSlice, kCall, kFilter, kTest, kUnary, kArithmetic, kConcat, kLogic, kCompare, kCondition };
+enum class ExprKind {
+  kConst,
+  kName,
+  kList,
+  kDict,
+  kAttribute,
+  kItem,
+  kSlice,
+  kCall,
+  kFilter,
+  kTest,
+  kUnary,
+  kArithmetic,
+  kConcat,
+  kLogic,
+  kCompare,
+  kCondition
+};
 enum class StmtKind { kOutput, kFor, kIf, kSet, kSetBlock, kMacro, kCallBlock, kFilterBlock, kWith, kScope, kBreak, kContinue };
 
 struct Expr {

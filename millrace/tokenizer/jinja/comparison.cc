@@ -11,8 +11,8 @@ bool is_tuple(const List& list) { return list.kind == ListKind::kTuple || list.k
 
 bool comparable(const List& a, const List& b) {
   if (is_tuple(a)) return is_tuple(b);
-  return a.kind == b.kind && (a.kind == ListKind::kList || a.kind == ListKind::kRange || a.kind == ListKind::kDictKeys ||
-                              a.kind == ListKind::kDictItems);
+  return a.kind == b.kind &&
+         (a.kind == ListKind::kList || a.kind == ListKind::kRange || a.kind == ListKind::kDictKeys || a.kind == ListKind::kDictItems);
 }
 
 }  // namespace

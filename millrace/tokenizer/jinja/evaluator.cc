@@ -121,9 +121,12 @@ Value Runtime::eval_call(const CallExpr& expr, Scope& scope, Object* caller) {
 
 Value Runtime::eval_filter(const FilterExpr& expr, Scope& scope, const Value* block_text) {
   Value input;
-  if (expr.input == nullptr) input = *block_text;
-  else if (block_text != nullptr) input = eval_filter(*static_cast<const FilterExpr*>(expr.input), scope, block_text);
-  else input = eval(expr.input, scope);
+  if (expr.input == nullptr)
+    input = *block_text;
+  else if (block_text != nullptr)
+    input = eval_filter(*static_cast<const FilterExpr*>(expr.input), scope, block_text);
+  else
+    input = eval(expr.input, scope);
   const CallArguments arguments = eval_arguments(expr.arguments, scope);
   offset_ = expr.offset;
   return call_filter(expr.name, input, arguments);

@@ -61,7 +61,8 @@ class Loop : public Object {
 
  private:
   Value method(std::string_view name, MethodFunction function) {
-    return std::shared_ptr<const BoundMethod>(std::make_shared<BoundMethod>(BoundMethod{Value(static_cast<Object*>(this)), name, function}));
+    return std::shared_ptr<const BoundMethod>(
+        std::make_shared<BoundMethod>(BoundMethod{Value(static_cast<Object*>(this)), name, function}));
   }
 
   std::optional<Value> fetch() {
@@ -341,7 +342,8 @@ void Runtime::exec_call_block(const CallBlockStmt& stmt, Scope& scope, TextBuild
 
 void Runtime::assign(const Target& target, const Value& value, Scope& scope) {
   if (target.tuple) {
-    if (!value.is_list() && !value.is_string() && !value.is_dict()) fail(fmt::format("cannot unpack non-iterable {} object", type_name(value)));
+    if (!value.is_list() && !value.is_string() && !value.is_dict())
+      fail(fmt::format("cannot unpack non-iterable {} object", type_name(value)));
     const std::vector<Value> items = iterate(value);
     if (items.size() < target.items.size()) {
       fail(fmt::format("not enough values to unpack (expected {}, got {})", target.items.size(), items.size()));
@@ -407,9 +409,12 @@ TextPtr Runtime::call_macro(const MacroStmt& macro, Scope& closure, const CallAr
   }
   for (std::size_t i = 0; i < num_parameters; ++i) {
     const auto& parameter = macro.parameters[i];
-    if (given[i] != nullptr) inner->set(parameter.name_id, *given[i]);
-    else if (parameter.default_value != nullptr) inner->set(parameter.name_id, eval(parameter.default_value, *inner));
-    else inner->set(parameter.name_id, Value(make_undefined(fmt::format("parameter '{}' was not provided", parameter.name))));
+    if (given[i] != nullptr)
+      inner->set(parameter.name_id, *given[i]);
+    else if (parameter.default_value != nullptr)
+      inner->set(parameter.name_id, eval(parameter.default_value, *inner));
+    else
+      inner->set(parameter.name_id, Value(make_undefined(fmt::format("parameter '{}' was not provided", parameter.name))));
   }
   TextBuilder out(budget_);
   exec_block(macro.body, *inner, out);

@@ -71,9 +71,12 @@ class Wrapping {
   char32_t at(std::size_t i) const { return i < characters_.size() ? characters_[i] : U'\n'; }
   static bool is_gap(char32_t c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
   bool is_letter(std::size_t i) const { return i < characters_.size() && is_word(characters_[i]) && !is_decimal(characters_[i]); }
-  bool ends_a_word(std::size_t i) const { return is_word(characters_[i]) || std::u32string_view(U"!\"'&.,?").find(characters_[i]) != std::u32string_view::npos; }
+  bool ends_a_word(std::size_t i) const {
+    return is_word(characters_[i]) || std::u32string_view(U"!\"'&.,?").find(characters_[i]) != std::u32string_view::npos;
+  }
   bool is_blank(const Chunk& chunk) const {
-    return std::all_of(characters_.begin() + static_cast<std::ptrdiff_t>(chunk.begin), characters_.begin() + static_cast<std::ptrdiff_t>(chunk.end), is_space);
+    return std::all_of(characters_.begin() + static_cast<std::ptrdiff_t>(chunk.begin),
+                       characters_.begin() + static_cast<std::ptrdiff_t>(chunk.end), is_space);
   }
 
   // The end of a dash between words, of two hyphens or more, that begins at `i`; `i` where there is none.
@@ -119,7 +122,8 @@ class Wrapping {
     std::size_t hyphen = room;
     while (hyphen > 0 && characters_[chunk.begin + hyphen - 1] != '-') --hyphen;
     const auto first = characters_.begin() + static_cast<std::ptrdiff_t>(chunk.begin);
-    const bool has_word_before = hyphen > 1 && std::any_of(first, first + static_cast<std::ptrdiff_t>(hyphen) - 1, [](char32_t c) { return c != '-'; });
+    const bool has_word_before =
+        hyphen > 1 && std::any_of(first, first + static_cast<std::ptrdiff_t>(hyphen) - 1, [](char32_t c) { return c != '-'; });
     return has_word_before ? hyphen : room;
   }
 

@@ -24,7 +24,8 @@ Value xml_attributes(Runtime& runtime, const Value& input, const CallArguments& 
   for (const auto& [key, value] : input.dict().entries) {
     if (value.is_none() || value.is_undefined()) continue;
     if (!key.is_string()) fail(fmt::format("expected string or bytes-like object, got '{}'", type_name(key)));
-    if (key.text().bytes.find_first_of(" \t\n\v\f\r/>=") != std::string::npos) fail(fmt::format("Invalid character in attribute name: '{}'", key.text().bytes));
+    if (key.text().bytes.find_first_of(" \t\n\v\f\r/>=") != std::string::npos)
+      fail(fmt::format("Invalid character in attribute name: '{}'", key.text().bytes));
     if (out.size() > 0 || autospace) out.append(" ");
     out.append_escaped(key.text());
     out.append("=\"");
@@ -142,7 +143,8 @@ bool is_ipv6_host(std::string_view text) {
 
 bool is_web_address(std::string_view text) {
   Reader reader(text);
-  if (reader.take("http://") || reader.take("https://")) return is_named_host(reader.rest()) || is_ipv4_host(reader.rest()) || is_ipv6_host(reader.rest());
+  if (reader.take("http://") || reader.take("https://"))
+    return is_named_host(reader.rest()) || is_ipv4_host(reader.rest()) || is_ipv6_host(reader.rest());
   return (reader.take("www.") && is_named_host(reader.rest())) || is_bare_host(text);
 }
 
@@ -193,7 +195,8 @@ WordParts address_part(std::string_view word) {
     const std::string_view middle = word.substr(part.begin, part.end - part.begin);
     const std::size_t num_open = count(middle, opening);
     if (num_open <= count(middle, closing)) continue;
-    for (std::size_t left = std::min(num_open, count(word.substr(part.end), closing)); left > 0; --left) part.end = word.find(closing, part.end) + closing.size();
+    for (std::size_t left = std::min(num_open, count(word.substr(part.end), closing)); left > 0; --left)
+      part.end = word.find(closing, part.end) + closing.size();
   }
   return part;
 }
@@ -221,7 +224,8 @@ void append_linked(Runtime& runtime, TextBuilder& out, const TextPtr& text, std:
     out.append(attributes);
     out.append(">");
     const TextPtr shown = slice_text(runtime.budget(), text, shown_begin, end);
-    if (trimmed && style.trim_limit && static_cast<int64_t>(shown->num_code_points()) > require_integer(*style.trim_limit, "trim_url_limit")) {
+    if (trimmed && style.trim_limit &&
+        static_cast<int64_t>(shown->num_code_points()) > require_integer(*style.trim_limit, "trim_url_limit")) {
       out.append(slice(runtime, shown, None{}, *style.trim_limit, None{}).text());
       out.append("...");
     } else {
@@ -234,9 +238,11 @@ void append_linked(Runtime& runtime, TextBuilder& out, const TextPtr& text, std:
     link(address.starts_with("https://") || address.starts_with("http://") ? "" : "https://", style.attributes, begin, true);
   } else if (address.starts_with(kMail) && is_mail_address(address.substr(kMail.size()))) {
     link("", "", begin + kMail.size(), false);
-  } else if (!address.starts_with("www.") && !address.starts_with('@') && address.find(':') == std::string_view::npos && is_mail_address(address)) {
+  } else if (!address.starts_with("www.") && !address.starts_with('@') && address.find(':') == std::string_view::npos &&
+             is_mail_address(address)) {
     link(kMail, "", begin, false);
-  } else if (std::any_of(style.schemes.begin(), style.schemes.end(), [&](const std::string& scheme) { return address != scheme && address.starts_with(scheme); })) {
+  } else if (std::any_of(style.schemes.begin(), style.schemes.end(),
+                         [&](const std::string& scheme) { return address != scheme && address.starts_with(scheme); })) {
     link("", style.attributes, begin, false);
   } else {
     out.append(*text, begin, end);
@@ -272,14 +278,16 @@ LinkStyle read_link_style(Runtime& runtime, const std::vector<std::optional<Valu
   if (given(2) && runtime.is_true(*bound[2])) style.attributes += attribute("target", runtime, *runtime.text_of(*bound[2]));
   if (!given(4)) return style;
   for (const Value& scheme : runtime.iterate(*bound[4])) {
-    if (!scheme.is_string() || !is_scheme(scheme.text().bytes)) fail(fmt::format("'{}' is not a valid URI scheme prefix.", runtime.text_of(scheme)->bytes));
+    if (!scheme.is_string() || !is_scheme(scheme.text().bytes))
+      fail(fmt::format("'{}' is not a valid URI scheme prefix.", runtime.text_of(scheme)->bytes));
     style.schemes.push_back(scheme.text().bytes);
   }
   return style;
 }
 
 Value urlize(Runtime& runtime, const Value& input, const CallArguments& arguments) {
-  const LinkStyle style = read_link_style(runtime, arguments.bind("urlize", {"trim_url_limit", "nofollow", "target", "rel", "extra_schemes"}));
+  const LinkStyle style =
+      read_link_style(runtime, arguments.bind("urlize", {"trim_url_limit", "nofollow", "target", "rel", "extra_schemes"}));
   TextBuilder escaped(runtime.budget());
   escaped.append_escaped(*runtime.text_of(input));
   const TextPtr text = escaped.finish();

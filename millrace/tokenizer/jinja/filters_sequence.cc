@@ -28,7 +28,8 @@ class AttributePath {
     for (std::size_t begin = 0; begin <= text.size();) {
       const std::size_t dot = std::min(text.find('.', begin), text.size());
       const std::string part = text.substr(begin, dot - begin);
-      const bool number = !part.empty() && part.size() < 18 && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
+      const bool number =
+          !part.empty() && part.size() < 18 && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
       keys_.push_back(number ? Value(int64_t{std::atoll(part.c_str())}) : Value(make_text(part)));
       begin = dot + 1;
     }
@@ -184,7 +185,8 @@ Value extreme(Runtime& runtime, const Value& input, const CallArguments& argumen
   std::optional<std::pair<Value, Value>> best;
   for (const Value& item : runtime.iterate(input)) {
     Value key = fold_case(runtime, path.of(item), flag(runtime, bound[0]));
-    const bool better = !best.has_value() || (wants_max ? less(runtime.budget(), best->first, key, ">") : less(runtime.budget(), key, best->first));
+    const bool better =
+        !best.has_value() || (wants_max ? less(runtime.budget(), best->first, key, ">") : less(runtime.budget(), key, best->first));
     if (better) best.emplace(std::move(key), item);
   }
   return best.has_value() ? best->second : Value(make_undefined("No aggregated item, sequence was empty."));
@@ -209,7 +211,8 @@ Value items(Runtime& runtime, const Value& input, const CallArguments& arguments
 Value map(Runtime& runtime, const Value& input, const CallArguments& arguments) {
   if (!runtime.is_true(input)) return generator({});
   std::vector<Value> results;
-  const bool by_attribute = arguments.positional.empty() && std::any_of(arguments.named.begin(), arguments.named.end(), [](const auto& a) { return a.first == "attribute"; });
+  const bool by_attribute = arguments.positional.empty() && std::any_of(arguments.named.begin(), arguments.named.end(),
+                                                                        [](const auto& a) { return a.first == "attribute"; });
   if (by_attribute) {
     const auto bound = arguments.bind("map", {"attribute", "default"});
     const AttributePath path(runtime, *bound[0]);
@@ -326,11 +329,28 @@ Value groupby(Runtime& runtime, const Value& input, const CallArguments& argumen
   return make_list(std::move(groups));
 }
 
-constexpr NamedFilter kFilters[] = {
-    {"first", first}, {"last", last}, {"length", length}, {"count", length}, {"list", list}, {"join", join}, {"reverse", reverse},
-    {"sort", sort}, {"dictsort", dictsort}, {"unique", unique}, {"min", extreme<false>}, {"max", extreme<true>}, {"sum", sum},
-    {"items", items}, {"map", map}, {"select", choose<true, false>}, {"reject", choose<false, false>},
-    {"selectattr", choose<true, true>}, {"rejectattr", choose<false, true>}, {"batch", batch}, {"slice", slice_filter}, {"groupby", groupby}};
+constexpr NamedFilter kFilters[] = {{"first", first},
+                                    {"last", last},
+                                    {"length", length},
+                                    {"count", length},
+                                    {"list", list},
+                                    {"join", join},
+                                    {"reverse", reverse},
+                                    {"sort", sort},
+                                    {"dictsort", dictsort},
+                                    {"unique", unique},
+                                    {"min", extreme<false>},
+                                    {"max", extreme<true>},
+                                    {"sum", sum},
+                                    {"items", items},
+                                    {"map", map},
+                                    {"select", choose<true, false>},
+                                    {"reject", choose<false, false>},
+                                    {"selectattr", choose<true, true>},
+                                    {"rejectattr", choose<false, true>},
+                                    {"batch", batch},
+                                    {"slice", slice_filter},
+                                    {"groupby", groupby}};
 
 }  // namespace
 

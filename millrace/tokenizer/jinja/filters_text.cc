@@ -25,7 +25,9 @@ Value convert_case(Runtime& runtime, const Value& input, const CallArguments& ar
 std::string to_filter_title(std::string_view text) {
   std::string out;
   std::size_t at = 0;
-  const auto separates = [&](std::size_t i) { return std::string_view("-({[<").find(text[i]) != std::string_view::npos || is_space(decode_at(text, i).value); };
+  const auto separates = [&](std::size_t i) {
+    return std::string_view("-({[<").find(text[i]) != std::string_view::npos || is_space(decode_at(text, i).value);
+  };
   while (at < text.size()) {
     std::size_t end = at;
     while (end < text.size() && separates(end)) end += decode_at(text, end).num_bytes;
@@ -176,9 +178,12 @@ std::string url_quote(std::string_view text, bool for_query) {
     const auto byte = static_cast<unsigned char>(c);
     const bool plain = (byte >= '0' && byte <= '9') || (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') ||
                        std::string_view("_.-~").find(c) != std::string_view::npos || (c == '/' && !for_query);
-    if (plain) out += c;
-    else if (c == ' ' && for_query) out += '+';
-    else out += fmt::format("%{:02X}", byte);
+    if (plain)
+      out += c;
+    else if (c == ' ' && for_query)
+      out += '+';
+    else
+      out += fmt::format("%{:02X}", byte);
   }
   return out;
 }
@@ -258,11 +263,25 @@ Value to_json_filter(Runtime& runtime, const Value& input, const CallArguments& 
   return to_json(runtime, input, style);
 }
 
-constexpr NamedFilter kFilters[] = {
-    {"upper", convert_case<to_upper>}, {"lower", convert_case<to_lower>}, {"capitalize", convert_case<to_capitalized>},
-    {"title", convert_case<to_filter_title>}, {"trim", trim}, {"replace", replace}, {"string", string}, {"safe", safe},
-    {"escape", escape}, {"e", escape}, {"forceescape", force_escape}, {"indent", indent}, {"truncate", truncate}, {"center", center},
-    {"wordcount", word_count}, {"format", format}, {"urlencode", urlencode}, {"striptags", striptags}, {"tojson", to_json_filter}};
+constexpr NamedFilter kFilters[] = {{"upper", convert_case<to_upper>},
+                                    {"lower", convert_case<to_lower>},
+                                    {"capitalize", convert_case<to_capitalized>},
+                                    {"title", convert_case<to_filter_title>},
+                                    {"trim", trim},
+                                    {"replace", replace},
+                                    {"string", string},
+                                    {"safe", safe},
+                                    {"escape", escape},
+                                    {"e", escape},
+                                    {"forceescape", force_escape},
+                                    {"indent", indent},
+                                    {"truncate", truncate},
+                                    {"center", center},
+                                    {"wordcount", word_count},
+                                    {"format", format},
+                                    {"urlencode", urlencode},
+                                    {"striptags", striptags},
+                                    {"tojson", to_json_filter}};
 
 }  // namespace
 

@@ -25,7 +25,9 @@ std::string stripped(const Text& text) {
 // Underscores may stand between digits, as in Python's own numbers.
 bool drop_underscores(std::string& s) {
   for (std::size_t i = 0; i < s.size(); ++i) {
-    if (s[i] == '_' && (i == 0 || i + 1 == s.size() || !std::isalnum(static_cast<unsigned char>(s[i - 1])) || !std::isalnum(static_cast<unsigned char>(s[i + 1])))) return false;
+    if (s[i] == '_' && (i == 0 || i + 1 == s.size() || !std::isalnum(static_cast<unsigned char>(s[i - 1])) ||
+                        !std::isalnum(static_cast<unsigned char>(s[i + 1]))))
+      return false;
   }
   std::erase(s, '_');
   return true;
@@ -71,8 +73,10 @@ std::optional<double> parse_float(const Text& text) {
   double value = 0;
   const auto parsed = std::from_chars(lower.data(), lower.data() + lower.size(), value);
   if (parsed.ptr != lower.data() + lower.size()) return std::nullopt;
-  if (parsed.ec == std::errc::result_out_of_range) value = std::strtod(lower.c_str(), nullptr);
-  else if (parsed.ec != std::errc()) return std::nullopt;
+  if (parsed.ec == std::errc::result_out_of_range)
+    value = std::strtod(lower.c_str(), nullptr);
+  else if (parsed.ec != std::errc())
+    return std::nullopt;
   return sign * value;
 }
 
@@ -181,8 +185,10 @@ Value file_size(Runtime&, const Value& input, const CallArguments& arguments) {
   const auto bound = arguments.bind("filesizeformat", {"binary"});
   const bool binary = bound[0].has_value() && bound[0]->kind() == Kind::kBool && bound[0]->as_bool();
   std::optional<double> bytes;
-  if (input.is_number()) bytes = input.as_double();
-  else if (input.is_string()) bytes = parse_float(input.text());
+  if (input.is_number())
+    bytes = input.as_double();
+  else if (input.is_string())
+    bytes = parse_float(input.text());
   if (!bytes.has_value()) fail("filesizeformat needs a number");
   const double base = binary ? 1024 : 1000;
   if (*bytes == 1) return make_text("1 Byte");
@@ -198,8 +204,9 @@ Value file_size(Runtime&, const Value& input, const CallArguments& arguments) {
   }
 }
 
-constexpr NamedFilter kFilters[] = {{"int", to_int}, {"float", to_float}, {"abs", absolute}, {"round", round}, {"default", default_value},
-                                    {"d", default_value}, {"attr", attribute}, {"filesizeformat", file_size}};
+constexpr NamedFilter kFilters[] = {{"int", to_int},     {"float", to_float},          {"abs", absolute},
+                                    {"round", round},    {"default", default_value},   {"d", default_value},
+                                    {"attr", attribute}, {"filesizeformat", file_size}};
 
 }  // namespace
 

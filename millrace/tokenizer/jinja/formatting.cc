@@ -22,7 +22,7 @@ constexpr int64_t kMaxPrecision = 300;
 struct Spec {
   std::string fill = " ";
   bool user_fill = false;  // the fill may be the client's
-  char align = 0;  // '<', '>', '^', '='; 0: the default of the kind
+  char align = 0;          // '<', '>', '^', '='; 0: the default of the kind
   char sign = '-';
   bool alternate = false;
   bool grouping_comma = false;
@@ -52,7 +52,8 @@ void append_padded(Runtime& runtime, TextBuilder& out, const Text& text, const S
   if (align == '=') {  // the fill goes between sign or prefix and digits
     const std::string& s = text.bytes;
     if (!s.empty() && (s[0] == '-' || s[0] == '+' || s[0] == ' ')) head = 1;
-    if (s.size() > head + 1 && s[head] == '0' && (s[head + 1] == 'x' || s[head + 1] == 'X' || s[head + 1] == 'o' || s[head + 1] == 'b')) head += 2;
+    if (s.size() > head + 1 && s[head] == '0' && (s[head + 1] == 'x' || s[head + 1] == 'X' || s[head + 1] == 'o' || s[head + 1] == 'b'))
+      head += 2;
   }
   out.append(text, 0, head);
   fill(left);
@@ -136,7 +137,9 @@ class PercentFormatter {
   }
 
  private:
-  bool is_tuple() const { return arguments_.is_list() && (arguments_.list().kind == ListKind::kTuple || arguments_.list().kind == ListKind::kGroup); }
+  bool is_tuple() const {
+    return arguments_.is_list() && (arguments_.list().kind == ListKind::kTuple || arguments_.list().kind == ListKind::kGroup);
+  }
 
   const Value& next_argument() {
     if (!is_tuple()) {
@@ -217,24 +220,38 @@ class PercentFormatter {
       }
       case 'c': {
         std::string character;
-        if (value.is_integral()) utf8::append(character, static_cast<char32_t>(std::clamp<int64_t>(value.as_int(), 0, 0x10ffff)));
-        else if (value.is_string() && value.text().num_code_points() == 1) character = value.text().bytes;
-        else fail("%c requires int or char");
+        if (value.is_integral())
+          utf8::append(character, static_cast<char32_t>(std::clamp<int64_t>(value.as_int(), 0, 0x10ffff)));
+        else if (value.is_string() && value.text().num_code_points() == 1)
+          character = value.text().bytes;
+        else
+          fail("%c requires int or char");
         // A number has no author, so a character made of one counts as the client's.
         text = make_text(std::move(character), true);
         break;
       }
-      case 'd': case 'i': case 'u': case 'x': case 'X': case 'o': {
+      case 'd':
+      case 'i':
+      case 'u':
+      case 'x':
+      case 'X':
+      case 'o': {
         const bool truncates = spec.type == 'd' || spec.type == 'i' || spec.type == 'u';
         if (value.kind() == Kind::kFloat && !truncates) fail(fmt::format("%{} format: an integer is required, not float", spec.type));
         if (value.kind() == Kind::kFloat && !(std::fabs(value.as_double()) < 9.2e18)) fail("cannot convert this float to an integer");
         std::string digits = integer_digits(value.kind() == Kind::kFloat ? static_cast<int64_t>(value.as_double()) : value.as_int(), spec);
         const std::size_t sign = !digits.empty() && (digits[0] == '-' || digits[0] == '+' || digits[0] == ' ') ? 1 : 0;
-        if (const auto missing = spec.precision - static_cast<int64_t>(digits.size() - sign); missing > 0) digits.insert(sign, static_cast<std::size_t>(missing), '0');
+        if (const auto missing = spec.precision - static_cast<int64_t>(digits.size() - sign); missing > 0)
+          digits.insert(sign, static_cast<std::size_t>(missing), '0');
         text = make_text(std::move(digits));
         break;
       }
-      case 'f': case 'F': case 'e': case 'E': case 'g': case 'G': text = make_text(float_digits(value.as_double(), spec)); break;
+      case 'f':
+      case 'F':
+      case 'e':
+      case 'E':
+      case 'g':
+      case 'G': text = make_text(float_digits(value.as_double(), spec)); break;
       default: fail(fmt::format("unsupported format character '{}'", spec.type));
     }
     if (!format_.markup || text.text().markup) return append_padded(runtime_, out_, text.text(), spec, '>');
@@ -266,7 +283,9 @@ Spec parse_spec(std::string_view text) {
       at = 1;
     }
   }
-  const auto take = [&](std::string_view any) -> char { return at < text.size() && any.find(text[at]) != std::string_view::npos ? text[at++] : 0; };
+  const auto take = [&](std::string_view any) -> char {
+    return at < text.size() && any.find(text[at]) != std::string_view::npos ? text[at++] : 0;
+  };
   if (const char sign = take("+- ")) spec.sign = sign;
   spec.alternate = take("#") != 0;
   if (take("0") != 0 && spec.align == 0) {
@@ -382,7 +401,8 @@ class BraceFormatter {
         const std::size_t close = path.find(']');
         if (path[0] != '[' || close == std::string_view::npos) fail("Missing ']' in format string");
         const std::string key(path.substr(1, close - 1));
-        const bool number = !key.empty() && std::all_of(key.begin(), key.end(), [](char c) { return c >= '0' && c <= '9'; }) && key.size() < 18;
+        const bool number =
+            !key.empty() && std::all_of(key.begin(), key.end(), [](char c) { return c >= '0' && c <= '9'; }) && key.size() < 18;
         value = runtime_.get_item(value, number ? Value(int64_t{std::atoll(key.c_str())}) : Value(make_text(key)));
         path.remove_prefix(close + 1);
       }
@@ -402,7 +422,8 @@ class BraceFormatter {
     }
     if (value.kind() == Kind::kBool && spec.type == 0) return append(runtime_.text_of(value), spec, '>');
     if (value.kind() == Kind::kFloat || (value.is_integral() && wants_float)) {
-      if (spec.type != 0 && !wants_float && spec.type != 'n') fail(fmt::format("Unknown format code '{}' for object of type 'float'", spec.type));
+      if (spec.type != 0 && !wants_float && spec.type != 'n')
+        fail(fmt::format("Unknown format code '{}' for object of type 'float'", spec.type));
       return append(make_text(float_digits(value.as_double(), spec)), spec, '>');
     }
     if (value.is_integral()) {

@@ -51,8 +51,8 @@ Value make_range(Runtime& runtime, const CallArguments& arguments) {
   range->step = bounds.size() > 2 ? bounds[2] : 1;
   if (range->step == 0) fail("range() arg 3 must not be zero");
   const bool up = range->step > 0;
-  const auto distance = static_cast<unsigned __int128>(
-      up ? static_cast<__int128>(range->stop) - range->start : static_cast<__int128>(range->start) - range->stop);
+  const auto distance = static_cast<unsigned __int128>(up ? static_cast<__int128>(range->stop) - range->start
+                                                          : static_cast<__int128>(range->start) - range->stop);
   const bool empty = up ? range->start >= range->stop : range->start <= range->stop;
   const auto stride = static_cast<unsigned __int128>(up ? static_cast<__int128>(range->step) : -static_cast<__int128>(range->step));
   const auto count = empty ? 0 : (distance - 1) / stride + 1;
@@ -77,22 +77,25 @@ class Cycler : public Object {
     if (name == "current") return items_[position_];
     if (name == "pos") return Value(static_cast<int64_t>(position_));
     if (name == "items") return make_list(items_, ListKind::kTuple);
-    if (name == "next") return method("next", [](Runtime&, const Value& self, const CallArguments&) {
-      auto& cycler = static_cast<Cycler&>(*self.object());
-      Value item = cycler.items_[cycler.position_];
-      cycler.position_ = (cycler.position_ + 1) % cycler.items_.size();
-      return item;
-    });
-    if (name == "reset") return method("reset", [](Runtime&, const Value& self, const CallArguments&) {
-      static_cast<Cycler&>(*self.object()).position_ = 0;
-      return Value(None{});
-    });
+    if (name == "next")
+      return method("next", [](Runtime&, const Value& self, const CallArguments&) {
+        auto& cycler = static_cast<Cycler&>(*self.object());
+        Value item = cycler.items_[cycler.position_];
+        cycler.position_ = (cycler.position_ + 1) % cycler.items_.size();
+        return item;
+      });
+    if (name == "reset")
+      return method("reset", [](Runtime&, const Value& self, const CallArguments&) {
+        static_cast<Cycler&>(*self.object()).position_ = 0;
+        return Value(None{});
+      });
     return std::nullopt;
   }
 
  private:
   Value method(std::string_view name, MethodFunction function) {
-    return std::shared_ptr<const BoundMethod>(std::make_shared<BoundMethod>(BoundMethod{Value(static_cast<Object*>(this)), name, function}));
+    return std::shared_ptr<const BoundMethod>(
+        std::make_shared<BoundMethod>(BoundMethod{Value(static_cast<Object*>(this)), name, function}));
   }
   std::vector<Value> items_;
   std::size_t position_ = 0;
@@ -151,8 +154,10 @@ Value strftime_now(Runtime& runtime, const CallArguments& arguments) {
       continue;
     }
     const char code = given[++i];
-    if (code == 'f') format += "000000";
-    else if (code != 'z' && code != 'Z') (format += '%') += code;
+    if (code == 'f')
+      format += "000000";
+    else if (code != 'z' && code != 'Z')
+      (format += '%') += code;
   }
   if (format.size() > 4096) fail("the strftime_now format is too long");
   // A leading character tells an empty result from one that did not fit.
@@ -162,8 +167,8 @@ Value strftime_now(Runtime& runtime, const CallArguments& arguments) {
   return make_text(out.empty() ? "" : out.substr(1), bound[0]->text().has_user());
 }
 
-constexpr NamedGlobal kGlobals[] = {{"range", make_range},   {"namespace", make_namespace}, {"dict", make_dict},
-                                    {"cycler", make_cycler}, {"joiner", make_joiner},       {"raise_exception", raise_exception},
+constexpr NamedGlobal kGlobals[] = {{"range", make_range},         {"namespace", make_namespace}, {"dict", make_dict},
+                                    {"cycler", make_cycler},       {"joiner", make_joiner},       {"raise_exception", raise_exception},
                                     {"strftime_now", strftime_now}};
 
 }  // namespace

@@ -94,8 +94,10 @@ class Lexer {
   // Ends a block or comment whose closing "%}" or "#}" (with sign, if any) ends at `end`.
   void finish_tag(std::size_t end, char sign, bool trims_newline) {
     at_ = end;
-    if (sign == '-') at_ = skip_spaces(end);
-    else if (sign != '+' && trims_newline && at_ < source_.size() && source_[at_] == '\n') ++at_;
+    if (sign == '-')
+      at_ = skip_spaces(end);
+    else if (sign != '+' && trims_newline && at_ < source_.size() && source_[at_] == '\n')
+      ++at_;
     line_starting_ = source_[at_ - 1] == '\n';
   }
 
@@ -159,7 +161,7 @@ class Lexer {
     if (c == '\'' || c == '"') return read_string();
     if (read_name()) return;
     static constexpr std::array<std::string_view, 26> kOperators = {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[",
-                                                                   "]",  "(",  ")",  "{",  "}",  ">",  "<", "=", ".", ":", "|", ",", ";"};
+                                                                    "]",  "(",  ")",  "{",  "}",  ">",  "<", "=", ".", ":", "|", ",", ";"};
     for (std::string_view op : kOperators) {
       if (!starts_with(at_, op)) continue;
       if (op == "{" || op == "(" || op == "[") open_brackets += op == "{" ? '}' : op == "(" ? ')' : ']';
@@ -191,7 +193,9 @@ class Lexer {
 
   // Digits, with single underscores between them.
   std::size_t skip_digits(std::size_t at) const {
-    while (at < source_.size() && (is_ascii_digit(source_[at]) || (source_[at] == '_' && at + 1 < source_.size() && is_ascii_digit(source_[at + 1])))) ++at;
+    while (at < source_.size() &&
+           (is_ascii_digit(source_[at]) || (source_[at] == '_' && at + 1 < source_.size() && is_ascii_digit(source_[at + 1]))))
+      ++at;
     return at;
   }
 
@@ -236,7 +240,9 @@ class Lexer {
       const int prefixed = prefix == 'x' ? 16 : prefix == 'o' ? 8 : prefix == 'b' ? 2 : 10;
       std::size_t i = begin + 2;
       const auto fits = [&](char d) { return prefixed == 16 ? is_hex_digit(d) : d >= '0' && d < '0' + prefixed; };
-      while (prefixed != 10 && i < source_.size() && (fits(source_[i]) || (source_[i] == '_' && i + 1 < source_.size() && fits(source_[i + 1])))) ++i;
+      while (prefixed != 10 && i < source_.size() &&
+             (fits(source_[i]) || (source_[i] == '_' && i + 1 < source_.size() && fits(source_[i + 1]))))
+        ++i;
       if (prefixed != 10 && i > begin + 2) {
         base = prefixed;
         digits = begin + 2;
@@ -266,8 +272,10 @@ class Lexer {
       if (at_ >= source_.size()) fail_at(begin, fmt::format("unexpected char '{}': the string is not closed", quote));
       const char c = source_[at_++];
       if (c == quote) break;
-      if (c == '\\') read_escape(value);
-      else value += c;
+      if (c == '\\')
+        read_escape(value);
+      else
+        value += c;
     }
     add(TokenKind::kString, begin, std::move(value));
   }

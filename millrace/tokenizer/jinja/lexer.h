@@ -12,8 +12,8 @@ enum class TokenKind { kData, kBlockBegin, kBlockEnd, kVariableBegin, kVariableE
 
 struct Token {
   TokenKind kind = TokenKind::kEnd;
-  std::size_t offset = 0;    // into the normalized source
-  std::string text;          // of data and strings: the value; of the rest: as written
+  std::size_t offset = 0;  // into the normalized source
+  std::string text;        // of data and strings: the value; of the rest: as written
   int64_t integer = 0;
   double number = 0;
 

@@ -148,8 +148,10 @@ SliceIndices slice_indices(int64_t size, const Value& start, const Value& stop, 
   const auto clamp = [&](const Value& bound, int64_t fallback) {
     if (bound.is_none()) return fallback;
     int64_t at = require_integer(bound, "slice indices");
-    if (at < 0) at = at < -size ? -1 : at + size;
-    else if (at >= size) at = size;
+    if (at < 0)
+      at = at < -size ? -1 : at + size;
+    else if (at >= size)
+      at = size;
     if (at < 0) return by < 0 ? int64_t{-1} : int64_t{0};
     return at >= size && by < 0 ? size - 1 : at;
   };
@@ -247,14 +249,16 @@ Value slice(Runtime& runtime, const Value& value, const Value& start, const Valu
     return builder.finish(text->markup);
   }
   if (value.is_dict()) fail("unhashable type: 'slice'");
-  if (!value.is_list() || !value.list().can_be_indexed()) return make_undefined(fmt::format("'{}' object is not subscriptable", type_name(value)));
+  if (!value.is_list() || !value.list().can_be_indexed())
+    return make_undefined(fmt::format("'{}' object is not subscriptable", type_name(value)));
   const auto& items = value.list().items;
   const SliceIndices at = slice_indices(static_cast<int64_t>(items.size()), start, stop, step);
   runtime.budget().charge_bytes(static_cast<std::size_t>(at.count) * sizeof(Value));
   std::vector<Value> out;
   out.reserve(static_cast<std::size_t>(at.count));
   for (int64_t i = 0; i < at.count; ++i) out.push_back(items[static_cast<std::size_t>(at.start + i * at.step)]);
-  if (value.list().kind != ListKind::kRange) return make_list(std::move(out), value.list().kind == ListKind::kList ? ListKind::kList : ListKind::kTuple);
+  if (value.list().kind != ListKind::kRange)
+    return make_list(std::move(out), value.list().kind == ListKind::kList ? ListKind::kList : ListKind::kTuple);
   auto range = std::make_shared<List>();
   range->kind = ListKind::kRange;
   range->start = value.list().start + at.start * value.list().step;

@@ -106,7 +106,8 @@ void Parser::expect_operator(std::string_view op) {
 void Parser::expect(TokenKind kind) {
   Token wanted;
   wanted.kind = kind;
-  if (current().kind != kind) fail_at(current().offset, fmt::format("expected token '{}', got '{}'", describe(wanted), describe(current())));
+  if (current().kind != kind)
+    fail_at(current().offset, fmt::format("expected token '{}', got '{}'", describe(wanted), describe(current())));
   take();
 }
 std::string Parser::expect_name() {

@@ -106,8 +106,8 @@ class Parser {
   std::vector<Token> tokens_;
   std::size_t at_ = 0;
   int nesting_ = 0;
-  int loops_ = 0;           // around the current statement, inside the innermost macro
-  bool conditional_ = false;  // inside an if: unknown filters and tests fail when reached, not before
+  int loops_ = 0;                           // around the current statement, inside the innermost macro
+  bool conditional_ = false;                // inside an if: unknown filters and tests fail when reached, not before
   std::vector<SyntaxError> unknown_names_;  // of filters and tests outside any condition
   std::vector<MacroStmt*> macros_;
   std::unordered_map<std::string, int> name_ids_;

@@ -52,9 +52,9 @@ ExprRef Parser::parse_not() {
 }
 
 ExprRef Parser::parse_compare() {
-  static constexpr std::pair<std::string_view, CompareOp> kOperators[] = {
-      {"==", CompareOp::kEqual}, {"!=", CompareOp::kNotEqual}, {"<", CompareOp::kLess},
-      {"<=", CompareOp::kLessEqual}, {">", CompareOp::kGreater}, {">=", CompareOp::kGreaterEqual}};
+  static constexpr std::pair<std::string_view, CompareOp> kOperators[] = {{"==", CompareOp::kEqual},  {"!=", CompareOp::kNotEqual},
+                                                                          {"<", CompareOp::kLess},    {"<=", CompareOp::kLessEqual},
+                                                                          {">", CompareOp::kGreater}, {">=", CompareOp::kGreaterEqual}};
   ExprRef first = parse_sum();
   CompareExpr* compare = nullptr;
   for (;;) {
@@ -101,10 +101,9 @@ ExprRef Parser::parse_concat() {
 }
 
 ExprRef Parser::parse_product() {
-  return parse_chain(&Parser::parse_power, {{"*", ArithmeticOp::kMultiply},
-                                            {"/", ArithmeticOp::kDivide},
-                                            {"//", ArithmeticOp::kFloorDivide},
-                                            {"%", ArithmeticOp::kModulo}});
+  return parse_chain(
+      &Parser::parse_power,
+      {{"*", ArithmeticOp::kMultiply}, {"/", ArithmeticOp::kDivide}, {"//", ArithmeticOp::kFloorDivide}, {"%", ArithmeticOp::kModulo}});
 }
 
 ExprRef Parser::parse_power() {

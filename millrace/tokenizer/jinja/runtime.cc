@@ -47,7 +47,8 @@ void Runtime::check_stack() const {
 
 Value Runtime::get_attribute(const Value& object, std::string_view name) {
   require_defined(object);
-  if (name.starts_with("_")) return make_undefined(fmt::format("access to attribute '{}' of '{}' object is unsafe.", name, type_name(object)));
+  if (name.starts_with("_"))
+    return make_undefined(fmt::format("access to attribute '{}' of '{}' object is unsafe.", name, type_name(object)));
   switch (object.kind()) {
     case Kind::kString:
       if (const NamedMethod* method = find_string_method(name)) return bind_method(object, *method);

@@ -138,9 +138,11 @@ Value partition(Runtime& runtime, const Value& self, const CallArguments& argume
   const TextPtr& text = self.text_ptr();
   const std::size_t at = from_right ? text->bytes.rfind(sep) : text->bytes.find(sep);
   const Value empty = make_text("");
-  if (at == std::string::npos) return make_list(from_right ? std::vector<Value>{empty, empty, self} : std::vector<Value>{self, empty, empty}, ListKind::kTuple);
-  return make_list({slice_text(runtime.budget(), text, 0, at), separator, slice_text(runtime.budget(), text, at + sep.size(), text->bytes.size())},
-                   ListKind::kTuple);
+  if (at == std::string::npos)
+    return make_list(from_right ? std::vector<Value>{empty, empty, self} : std::vector<Value>{self, empty, empty}, ListKind::kTuple);
+  return make_list(
+      {slice_text(runtime.budget(), text, 0, at), separator, slice_text(runtime.budget(), text, at + sep.size(), text->bytes.size())},
+      ListKind::kTuple);
 }
 
 template <bool at_end>
@@ -282,7 +284,8 @@ Value remove_affix(Runtime& runtime, const Value& self, const CallArguments& arg
 // center, ljust, rjust, zfill: `left` fill characters before the text and `right` after it.
 Value pad(Runtime& runtime, const Value& self, int64_t left, int64_t right, const Text& fill) {
   if (left < 0 || right < 0) return self;
-  const auto total = static_cast<std::size_t>(std::min<int64_t>(left, INT32_MAX)) + static_cast<std::size_t>(std::min<int64_t>(right, INT32_MAX));
+  const auto total =
+      static_cast<std::size_t>(std::min<int64_t>(left, INT32_MAX)) + static_cast<std::size_t>(std::min<int64_t>(right, INT32_MAX));
   runtime.budget().charge_bytes(total * fill.bytes.size());
   TextBuilder out(runtime.budget());
   for (int64_t i = 0; i < left; ++i) out.append(fill);
@@ -343,18 +346,48 @@ Value expandtabs(Runtime& runtime, const Value& self, const CallArguments& argum
 
 Value format(Runtime& runtime, const Value& self, const CallArguments& arguments) { return brace_format(runtime, self.text(), arguments); }
 
-constexpr NamedMethod kMethods[] = {
-    {"strip", strip<true, true>}, {"lstrip", strip<true, false>}, {"rstrip", strip<false, true>}, {"split", split}, {"rsplit", rsplit},
-    {"splitlines", splitlines}, {"partition", partition<false>}, {"rpartition", partition<true>}, {"startswith", has_affix<false>},
-    {"endswith", has_affix<true>}, {"find", find<false, false>}, {"rfind", find<true, false>}, {"index", find<false, true>},
-    {"rindex", find<true, true>}, {"count", count}, {"replace", replace}, {"join", join}, {"upper", convert_case<to_upper>},
-    {"lower", convert_case<to_lower>}, {"casefold", convert_case<to_lower>}, {"title", convert_case<to_title>},
-    {"capitalize", convert_case<to_capitalized>}, {"swapcase", convert_case<to_swapped_case>}, {"isalpha", all_characters<is_alpha>},
-    {"isdigit", all_characters<is_digit>}, {"isdecimal", all_characters<is_decimal>}, {"isnumeric", all_characters<is_numeric>},
-    {"isalnum", all_characters<is_alnum>}, {"isspace", all_characters<is_space>}, {"isascii", isascii}, {"isupper", has_case<true>},
-    {"islower", has_case<false>}, {"istitle", istitle}, {"isidentifier", isidentifier}, {"removeprefix", remove_affix<false>},
-    {"removesuffix", remove_affix<true>}, {"center", justify<Side::kCenter>}, {"ljust", justify<Side::kLeft>},
-    {"rjust", justify<Side::kRight>}, {"zfill", zfill}, {"expandtabs", expandtabs}, {"format", format}};
+constexpr NamedMethod kMethods[] = {{"strip", strip<true, true>},
+                                    {"lstrip", strip<true, false>},
+                                    {"rstrip", strip<false, true>},
+                                    {"split", split},
+                                    {"rsplit", rsplit},
+                                    {"splitlines", splitlines},
+                                    {"partition", partition<false>},
+                                    {"rpartition", partition<true>},
+                                    {"startswith", has_affix<false>},
+                                    {"endswith", has_affix<true>},
+                                    {"find", find<false, false>},
+                                    {"rfind", find<true, false>},
+                                    {"index", find<false, true>},
+                                    {"rindex", find<true, true>},
+                                    {"count", count},
+                                    {"replace", replace},
+                                    {"join", join},
+                                    {"upper", convert_case<to_upper>},
+                                    {"lower", convert_case<to_lower>},
+                                    {"casefold", convert_case<to_lower>},
+                                    {"title", convert_case<to_title>},
+                                    {"capitalize", convert_case<to_capitalized>},
+                                    {"swapcase", convert_case<to_swapped_case>},
+                                    {"isalpha", all_characters<is_alpha>},
+                                    {"isdigit", all_characters<is_digit>},
+                                    {"isdecimal", all_characters<is_decimal>},
+                                    {"isnumeric", all_characters<is_numeric>},
+                                    {"isalnum", all_characters<is_alnum>},
+                                    {"isspace", all_characters<is_space>},
+                                    {"isascii", isascii},
+                                    {"isupper", has_case<true>},
+                                    {"islower", has_case<false>},
+                                    {"istitle", istitle},
+                                    {"isidentifier", isidentifier},
+                                    {"removeprefix", remove_affix<false>},
+                                    {"removesuffix", remove_affix<true>},
+                                    {"center", justify<Side::kCenter>},
+                                    {"ljust", justify<Side::kLeft>},
+                                    {"rjust", justify<Side::kRight>},
+                                    {"zfill", zfill},
+                                    {"expandtabs", expandtabs},
+                                    {"format", format}};
 
 }  // namespace
 

@@ -33,8 +33,10 @@ TextPtr make_text(std::string bytes, bool user, bool markup) {
 
 void TextBuilder::mark_user(std::size_t begin, std::size_t end) {
   if (begin == end) return;
-  if (!user_.empty() && user_.back().end == begin) user_.back().end = end;
-  else user_.push_back({begin, end});
+  if (!user_.empty() && user_.back().end == begin)
+    user_.back().end = end;
+  else
+    user_.push_back({begin, end});
 }
 
 void TextBuilder::append(std::string_view bytes, bool user) {
@@ -66,7 +68,8 @@ void TextBuilder::append_escaped(const Text& text) {
       default: continue;
     }
     append(text, copied, at);
-    const auto range = std::upper_bound(text.user.begin(), text.user.end(), at, [](std::size_t v, const TextRange& r) { return v < r.end; });
+    const auto range =
+        std::upper_bound(text.user.begin(), text.user.end(), at, [](std::size_t v, const TextRange& r) { return v < r.end; });
     append(entity, range != text.user.end() && range->begin <= at);
     copied = at + 1;
   }
@@ -94,8 +97,10 @@ TextPtr converted_text(Budget& budget, const Text& original, std::string convert
   auto text = std::make_shared<Text>();
   text->ascii = is_ascii(converted);
   text->markup = original.markup;
-  if (original.ascii && text->ascii && converted.size() == original.bytes.size()) text->user = original.user;
-  else if (original.has_user() && !converted.empty()) text->user.push_back({0, converted.size()});
+  if (original.ascii && text->ascii && converted.size() == original.bytes.size())
+    text->user = original.user;
+  else if (original.has_user() && !converted.empty())
+    text->user.push_back({0, converted.size()});
   text->bytes = std::move(converted);
   return text;
 }

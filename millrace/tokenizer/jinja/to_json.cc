@@ -63,7 +63,8 @@ class JsonWriter {
     std::vector<const std::pair<Value, Value>*> entries;
     for (const auto& entry : dict.entries) entries.push_back(&entry);
     if (style_.sort_keys) {
-      std::stable_sort(entries.begin(), entries.end(), [&](const auto* a, const auto* b) { return less(runtime_.budget(), a->first, b->first); });
+      std::stable_sort(entries.begin(), entries.end(),
+                       [&](const auto* a, const auto* b) { return less(runtime_.budget(), a->first, b->first); });
     }
     out_.append("{");
     bool first = true;
@@ -96,9 +97,13 @@ class JsonWriter {
       const unsigned char byte = static_cast<unsigned char>(text[at]);
       if (byte >= 0x80) {
         const CodePoint c = decode_at(text, at);
-        if (!style_.ensure_ascii) json += text.substr(at, c.num_bytes);
-        else if (c.value < 0x10000) json += fmt::format("\\u{:04x}", static_cast<uint32_t>(c.value));
-        else json += fmt::format("\\u{:04x}\\u{:04x}", 0xd7c0 + static_cast<uint32_t>(c.value >> 10), 0xdc00 + static_cast<uint32_t>(c.value & 0x3ff));
+        if (!style_.ensure_ascii)
+          json += text.substr(at, c.num_bytes);
+        else if (c.value < 0x10000)
+          json += fmt::format("\\u{:04x}", static_cast<uint32_t>(c.value));
+        else
+          json += fmt::format("\\u{:04x}\\u{:04x}", 0xd7c0 + static_cast<uint32_t>(c.value >> 10),
+                              0xdc00 + static_cast<uint32_t>(c.value & 0x3ff));
         at += c.num_bytes;
         continue;
       }
@@ -112,8 +117,10 @@ class JsonWriter {
         case '\b': json += "\\b"; break;
         case '\f': json += "\\f"; break;
         default:
-          if (byte < 0x20) json += fmt::format("\\u{:04x}", byte);
-          else json += static_cast<char>(byte);
+          if (byte < 0x20)
+            json += fmt::format("\\u{:04x}", byte);
+          else
+            json += static_cast<char>(byte);
       }
     }
     out_.append(json + "\"");

@@ -32,7 +32,8 @@ bool contains(const CodePointRange (&ranges)[N], char32_t c) {
 
 template <std::size_t N, std::size_t M>
 void append_mapped(std::string& out, char32_t c, const CaseRange (&ranges)[N], const CaseSpecial (&specials)[M]) {
-  const auto* special = std::lower_bound(std::begin(specials), std::end(specials), c, [](const auto& s, char32_t v) { return s.code_point < v; });
+  const auto* special =
+      std::lower_bound(std::begin(specials), std::end(specials), c, [](const auto& s, char32_t v) { return s.code_point < v; });
   if (special != std::end(specials) && special->code_point == c) {
     out += special->text;
     return;
@@ -92,9 +93,7 @@ bool is_upper(char32_t c) { return contains(kUpper, c); }
 bool is_lower(char32_t c) { return contains(kLower, c); }
 bool is_title(char32_t c) { return contains(kTitle, c); }
 bool is_printable(char32_t c) { return !contains(kNotPrintable, c); }
-bool is_line_break(char32_t c) {
-  return (c >= 10 && c <= 13) || (c >= 0x1c && c <= 0x1e) || c == 0x85 || c == 0x2028 || c == 0x2029;
-}
+bool is_line_break(char32_t c) { return (c >= 10 && c <= 13) || (c >= 0x1c && c <= 0x1e) || c == 0x85 || c == 0x2028 || c == 0x2029; }
 
 std::string to_upper(std::string_view text) {
   std::string out;
@@ -124,8 +123,10 @@ std::string to_title(std::string_view text) {
   bool inside_word = false;
   for (std::size_t at = 0; at < text.size();) {
     const CodePoint c = decode_at(text, at);
-    if (inside_word) append_lower(out, c.value, text, at, c.num_bytes);
-    else append_title(out, c.value);
+    if (inside_word)
+      append_lower(out, c.value, text, at, c.num_bytes);
+    else
+      append_title(out, c.value);
     inside_word = is_cased(c.value);
     at += c.num_bytes;
   }
@@ -137,8 +138,10 @@ std::string to_capitalized(std::string_view text) {
   out.reserve(text.size());
   for (std::size_t at = 0; at < text.size();) {
     const CodePoint c = decode_at(text, at);
-    if (at == 0) append_title(out, c.value);
-    else append_lower(out, c.value, text, at, c.num_bytes);
+    if (at == 0)
+      append_title(out, c.value);
+    else
+      append_lower(out, c.value, text, at, c.num_bytes);
     at += c.num_bytes;
   }
   return out;
@@ -148,8 +151,10 @@ std::string to_swapped_case(std::string_view text) {
   std::string out;
   for (std::size_t at = 0; at < text.size();) {
     const CodePoint c = decode_at(text, at);
-    if (is_upper(c.value)) append_lower(out, c.value, text, at, c.num_bytes);
-    else append_upper(out, c.value);
+    if (is_upper(c.value))
+      append_lower(out, c.value, text, at, c.num_bytes);
+    else
+      append_upper(out, c.value);
     at += c.num_bytes;
   }
   return out;

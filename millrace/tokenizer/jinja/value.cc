@@ -91,8 +91,7 @@ Value Dict::finish() && {
   return Value(std::shared_ptr<const Dict>(std::make_shared<Dict>(std::move(*this))));
 }
 
-std::vector<std::optional<Value>> CallArguments::bind(std::string_view function,
-                                                      std::initializer_list<std::string_view> parameters) const {
+std::vector<std::optional<Value>> CallArguments::bind(std::string_view function, std::initializer_list<std::string_view> parameters) const {
   if (positional.size() > parameters.size()) {
     fail(fmt::format("{}() takes at most {} arguments ({} given)", function, parameters.size(), positional.size()));
   }
@@ -178,7 +177,8 @@ bool contains_user_text(const Value& value, int depth) {
   if (value.is_string()) return value.text().has_user();
   if (depth > kMaxValueDepth) return true;
   if (value.is_list()) {
-    return std::any_of(value.list().items.begin(), value.list().items.end(), [&](const Value& v) { return contains_user_text(v, depth + 1); });
+    return std::any_of(value.list().items.begin(), value.list().items.end(),
+                       [&](const Value& v) { return contains_user_text(v, depth + 1); });
   }
   if (value.is_dict()) {
     return std::any_of(value.dict().entries.begin(), value.dict().entries.end(),

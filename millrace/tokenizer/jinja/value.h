@@ -51,16 +51,16 @@ enum class Kind { kUndefined, kNone, kBool, kInt, kFloat, kString, kList, kDict,
 class Value {
  public:
   Value() : data_(Undefined{}) {}
-  Value(None) : data_(None{}) {}                                         // NOLINT: values convert freely
-  Value(Undefined undefined) : data_(std::move(undefined)) {}            // NOLINT
-  Value(bool value) : data_(value) {}                                    // NOLINT
-  Value(int64_t value) : data_(value) {}                                 // NOLINT
-  Value(double value) : data_(value) {}                                  // NOLINT
-  Value(TextPtr text) : data_(std::move(text)) {}                        // NOLINT
-  Value(std::shared_ptr<const List> list) : data_(std::move(list)) {}    // NOLINT
-  Value(std::shared_ptr<const Dict> dict) : data_(std::move(dict)) {}    // NOLINT
-  Value(std::shared_ptr<const BoundMethod> m) : data_(std::move(m)) {}   // NOLINT
-  Value(Object* object) : data_(object) {}                               // NOLINT
+  Value(None) : data_(None{}) {}                                        // NOLINT: values convert freely
+  Value(Undefined undefined) : data_(std::move(undefined)) {}           // NOLINT
+  Value(bool value) : data_(value) {}                                   // NOLINT
+  Value(int64_t value) : data_(value) {}                                // NOLINT
+  Value(double value) : data_(value) {}                                 // NOLINT
+  Value(TextPtr text) : data_(std::move(text)) {}                       // NOLINT
+  Value(std::shared_ptr<const List> list) : data_(std::move(list)) {}   // NOLINT
+  Value(std::shared_ptr<const Dict> dict) : data_(std::move(dict)) {}   // NOLINT
+  Value(std::shared_ptr<const BoundMethod> m) : data_(std::move(m)) {}  // NOLINT
+  Value(Object* object) : data_(object) {}                              // NOLINT
   template <class T>
   Value(const T*) = delete;  // a pointer is not a bool
 
@@ -107,7 +107,9 @@ struct List {
   mutable std::size_t num_consumed = 0;   // of a generator; generators never leave the render that made them
 
   bool is_generator() const { return kind == ListKind::kGenerator; }
-  bool can_be_indexed() const { return kind == ListKind::kList || kind == ListKind::kTuple || kind == ListKind::kRange || kind == ListKind::kGroup; }
+  bool can_be_indexed() const {
+    return kind == ListKind::kList || kind == ListKind::kTuple || kind == ListKind::kRange || kind == ListKind::kGroup;
+  }
 };
 Value make_list(std::vector<Value> items, ListKind kind = ListKind::kList);
 
@@ -124,7 +126,7 @@ struct Dict {
   Value finish() &&;
 
  private:
-  std::size_t index_of(std::string_view key) const;  // entries.size() when absent
+  std::size_t index_of(std::string_view key) const;     // entries.size() when absent
   std::unordered_map<std::string, std::size_t> index_;  // of string keys, once there are many entries
 };
 

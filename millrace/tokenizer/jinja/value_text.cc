@@ -18,14 +18,22 @@ void append_string_repr(TextBuilder& out, const Text& text) {
   for (std::size_t at = 0; at < text.bytes.size();) {
     const CodePoint c = decode_at(text.bytes, at);
     if (c.value == static_cast<char32_t>(quote) || c.value == '\\') repr += '\\';
-    if (c.value == '\n') repr += "\\n";
-    else if (c.value == '\r') repr += "\\r";
-    else if (c.value == '\t') repr += "\\t";
-    else if (c.value >= 0x20 && c.value < 0x7f) repr += static_cast<char>(c.value);
-    else if (c.value >= 0x80 && is_printable(c.value)) repr.append(text.bytes, at, c.num_bytes);
-    else if (c.value < 0x100) repr += fmt::format("\\x{:02x}", static_cast<uint32_t>(c.value));
-    else if (c.value < 0x10000) repr += fmt::format("\\u{:04x}", static_cast<uint32_t>(c.value));
-    else repr += fmt::format("\\U{:08x}", static_cast<uint32_t>(c.value));
+    if (c.value == '\n')
+      repr += "\\n";
+    else if (c.value == '\r')
+      repr += "\\r";
+    else if (c.value == '\t')
+      repr += "\\t";
+    else if (c.value >= 0x20 && c.value < 0x7f)
+      repr += static_cast<char>(c.value);
+    else if (c.value >= 0x80 && is_printable(c.value))
+      repr.append(text.bytes, at, c.num_bytes);
+    else if (c.value < 0x100)
+      repr += fmt::format("\\x{:02x}", static_cast<uint32_t>(c.value));
+    else if (c.value < 0x10000)
+      repr += fmt::format("\\u{:04x}", static_cast<uint32_t>(c.value));
+    else
+      repr += fmt::format("\\U{:08x}", static_cast<uint32_t>(c.value));
     at += c.num_bytes;
   }
   repr += quote;
