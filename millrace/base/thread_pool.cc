@@ -24,14 +24,11 @@ namespace {
 constexpr int64_t kSpinNs = 50'000, kSpinNsOutnumbered = 1'000;
 constexpr int kPausesPerClockRead = 16;
 
-// The low half of the offer. A worker that finds nothing to claim has subtracted one all the same; each kind has room below it for more of
-// those than there can be threads.
-constexpr uint32_t kRoom = 1u << 20;
-constexpr uint32_t kEnded = 1 * kRoom;  // the region is over
-constexpr uint32_t kStage = 2 * kRoom;  // + chunks left to claim
-constexpr uint32_t kEach = 8 * kRoom;   // run()
-constexpr uint32_t kStop = 10 * kRoom;
-static_assert(ThreadPool::kChunksMax <= 0xffff && ThreadPool::kChunksMax < kRoom, "what a share can count, and below kEach");
+// The low half of the offer: the number of chunks of the stage on offer, or one of these.
+constexpr uint32_t kEnded = 0;       // the region is over
+constexpr uint32_t kEach = 0x10000;  // run()
+constexpr uint32_t kStop = 0x10001;
+static_assert(ThreadPool::kChunksMax <= 0xffff, "what a share can count, and below kEach");
 
 constexpr uint32_t kWakeCaller = 1, kWakeWorkers = 2;
 
@@ -71,7 +68,7 @@ ThreadPool::ThreadPool(int num_threads)
       offer_(kEnded),
       shares_(static_cast<std::size_t>(num_threads)),
       fetches_(static_cast<std::size_t>(num_threads)) {
-  MR_CHECK(num_threads >= 1 && num_threads <= static_cast<int>(kRoom / 4), "a pool needs at least the calling thread");
+  MR_CHECK(num_threads >= 1 && num_threads <= kChunksMax, "a pool needs at least the calling thread");
   // Signals from outside are for the threads that know what to do with them: workers are born with all of them blocked.
   sigset_t all, before;
   sigfillset(&all);
@@ -110,7 +107,7 @@ void ThreadPool::publish(uint32_t offer) {
   }
   // Workers that no CPU is left for would only take one from the others. A single chunk wakes nobody: it is done before they are up.
   const bool caller_sleeps = caller_sleeps_.load();
-  int useful = std::min<int>(num_sleeping_.load() + caller_sleeps - num_standby_, static_cast<int>(offer - kStage) - 1);
+  int useful = std::min<int>(num_sleeping_.load() + caller_sleeps - num_standby_, static_cast<int>(offer) - 1);
   if (caller_sleeps && useful > 0) {
     wake(kWakeCaller, 1);
     --useful;
@@ -159,36 +156,59 @@ void ThreadPool::wait_for_change(uint32_t epoch, int worker) {
   }
 }
 
-// Which chunk a claim is for. There are as many claims as chunks, so that one is left for each. Neighbours on the same worker let what is
-// read in order, as weights are, be fetched ahead.
-int64_t ThreadPool::take_chunk(int worker, uint32_t epoch, int64_t num_chunks) {
-  for (int owner = worker;; owner = owner + 1 == num_threads_ ? 0 : owner + 1) {
-    const int64_t begin = num_chunks * owner / num_threads_, end = num_chunks * (owner + 1) / num_threads_;
-    if (begin == end) continue;
-    std::atomic<uint64_t>& taken = shares_[static_cast<std::size_t>(owner)].taken;
-    uint64_t before = taken.load(std::memory_order_relaxed);
-    for (;;) {
-      const auto counts = epoch_of(before) == epoch ? static_cast<uint32_t>(before) : 0;
-      const int64_t from_begin = counts & 0xffff, from_end = counts >> 16;
-      if (from_begin + from_end == end - begin) break;
-      const uint64_t after = uint64_t{epoch} << 32 | (counts + (owner == worker ? 1u : 1u << 16));
-      if (taken.compare_exchange_weak(before, after, std::memory_order_relaxed))
-        return owner == worker ? begin + from_begin : end - 1 - from_end;
+// Claims the next chunk of the owner's share for `worker`: the first that is left for the owner, the last for others; -1 where none is
+// left. Neighbours on the same worker let what is read in order, as weights are, be fetched ahead.
+//
+// A stage is over only when every chunk was claimed in it. So a share that still is of an earlier epoch, while this one is on offer, has
+// not been touched in this one; and should the stage end before the exchange, then because somebody claimed from the share, and the
+// exchange fails.
+int64_t ThreadPool::take_chunk(int owner, int worker, uint32_t epoch, int64_t num_chunks) {
+  const int64_t begin = num_chunks * owner / num_threads_, end = num_chunks * (owner + 1) / num_threads_;
+  if (begin == end) return -1;
+  std::atomic<uint64_t>& taken = shares_[static_cast<std::size_t>(owner)].taken;
+  uint64_t before = taken.load(std::memory_order_acquire);
+  for (;;) {
+    const bool is_touched = epoch_of(before) == epoch;
+    if (!is_touched && epoch_of(offer_.load(std::memory_order_acquire)) != epoch) return -1;
+    const uint32_t counts = is_touched ? static_cast<uint32_t>(before) : 0;
+    const int64_t from_begin = counts & 0xffff, from_end = counts >> 16;
+    if (from_begin + from_end == end - begin) return -1;
+    const uint64_t after = uint64_t{epoch} << 32 | (counts + (owner == worker ? 1u : 1u << 16));
+    if (taken.compare_exchange_weak(before, after, std::memory_order_acq_rel, std::memory_order_acquire)) {
+      return owner == worker ? begin + from_begin : end - 1 - from_end;
     }
   }
 }
 
-// Claims chunks until none is left. A chunk that was claimed keeps its stage, and what describes it, in place until it is done.
+// Notes that chunks of the stage on offer were computed; whoever notes the last goes on to the next stage. Returns whether it was the last.
+bool ThreadPool::finish(int64_t count, int64_t num_chunks) {
+  if (num_done_.fetch_add(count, std::memory_order_acq_rel) + count != num_chunks) return false;
+  advance();
+  return true;
+}
+
+// Computes chunks until none is left to claim: the worker's own share, which costs nobody else a look, then what others have not begun. A
+// chunk that was claimed keeps its stage, and what describes it, in place until it is noted as done.
 ThreadPool::Turn ThreadPool::take_part(int worker) {
   for (;;) {
-    const uint64_t claimed = offer_.fetch_sub(1, std::memory_order_acq_rel);
-    const auto offer = static_cast<uint32_t>(claimed);
+    const uint64_t offer = offer_.load(std::memory_order_acquire);
+    const uint32_t epoch = epoch_of(offer);
+    const int64_t num_chunks = static_cast<uint32_t>(offer);
     // run() or the end, begun since this worker looked: not taken yet.
-    if (offer > kEach - kRoom) return {epoch_of(claimed) - 1, false};
-    if (offer <= kStage) return {epoch_of(claimed), offer <= kEnded};
-    const int64_t num_chunks = num_chunks_;
-    stages_.chunk(stages_.chunk_context, stage_, take_chunk(worker, epoch_of(claimed), num_chunks), worker);
-    if (num_done_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_chunks) advance();
+    if (num_chunks > kChunksMax) return {epoch - 1, false};
+    if (num_chunks == kEnded) return {epoch, true};
+    int64_t count = 0;
+    for (int64_t chunk; (chunk = take_chunk(worker, worker, epoch, num_chunks)) >= 0; ++count) {
+      stages_.chunk(stages_.chunk_context, stage_, chunk, worker);
+    }
+    bool is_last = count > 0 && finish(count, num_chunks);
+    for (int other = worker + 1; !is_last && other < worker + num_threads_; ++other) {
+      for (int64_t chunk; !is_last && (chunk = take_chunk(other % num_threads_, worker, epoch, num_chunks)) >= 0;) {
+        stages_.chunk(stages_.chunk_context, stage_, chunk, worker);
+        is_last = finish(1, num_chunks);
+      }
+    }
+    if (!is_last) return {epoch, false};
   }
 }
 
@@ -200,9 +220,8 @@ void ThreadPool::advance() {
     if (count > 0) break;
   }
   MR_CHECK(count <= kChunksMax, "a stage has too many chunks");
-  num_chunks_ = count;
   num_done_.store(0, std::memory_order_relaxed);
-  publish(stage_ < stages_.count ? kStage + static_cast<uint32_t>(count) : kEnded);
+  publish(stage_ < stages_.count ? static_cast<uint32_t>(count) : kEnded);
 }
 
 void ThreadPool::run_stages_erased(const Stages& stages) {
@@ -229,8 +248,8 @@ void ThreadPool::work(int worker) {
     wait_for_change(epoch, worker);
     // run() and the end wait for this worker: once seen, they stay.
     const auto offer = static_cast<uint32_t>(offer_.load(std::memory_order_acquire));
-    if (offer > kStop - kRoom) return;
-    if (offer > kEach - kRoom) {
+    if (offer == kStop) return;
+    if (offer == kEach) {
       epoch = epoch_of(offer_.load(std::memory_order_relaxed));
       body_(context_, worker);
       // Past this barrier the caller may start the next region, which rewrites body_: nobody reads it any more.

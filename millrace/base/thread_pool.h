@@ -100,7 +100,8 @@ class ThreadPool {
   void run_erased(Body body, void* context);
   void work(int worker);
   Turn take_part(int worker);
-  int64_t take_chunk(int worker, uint32_t epoch, int64_t num_chunks);
+  int64_t take_chunk(int owner, int worker, uint32_t epoch, int64_t num_chunks);
+  bool finish(int64_t count, int64_t num_chunks);
   void advance();
   void publish(uint32_t offer);
   void fetch_upcoming(int worker, uint32_t epoch);
@@ -109,12 +110,12 @@ class ThreadPool {
 
   const int num_threads_;
   const int num_standby_;  // workers beyond the CPUs: they may sleep while the others work
-  // The offer to all workers: the epoch, which counts offers, in the high half; in the low half what there is to do and how many chunks
-  // of it are left to claim. One subtraction claims a chunk of whatever is on offer at that moment.
+  // The offer to all workers: the epoch, which counts offers, in the high half; in the low half what there is to do, of a stage how many
+  // chunks it has. It changes only with the epoch, so that working on a stage costs those who look at it nothing.
   alignas(64) std::atomic<uint64_t> offer_;
   alignas(64) std::atomic<int64_t> num_done_{0};  // chunks of the current stage
-  // What is left of a worker's share of a stage: the stage's epoch in the high half, then how many chunks were taken from its end, and from
-  // its beginning. Of an earlier epoch: nothing was taken yet.
+  // What was taken of a worker's share of a stage: the stage's epoch in the high half, then how many chunks from its end, and from its
+  // beginning. Of an earlier epoch: nothing was taken yet.
   struct alignas(64) Share {
     std::atomic<uint64_t> taken{0};
   };
@@ -126,7 +127,7 @@ class ThreadPool {
   std::vector<Fetch> fetches_;  // [num_threads]
   // Written by whoever finished a stage, before the next offer; read by those who hold a chunk of it.
   alignas(64) Stages stages_;
-  int64_t stage_ = 0, num_chunks_ = 0;
+  int64_t stage_ = 0;
   Body body_ = nullptr;
   void* context_ = nullptr;
   alignas(64) std::atomic<int> num_sleeping_{0};  // of workers 1 ..
