@@ -357,7 +357,7 @@ int64_t CpuExecutor::units_per_chunk(const Op& op, int64_t units) const {
     // A visit, or less of it where that shares the units more evenly.
     const auto longest = [&](int64_t chunk) { return ((units + chunk - 1) / chunk + num_threads - 1) / num_threads * chunk; };
     int64_t best = 1;
-    for (int64_t chunk = 2; chunk <= visit_panels(op) / kTilePanels; ++chunk) {
+    for (int64_t chunk = 2; chunk <= visit_panels(op, num_rows_) / kTilePanels; ++chunk) {
       if (longest(chunk) <= longest(best)) best = chunk;
     }
     return best;

@@ -52,6 +52,8 @@ class CpuExecutor final : public Executor {
   // computes this many rows a visit: enough to amortize the panels, few enough that the tile stays in the cache.
   static constexpr int64_t kTileRows = 64;
   static constexpr int64_t kTilePanels = 2;
+  // At most so many times as many where there are few rows.
+  static constexpr int64_t kFewRowsVisit = 8;
   // Of a prompt more rows share each visit, since decoding weights costs as much as multiplying tens of rows, and more panels, which share
   // fetching the rows into the second cache level.
   static constexpr int64_t kPromptRows = 512;
@@ -129,7 +131,7 @@ class CpuExecutor final : public Executor {
     int64_t row_begin, row_end;
   };
   // Panels of one matrix that a visit computes.
-  int64_t visit_panels(const Op& op) const;
+  int64_t visit_panels(const Op& op, int64_t num_rows) const;
   // Calls visit(path, row_begin, row_end) for the part's rows that are multiplied in one way, at most `rows_max` of them at a time, of a
   // prompt kPromptRows.
   template <class Visit>

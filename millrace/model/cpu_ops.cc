@@ -139,8 +139,9 @@ void CpuExecutor::linear_part(const Op& op, const LinearPart& part, int64_t begi
   }
 }
 
-int64_t CpuExecutor::visit_panels(const Op& op) const {
-  if (!has_prompt_rows_) return kTilePanels;
+int64_t CpuExecutor::visit_panels(const Op& op, int64_t num_rows) const {
+  // Fewer rows than the tile has room for leave it to more panels: what a visit costs beyond its panels counts for a single row.
+  if (!has_prompt_rows_) return std::clamp(kTileRows / num_rows, int64_t{1}, kFewRowsVisit) * kTilePanels;
   return op.gated ? kPromptPanels / 2 : kPromptPanels;
 }
 
@@ -183,7 +184,7 @@ void CpuExecutor::linear_panels(const Op& op, const LinearPart& part, const Line
   }
   Rows& residual = rows(op.residual);
   float* tile = scratch.tile.as<float>();
-  const int64_t visit = visit_panels(op), stride = visit * kPanelRows;
+  const int64_t visit = visit_panels(op, part.row_end - part.row_begin), stride = visit * kPanelRows;
   for (int64_t panel = panel_begin; panel < panel_end; panel += visit) {
     const int64_t end = std::min(panel_end, panel + visit), columns = columns_of(panel, end);
     for_row_runs(op, part, kTileRows, [&](GemmPath path, int64_t row, int64_t row_end) {
@@ -205,7 +206,7 @@ void CpuExecutor::activated_panels(const Op& op, const LinearPart& part, int64_t
   const PackedMatrix &up_weight = weights_[up.weight], &gate_weight = weights_[gate.weight];
   const Isa isa = options_.isa;
   const ActivationKind kind = kind_of(*op.activation);
-  const int64_t visit = visit_panels(op), half = visit * kPanelRows, stride = op.gated ? 2 * half : half;
+  const int64_t visit = visit_panels(op, part.row_end - part.row_begin), half = visit * kPanelRows, stride = op.gated ? 2 * half : half;
   float* tile = scratch.tile.as<float>();
   for (int64_t begin = panel_begin; begin < panel_end; begin += visit) {
     const int64_t end = std::min(panel_end, begin + visit), column = begin * kPanelRows,
