@@ -126,6 +126,14 @@ def settings_table(run):
     return "\n".join(lines) + ("\n\nSettings that did not run:\n\n" + "\n".join(refused) if refused else "")
 
 
+def continued(before, command):
+    """The commands, one a line, that measured a run which `command` goes on with: others are kept, the same again is no other one."""
+    commands = before.splitlines()
+    if command in (line.removesuffix(" --resume") for line in commands):
+        return before
+    return "\n".join([*commands, f"{command} --resume" if commands else command])
+
+
 def document(run, command):
     machine = run["machine"]
     rounds = sorted({len(cell["values"]) for cell in run["cells"].values() if cell.get("values")})

@@ -281,6 +281,15 @@ def test_the_chart_is_well_formed_and_draws_every_figure_to_scale():
     assert "prefers-color-scheme:dark" in svg.find(f"{space}style").text
 
 
+def test_a_run_that_goes_on_names_every_command():
+    first, second = "bench/compare --docs --models a", "bench/compare --docs --models b"
+    assert report.continued("", first) == first
+    assert report.continued(first, first) == first
+    both = report.continued(first, second)
+    assert both == f"{first}\n{second} --resume"
+    assert report.continued(both, second) == both
+
+
 def compare(*args):
     return subprocess.run([sys.executable, str(ROOT / "bench/compare"), *args], capture_output=True, text=True)
 
