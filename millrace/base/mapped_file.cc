@@ -1,3 +1,4 @@
+#include "millrace/base/file_descriptor.h"
 #include "millrace/base/mapped_file.h"
 
 #include <fcntl.h>
@@ -16,19 +17,6 @@
 
 namespace millrace {
 namespace {
-
-struct FileDescriptor {
-  int fd = -1;
-  ~FileDescriptor() {
-    if (fd >= 0) ::close(fd);
-  }
-};
-
-Status errno_status(const std::string& path, const char* doing) {
-  const int error = errno;
-  return {error == ENOENT ? StatusCode::kNotFound : StatusCode::kUnavailable,
-          fmt::format("{}: cannot {}: {}", path, doing, std::strerror(error))};
-}
 
 Status open_regular(const std::string& path, int flags, FileDescriptor& file, struct stat& info) {
   // Without O_NONBLOCK, opening a pipe would wait for someone to write to it. Regular files do not know the flag.

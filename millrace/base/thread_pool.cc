@@ -9,11 +9,11 @@
 
 #include <algorithm>
 #include <bit>
-#include <chrono>
 #include <climits>
 #include <string>
 
 #include "millrace/base/check.h"
+#include "millrace/base/clock.h"
 #include "millrace/base/cpu_features.h"
 
 namespace millrace {
@@ -34,10 +34,6 @@ constexpr uint32_t kWakeCaller = 1, kWakeWorkers = 2;
 
 inline void pause() { __builtin_ia32_pause(); }
 
-int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 uint32_t epoch_of(uint64_t offer) { return static_cast<uint32_t>(offer >> 32); }
 
 // The half of the offer that sleepers wait on.
@@ -50,13 +46,13 @@ uint32_t* epoch_word(std::atomic<uint64_t>& offer) {
 template <class Changed>
 bool spin_until(int64_t spin_ns, const Changed& changed) {
   if (changed()) return true;
-  const int64_t deadline_ns = now_ns() + spin_ns;
+  const int64_t deadline_ns = steady_ns() + spin_ns;
   do {
     for (int i = 0; i < kPausesPerClockRead; ++i) {
       pause();
       if (changed()) return true;
     }
-  } while (now_ns() < deadline_ns);
+  } while (steady_ns() < deadline_ns);
   return false;
 }
 

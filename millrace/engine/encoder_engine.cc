@@ -10,15 +10,10 @@
 #include <thread>
 
 #include "millrace/base/check.h"
+#include "millrace/base/clock.h"
 
 namespace millrace {
 namespace {
-
-double steady_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-// vLLM's bounds, as the Engine has them.
-constexpr double kLatencyBounds[] = {.01, .025, .05, .1, .3, .5, .8,  1,   1.5, 2,   2.5,  5,   10,
-                                     15,  20,   30,  40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 
 struct LiveTexts {
   RequestId id = 0;

@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "millrace/base/check.h"
+#include "millrace/base/clock.h"
 #include "millrace/engine/block_allocator.h"
 #include "millrace/engine/draft_planner.h"
 #include "millrace/engine/kv_sizing.h"
@@ -20,15 +21,11 @@
 namespace millrace {
 namespace {
 
-double steady_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
 // The bounds that vLLM's histograms have, so that dashboards made for them fit.
 constexpr double kTimeToFirstTokenBounds[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
                                               1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
 constexpr double kInterTokenBounds[] = {.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3,
                                         .4,   .5,    .75,  1,   2.5,  5,   7.5,  10, 20,  40, 80};
-constexpr double kLatencyBounds[] = {.01, .025, .05, .1, .3, .5, .8,  1,   1.5, 2,   2.5,  5,   10,
-                                     15,  20,   30,  40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 
 SchedulerOptions scheduler_options(const EngineOptions& options, const ExecutorInfo& info) {
   SchedulerOptions result{options.max_running_sequences, options.step_tokens_max, options.prefill_chunk_max, {}, info.prompt_differs};

@@ -7,6 +7,10 @@
 
 namespace millrace {
 
+// Upper bounds in seconds of how long requests take: those of vLLM's histograms, so that dashboards made for them fit.
+inline constexpr double kLatencyBounds[] = {.01, .025, .05, .1, .3, .5, .8,  1,   1.5, 2,   2.5,  5,   10,
+                                            15,  20,   30,  40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+
 // Counts of observations in fixed buckets, as Prometheus has them (upper bounds inclusive), not yet cumulated.
 class Histogram {
  public:

@@ -14,6 +14,7 @@
 #include <string>
 
 #include "millrace/base/aligned_buffer.h"
+#include "millrace/base/clock.h"
 #include "millrace/base/system_memory.h"
 #include "millrace/measure/peak_loops.h"
 
@@ -24,8 +25,6 @@ constexpr int64_t kReadUnit = 1024;  // what a ReadLoop wants its size to be a m
 constexpr int64_t kHugePage = int64_t{2} << 20;
 constexpr double kRoundSeconds = 2e-3;  // short enough for rounds without a disturbance, long enough for the clock and the barriers
 constexpr int64_t kPrefetchBytes = 4096;
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // The loops of a level, with those of the levels that it extends where it has none of its own.
 PeakLoops loops_of(Isa isa) {
@@ -59,15 +58,15 @@ ReadLoop read_loop() {
 template <class Body>
 MeasuredRate rates(ThreadPool& pool, double amount, double seconds, int rounds_min, const Body& body) {
   std::vector<double> times;
-  const double end = now() + seconds;
-  while (static_cast<int>(times.size()) < rounds_min || now() < end) {
+  const double end = steady_seconds() + seconds;
+  while (static_cast<int>(times.size()) < rounds_min || steady_seconds() < end) {
     double start = 0, stop = 0;
     pool.run([&](int worker) {
       pool.barrier(worker);  // all are awake now
-      if (worker == 0) start = now();
+      if (worker == 0) start = steady_seconds();
       body(worker);
       pool.barrier(worker);
-      if (worker == 0) stop = now();
+      if (worker == 0) stop = steady_seconds();
     });
     times.push_back(std::max(stop - start, 1e-9));
   }
@@ -80,10 +79,10 @@ MeasuredRate compute_rate(ThreadPool& pool, ComputeLoop loop, double seconds) {
   // How many rounds of the loop take kRoundSeconds, by doubling; this also wakes the wide units, which start slowly.
   int64_t rounds = 1024;
   double operations = 0;
-  for (double start = now(), time = 0; time < kRoundSeconds; rounds *= 2) {
-    start = now();
+  for (double start = steady_seconds(), time = 0; time < kRoundSeconds; rounds *= 2) {
+    start = steady_seconds();
     operations = loop(rounds);
-    time = now() - start;
+    time = steady_seconds() - start;
     if (time >= kRoundSeconds) break;
   }
   return rates(pool, operations * pool.num_threads(), seconds, 3, [&](int) { loop(rounds); });
@@ -100,9 +99,9 @@ MeasuredRate cache_rate(ThreadPool& pool, int64_t buffer_bytes, double seconds) 
   std::atomic<uint64_t> sink{0};
   int64_t repeats = 1;
   for (double time = 0; time < kRoundSeconds; repeats *= 2) {
-    const double start = now();
+    const double start = steady_seconds();
     for (int64_t i = 0; i < repeats; ++i) sink += loop(buffers[0].data(), buffer_bytes, 0);
-    time = now() - start;
+    time = steady_seconds() - start;
     if (time >= kRoundSeconds) break;
   }
   return rates(pool, static_cast<double>(buffer_bytes * repeats) * pool.num_threads(), seconds, 3, [&](int worker) {
@@ -140,7 +139,7 @@ double barrier_seconds(ThreadPool& pool, double seconds) {
   constexpr int kBarriers = 1000;
   // Threads that only wait for one another may stay on one CPU; some work of their own first makes the system spread them.
   pool.run([](int) {
-    for (const double end = now() + 0.02; now() < end;) {
+    for (const double end = steady_seconds() + 0.02; steady_seconds() < end;) {
     }
   });
   const MeasuredRate rate = rates(pool, kBarriers, seconds, 3, [&](int worker) {
@@ -153,10 +152,10 @@ double barrier_seconds(ThreadPool& pool, double seconds) {
 double stage_seconds(ThreadPool& pool, double seconds) {
   constexpr int64_t kStages = 1000;
   std::vector<double> times;
-  for (const double end = now() + seconds; times.size() < 3 || now() < end;) {
-    const double start = now();
+  for (const double end = steady_seconds() + seconds; times.size() < 3 || steady_seconds() < end;) {
+    const double start = steady_seconds();
     pool.run_stages(kStages, [&](int64_t) { return static_cast<int64_t>(pool.num_threads()); }, [](int64_t, int64_t, int) {});
-    times.push_back((now() - start) / static_cast<double>(kStages));
+    times.push_back((steady_seconds() - start) / static_cast<double>(kStages));
   }
   std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
   return times[times.size() / 2];

@@ -5,13 +5,12 @@
 #include <algorithm>
 #include <chrono>
 
+#include "millrace/base/clock.h"
 #include "millrace/base/system_memory.h"
 #include "millrace/measure/machine_probe.h"
 
 namespace millrace {
 namespace {
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 struct Phase {
   bool decodes;
@@ -68,9 +67,9 @@ Result<StepTimingResult> time_steps(CpuExecutor& executor, ThreadPool& pool, con
   for (int repeat = 0; repeat < options.repeat; ++repeat) {
     if (stream) result.step_bytes_per_second = std::max(result.step_bytes_per_second, stream->measure(pool, 0.06).best);
     for (Phase& phase : phases) {
-      const double start = now();
+      const double start = steady_seconds();
       run(phase, ignore);
-      phase.result.seconds.push_back(now() - start);
+      phase.result.seconds.push_back(steady_seconds() - start);
     }
   }
   StepTimes times;

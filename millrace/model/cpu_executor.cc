@@ -1,3 +1,4 @@
+#include "millrace/base/round_up.h"
 #include "millrace/model/cpu_executor.h"
 
 #include <fmt/format.h>
@@ -7,8 +8,6 @@
 
 namespace millrace {
 namespace {
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 std::size_t bytes_of(int64_t count, std::size_t size) { return static_cast<std::size_t>(count) * size; }
 
@@ -251,7 +250,7 @@ int64_t CpuExecutor::kv_bytes() const {
 }
 
 void CpuExecutor::enqueue(const StepPlan& plan) {
-  if (times_ != nullptr) times_->begin_ns = StepTimes::now_ns();
+  if (times_ != nullptr) times_->begin_ns = steady_ns();
   plan_ = &plan;
   ++step_;
   num_stages_ = 0;
@@ -299,9 +298,9 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
       },
       [this](int64_t index, int64_t chunk, int worker) {
         const Stage& stage = stages_[static_cast<std::size_t>(index)];
-        const int64_t begin = chunk * chunk_units_, begin_ns = times_ == nullptr ? 0 : StepTimes::now_ns();
+        const int64_t begin = chunk * chunk_units_, begin_ns = times_ == nullptr ? 0 : steady_ns();
         run_stage(stage, begin, std::min(begin + chunk_units_, stage_units(stage)), scratch_[static_cast<std::size_t>(worker)]);
-        if (times_ != nullptr) times_->add_busy(op_index(stage), worker, StepTimes::now_ns() - begin_ns);
+        if (times_ != nullptr) times_->add_busy(op_index(stage), worker, steady_ns() - begin_ns);
         if (!stage.upcoming.empty() && has_few_rows()) pool_.fetch_when_idle(worker, stage.upcoming[static_cast<std::size_t>(worker)]);
       });
   const Rows& logits = rows(program_.logits);
@@ -312,7 +311,7 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
     output_.hidden_stride = hidden.f32_stride;
     output_.hidden = {hidden.f32.as<float>(), static_cast<std::size_t>(num_rows_ * hidden.f32_stride)};
   }
-  if (times_ != nullptr) times_->end_ns = StepTimes::now_ns();
+  if (times_ != nullptr) times_->end_ns = steady_ns();
 }
 
 // An encoder's keys and values. A text begins at a block, so that what it computes does not depend on where in the step it stands

@@ -3,12 +3,11 @@
 #include <string>
 #include <utility>
 
+#include "millrace/base/round_up.h"
 #include "millrace/model/program.h"
 
 namespace millrace {
 namespace {
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 constexpr uint8_t bit(ActivationForm form) { return static_cast<uint8_t>(form); }
 

@@ -1,8 +1,9 @@
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <vector>
+
+#include "millrace/base/clock.h"
 
 namespace millrace {
 
@@ -14,10 +15,6 @@ struct StepTimes {
   std::vector<int64_t> op_begin_ns;  // [operations that ran, the program's first]
   std::vector<int64_t> op_busy_ns;   // [operations that ran][num_threads] what each worker computed
 
-  static int64_t now_ns() {
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
-  }
-
   // For the executor: room for the operations that will run; where an operation begins (the first call counts); a part of it that a worker
   // computed.
   void resize(std::size_t num_ops, int threads) {
@@ -26,7 +23,7 @@ struct StepTimes {
     op_busy_ns.assign(num_ops * static_cast<std::size_t>(threads), 0);
   }
   void begin_op(std::size_t op) {
-    if (op_begin_ns[op] == 0) op_begin_ns[op] = now_ns();
+    if (op_begin_ns[op] == 0) op_begin_ns[op] = steady_ns();
   }
   void add_busy(std::size_t op, int worker, int64_t ns) {
     op_busy_ns[op * static_cast<std::size_t>(num_threads) + static_cast<std::size_t>(worker)] += ns;

@@ -21,7 +21,9 @@
 #include <vector>
 
 #include "millrace/base/aligned_buffer.h"
+#include "millrace/base/file_descriptor.h"
 #include "millrace/base/process_memory.h"
+#include "millrace/base/round_up.h"
 
 namespace millrace {
 namespace {
@@ -31,8 +33,6 @@ namespace fs = std::filesystem;
 constexpr uint32_t kFormat = 1;
 constexpr int64_t kChunkBytes = int64_t{2} << 20;  // that one checksum covers; also a huge page, at whose multiples the panels begin
 constexpr std::string_view kExtension = ".packed", kPartial = ".partial";
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 class Sha256 {
  public:
@@ -151,22 +151,6 @@ uint64_t checksum(const std::byte* bytes, int64_t num_bytes) {
   uint64_t sum = 0;
   for (const uint64_t lane : lanes) sum = std::rotl((sum ^ lane) * kOdd, 29);
   return sum;
-}
-
-struct FileDescriptor {
-  int fd = -1;
-  explicit FileDescriptor(int opened) : fd(opened) {}
-  FileDescriptor(const FileDescriptor&) = delete;
-  FileDescriptor& operator=(const FileDescriptor&) = delete;
-  ~FileDescriptor() {
-    if (fd >= 0) ::close(fd);
-  }
-};
-
-Status errno_status(const std::string& path, std::string_view doing) {
-  const int error = errno;
-  return {error == ENOSPC || error == EDQUOT ? StatusCode::kResourceExhausted : StatusCode::kUnavailable,
-          fmt::format("{}: cannot {}: {}", path, doing, std::strerror(error))};
 }
 
 Status write_at(int file, const std::string& path, const void* data, int64_t num_bytes, int64_t offset) {

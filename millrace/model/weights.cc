@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "millrace/base/aligned_buffer.h"
+#include "millrace/base/round_up.h"
 #include "millrace/kernels/grouped_panels.h"
 #include "millrace/model/program.h"
 #include "millrace/tensor/dequantize.h"
@@ -102,8 +103,6 @@ class FirstError {
   int64_t index_ = 0;
   Status status_;
 };
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 constexpr int64_t kPanelsAlignment = 64;
 
