@@ -158,7 +158,10 @@ void add_generation_options(CLI::App& command, GenerationOptions& options) {
 }
 
 void add_answer_options(CLI::App& command, GenerationOptions& options) {
-  command.add_option("--max-tokens", options.max_tokens, "Most tokens to make; default: to the end of the context")->check(whole_number(1));
+  command
+      .add_option("--max-tokens", options.max_tokens,
+                  "Most tokens to make; default: to the end of the context; 0: only the prompt is computed")
+      ->check(whole_number(0));
   command.add_option("--min-tokens", options.min_tokens, "Nothing ends the answer before so many tokens")->check(whole_number(0));
   command.add_flag("--ignore-eos", options.ignore_eos, "The model's end of text does not end the answer");
   command.add_option("--bad-word", options.bad_words, "Text that the answer must not contain; may be repeated")->allow_extra_args(false);

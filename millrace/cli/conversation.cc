@@ -33,6 +33,7 @@ Result<Completion> complete(Engine& engine, GenerationRequest request, const std
     const std::lock_guard lock(shared->mutex);
     shared->pending += delta.text;
     shared->completion.usage = delta.usage;
+    if (!delta.prompt_logprobs.empty()) shared->completion.prompt_logprobs = std::move(delta.prompt_logprobs);
     if (delta.finish_reason) shared->completion.finish_reason = *delta.finish_reason;
     if (!delta.error.is_ok()) shared->error = delta.error;
     shared->finished |= delta.request_finished;

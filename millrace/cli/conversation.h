@@ -16,7 +16,8 @@ struct Completion {
   std::string text;
   FinishReason finish_reason = FinishReason::kStop;
   Usage usage;
-  double ttft_seconds = 0, seconds = 0;  // to the first text, and in all
+  std::vector<TokenLogprob> prompt_logprobs;  // of the prompt's tokens from the second on, where asked for
+  double ttft_seconds = 0, seconds = 0;       // to the first text, and in all
 };
 
 // Adds the request and waits for its end, calling `on_text` with each certain piece. When `interrupted` turns true the request is

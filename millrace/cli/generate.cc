@@ -17,6 +17,7 @@ struct GenerateOptions : ModelOptions, GenerationOptions {
   std::optional<std::string> prompt;
   std::string file;
   bool chat = false;
+  int prompt_logprobs = -1;  // -1: none
 };
 
 struct Prompt {
@@ -88,17 +89,49 @@ struct Run {
 Result<GenerationRequest> make_request(const Run& run, const Prompt& prompt, std::size_t index) {
   MR_ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
                       prompt.messages.empty() ? run.tokenizer.encode(prompt.text) : conversation_tokens(run.model, prompt.messages));
-  return answer_request(std::move(tokens), run.sampling, run.seed + index, run.options);
+  GenerationRequest request = answer_request(std::move(tokens), run.sampling, run.seed + index, run.options);
+  request.num_prompt_logprobs = run.options.prompt_logprobs;
+  return request;
 }
 
-void print_json(std::size_t index, const Completion& done) {
-  fmt::print("{}\n", json_text(json::object{{"index", index},
-                                            {"text", done.text},
-                                            {"finish_reason", finish_reason_name(done.finish_reason)},
-                                            {"usage", json::object{{"prompt_tokens", done.usage.prompt_tokens},
-                                                                   {"completion_tokens", done.usage.completion_tokens}}},
-                                            {"ttft_ms", done.ttft_seconds * 1e3},
-                                            {"seconds", done.seconds}}));
+// As in an answer of the server: the first token has none, each other one has itself and the likeliest in its place.
+json::array prompt_logprobs_json(const Tokenizer& tokenizer, const std::vector<TokenLogprob>& logprobs) {
+  json::array all{nullptr};
+  for (const TokenLogprob& token : logprobs) {
+    json::object ids;
+    const auto add = [&](int32_t id, float logprob, int64_t rank) {
+      ids.emplace(fmt::format("{}", id),
+                  json::object{{"logprob", std::max(logprob, -9999.0f)}, {"rank", rank}, {"decoded_token", tokenizer.token_text(id)}});
+    };
+    add(token.token_id, token.logprob, token.rank);
+    for (std::size_t i = 0; i < token.top_logprobs.size(); ++i) {
+      const auto& [id, logprob] = token.top_logprobs[i];
+      if (id != token.token_id) add(id, logprob, static_cast<int64_t>(i) + 1);
+    }
+    all.push_back(std::move(ids));
+  }
+  return all;
+}
+
+void print_prompt_logprobs(const Tokenizer& tokenizer, const std::vector<TokenLogprob>& logprobs) {
+  double sum = 0;
+  for (const TokenLogprob& token : logprobs) {
+    sum += static_cast<double>(token.logprob);
+    fmt::print("{:10.4f}  rank {:<6} {}\n", token.logprob, token.rank, json_text(json::value(tokenizer.token_text(token.token_id))));
+  }
+  if (!logprobs.empty()) fmt::print("{:10.4f}  mean of {} prompt tokens\n", sum / static_cast<double>(logprobs.size()), logprobs.size());
+}
+
+void print_json(const Run& run, std::size_t index, const Completion& done) {
+  json::object answer{
+      {"index", index},
+      {"text", done.text},
+      {"finish_reason", finish_reason_name(done.finish_reason)},
+      {"usage", json::object{{"prompt_tokens", done.usage.prompt_tokens}, {"completion_tokens", done.usage.completion_tokens}}},
+      {"ttft_ms", done.ttft_seconds * 1e3},
+      {"seconds", done.seconds}};
+  if (run.options.prompt_logprobs >= 0) answer["prompt_logprobs"] = prompt_logprobs_json(run.tokenizer, done.prompt_logprobs);
+  fmt::print("{}\n", json_text(answer));
 }
 
 // The answer of --prompt, on a terminal as it is made. Before there is any, nothing is printed: it may be refused.
@@ -114,10 +147,11 @@ Status answer_prompt(const Run& run, const Prompt& prompt) {
                         if (!run.options.json) print_text(text);
                       }));
   if (run.options.json) {
-    print_json(0, done);
+    print_json(run, 0, done);
     return Status::ok();
   }
   print_text("\n");
+  print_prompt_logprobs(run.tokenizer, done.prompt_logprobs);
   const double decode_seconds = done.seconds - done.ttft_seconds;
   fmt::print(stderr, "[{} prompt tokens, {} new; first after {:.0f} ms, then {:.1f} tokens/s; ended by {}]\n", done.usage.prompt_tokens,
              done.usage.completion_tokens, done.ttft_seconds * 1e3,
@@ -153,13 +187,14 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-void take_delta(Answers& answers, std::size_t index, const OutputDelta& delta) {
+void take_delta(Answers& answers, std::size_t index, OutputDelta& delta) {
   const std::lock_guard lock(answers.mutex);
   Answers::Answer& answer = answers.answers[index];
   Completion& completion = answer.completion;
   if (completion.text.empty() && !delta.text.empty()) completion.ttft_seconds = seconds_since(answer.start);
   completion.text += delta.text;
   completion.usage = delta.usage;
+  if (!delta.prompt_logprobs.empty()) completion.prompt_logprobs = std::move(delta.prompt_logprobs);
   if (delta.finish_reason) completion.finish_reason = *delta.finish_reason;
   if (!delta.error.is_ok()) answer.error = delta.error;
   if (!delta.request_finished) return;
@@ -199,9 +234,10 @@ class AnswerPrinter {
     }
     keep_weights(run_.model);
     if (run_.options.json) {
-      print_json(next_, answer.completion);
+      print_json(run_, next_, answer.completion);
     } else {
       fmt::print("[{}] {}\n", next_, answer.completion.text);
+      print_prompt_logprobs(run_.tokenizer, answer.completion.prompt_logprobs);
     }
   }
 
@@ -273,6 +309,11 @@ void register_generate(CLI::App& app, int& exit_status) {
                                 "JSON lines, each {\"prompt\": \"...\"} or {\"messages\": [...]}; answered together, printed in order")
                    ->check(CLI::ExistingFile);
   prompt->excludes(file);
+  command
+      ->add_option("--prompt-logprobs", options->prompt_logprobs,
+                   "Also how likely the prompt's tokens are: each one's log probability and rank, with --json the K likeliest too")
+      ->type_name("K")
+      ->check(CLI::Range(0, 1000));
   command->add_flag("--chat", options->chat, "--prompt is a user's message: apply the chat template");
   add_answer_options(*command, *options);
   add_generation_options(*command, *options);

@@ -84,8 +84,11 @@ class Engine::Impl {
   void propose_drafts();
   void build_plan(std::span<const Scheduler::Planned> planned);
   void plan_outputs(LiveSequence& sequence, int32_t row_end);
+  void plan_scores(LiveSequence& sequence, int64_t num_rows, int32_t row_begin);
   void accept_drafts(const StepOutput& output);
+  void take_scores(LiveSequence& sequence, std::span<const SampledToken> tokens);
   int64_t take_tokens(LiveSequence& sequence, std::span<const SampledToken> tokens, double now);
+  void end_without_token(LiveSequence& sequence);
   void end_request(LiveRequest& request, FinishReason reason, const Status& error);
   void finish_sequence(LiveSequence& sequence, bool forget);
   void deliver(LiveSequence& sequence);
@@ -124,6 +127,12 @@ class Engine::Impl {
     int64_t num_draft_tokens, num_accepted_tokens;
   };
   std::vector<Wanted> wanted_;
+  // Sequences of which prompt tokens are scored.
+  struct Scored {
+    LiveSequence* sequence;
+    std::size_t output_begin, num_outputs;
+  };
+  std::vector<Scored> scored_;
   std::vector<SamplingInput> sampling_;  // [num_outputs]; never grows within a step: the plan points into it
   // Draft tokens of a step: who decodes in it, and how many each gets.
   std::vector<LiveSequence*> decoding_;
@@ -196,6 +205,10 @@ std::unique_ptr<LiveRequest> Engine::Impl::make_live(GenerationRequest request, 
     sequence.sampling.sequence = static_cast<uint64_t>(i);
   }
   live->sequences[0]->tokens = std::move(live->request.prompt_tokens);
+  if (live->request.num_prompt_logprobs >= 0) {
+    live->prompt_scores.num_logprobs = live->request.num_prompt_logprobs;
+    live->sequences[0]->score_end = live->num_prompt_tokens - 1;
+  }
   return live;
 }
 
@@ -379,7 +392,13 @@ bool Engine::Impl::step() {
   if (speculates() && num_decode_rows == num_rows) draft_planner_.observe_step(num_rows, num_drafts, now - begun);
   scheduler_.commit_step();
   int64_t num_generated = 0;
+  for (const Scored& scored : scored_)
+    take_scores(*scored.sequence, std::span(output.tokens).subspan(scored.output_begin, scored.num_outputs));
   for (const Wanted& wanted : wanted_) {
+    if (wanted.sequence->request.max_tokens == 0) {
+      end_without_token(*wanted.sequence);
+      continue;
+    }
     num_generated +=
         take_tokens(*wanted.sequence,
                     std::span(output.tokens).subspan(wanted.output_begin, static_cast<std::size_t>(1 + wanted.num_accepted_tokens)), now);
@@ -439,9 +458,12 @@ void Engine::Impl::build_plan(std::span<const Scheduler::Planned> planned) {
   }
   plan_.clear();
   wanted_.clear();
+  scored_.clear();
   std::size_t num_outputs = 0;
-  for (const Scheduler::Planned& rows : planned)
+  for (const Scheduler::Planned& rows : planned) {
+    num_outputs += static_cast<std::size_t>(rows.sequence->num_scored(rows.num_rows));
     num_outputs += rows.wants_token() ? 1 + static_cast<std::size_t>(rows.sequence->num_draft_tokens) : 0;
+  }
   sampling_.clear();
   sampling_.reserve(num_outputs);
   for (const Scheduler::Planned& rows : planned) {
@@ -452,6 +474,7 @@ void Engine::Impl::build_plan(std::span<const Scheduler::Planned> planned) {
     const int32_t row_end = static_cast<int32_t>(plan_.tokens.size());
     plan_.sequences.push_back({row_begin, row_end, static_cast<int32_t>(sequence.num_computed), sequence.request.rope_long,
                                static_cast<int32_t>(sequence.num_prompt_tokens)});
+    plan_scores(sequence, rows.num_rows, row_begin);
     if (rows.wants_token()) plan_outputs(sequence, row_end);
   }
   plan_.table_begin.push_back(0);
@@ -464,6 +487,20 @@ void Engine::Impl::build_plan(std::span<const Scheduler::Planned> planned) {
   }
 }
 
+// The prompt's next token after each row that is scored.
+void Engine::Impl::plan_scores(LiveSequence& sequence, int64_t num_rows, int32_t row_begin) {
+  const int64_t num_scored = sequence.num_scored(num_rows);
+  if (num_scored == 0) return;
+  scored_.push_back({&sequence, plan_.outputs.size(), static_cast<std::size_t>(num_scored)});
+  const int64_t first = std::max(sequence.num_computed, sequence.score_begin);
+  for (int64_t position = first; position < first + num_scored; ++position) {
+    SamplingInput& sampling = sampling_.emplace_back();
+    sampling.params = &sequence.request.prompt_scores;
+    sampling.given = sequence.tokens[static_cast<std::size_t>(position + 1)];
+    plan_.outputs.push_back({row_begin + static_cast<int32_t>(position - sequence.num_computed), &sampling});
+  }
+}
+
 // A token after the sequence's last own row, and one after each draft token as if those before it were accepted.
 void Engine::Impl::plan_outputs(LiveSequence& sequence, int32_t row_end) {
   const std::span<const int32_t> tokens(sequence.tokens);
@@ -471,6 +508,7 @@ void Engine::Impl::plan_outputs(LiveSequence& sequence, int32_t row_end) {
   const auto num_draft_tokens = static_cast<int32_t>(sequence.num_draft_tokens);
   const int64_t num_completion_tokens = sequence.completion.num_tokens();
   wanted_.push_back({&sequence, plan_.outputs.size(), num_draft_tokens, 0});
+  if (sequence.request.max_tokens == 0) return;
   for (int32_t k = 0; k <= num_draft_tokens; ++k) {
     SamplingInput& sampling = sampling_.emplace_back(sequence.sampling);
     sampling.position = static_cast<uint64_t>(num_completion_tokens + k);
@@ -501,6 +539,28 @@ void Engine::Impl::accept_drafts(const StepOutput& output) {
     metrics_.num_accepted_tokens += accepted;
     for (int64_t k = 0; k < accepted; ++k) ++metrics_.num_accepted_tokens_per_position[static_cast<std::size_t>(k)];
   }
+}
+
+void Engine::Impl::take_scores(LiveSequence& sequence, std::span<const SampledToken> tokens) {
+  LiveRequest& request = sequence.request;
+  for (const SampledToken& token : tokens) {
+    if (!token.finite) {
+      end_request(request, FinishReason::kError,
+                  Status::internal(fmt::format("the model's numbers are not finite at prompt token {}", sequence.score_begin)));
+      return;
+    }
+    request.prompt_logprobs.push_back({token.id, token.logprob, token.top_logprobs, token.rank});
+    ++sequence.score_begin;
+  }
+}
+
+// The prompt is computed, and that is all that was asked for.
+void Engine::Impl::end_without_token(LiveSequence& sequence) {
+  if (sequence.state == SequenceState::kFinished) return;
+  if (sequence.index == 0) schedule_siblings(sequence.request);
+  sequence.completion.end(FinishReason::kLength, delta_);
+  finish_sequence(sequence, /*forget=*/false);
+  deliver(sequence);
 }
 
 // One delta for the tokens that the step gave the sequence. Returns how many it took: none after the one that ends the sequence.
@@ -581,11 +641,13 @@ void Engine::Impl::deliver(LiveSequence& sequence) {
   delta_.sequence = sequence.index;
   delta_.usage = request.usage;
   delta_.request_finished = request.num_unfinished == 0;
+  if (sequence.index == 0) delta_.prompt_logprobs = std::exchange(request.prompt_logprobs, {});
   if (request.callback) request.callback(delta_);
   const bool finished = request.num_unfinished == 0;
   delta_.text.clear();
   delta_.token_ids.clear();
   delta_.logprobs.clear();
+  delta_.prompt_logprobs.clear();
   delta_.finish_reason.reset();
   delta_.stop_reason = std::monostate();
   delta_.error = Status::ok();

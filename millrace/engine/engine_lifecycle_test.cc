@@ -135,7 +135,9 @@ TEST(EngineLifecycle, WrongRequestsAreRefusedWithTheFieldsName) {
   EXPECT_EQ(message([](auto& r) { r.prompt_tokens.assign(200, 1), r.max_tokens = 57; }),
             "the prompt has 200 tokens and max_tokens is 57, together more than the 256 that the KV cache (raise kv_bytes for more) holds");
   EXPECT_EQ(message([](auto& r) { r.prompt_tokens.assign(200, 1), r.max_tokens = 56; }), "accepted");
-  EXPECT_EQ(message([](auto& r) { r.max_tokens = 0; }), "max_tokens is 0, expected at least 1");
+  EXPECT_EQ(message([](auto& r) { r.max_tokens = -1; }), "max_tokens is -1, expected at least 0");
+  EXPECT_EQ(message([](auto& r) { r.prompt_tokens.assign(256, 1), r.max_tokens = 0; }), "accepted");
+  EXPECT_EQ(message([](auto& r) { r.num_prompt_logprobs = 62; }), "prompt_logprobs is 62, expected at least 0, at most 61");
   EXPECT_NE(message([](auto& r) { r.max_tokens = std::numeric_limits<int64_t>::max(); }), "accepted");
   EXPECT_EQ(message([](auto& r) { r.min_tokens = 6; }), "min_tokens is 6, expected at most max_tokens, 5");
   EXPECT_EQ(message([](auto& r) { r.min_tokens = -1; }), "min_tokens is -1, expected at least 0");

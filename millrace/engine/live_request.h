@@ -34,9 +34,11 @@ struct LiveRequest {
   int64_t num_prompt_tokens = 0;
   int64_t max_tokens = 1;  // of each sequence
   bool rope_long = false;
-  double added_at = 0;                  // seconds
-  bool queued = true;                   // counts against the queue's limits
-  std::vector<int32_t> stop_token_ids;  // what min_tokens forbids
+  double added_at = 0;                        // seconds
+  bool queued = true;                         // counts against the queue's limits
+  std::vector<int32_t> stop_token_ids;        // what min_tokens forbids
+  SamplingParams prompt_scores;               // SamplingInput::params of prompt tokens that are scored
+  std::vector<TokenLogprob> prompt_logprobs;  // until the first delta
   // Sequences after the first wait until it has prefilled the prompt, and then find its full blocks in the prefix cache. The prompt's
   // last, partial block each recomputes for itself: less than a block of rows, and no copy-on-write anywhere.
   std::vector<std::unique_ptr<LiveSequence>> sequences;

@@ -21,15 +21,18 @@ struct GenerationRequest {
   SamplingParams sampling;
   uint64_t seed = 0;                    // the same seed gives the same tokens, in any company: draw one where the client gave none
   int32_t n = 1;                        // sequences, each with its own random numbers
-  std::optional<int64_t> max_tokens;    // completion tokens, at least 1; absent: to the end of the context
+  std::optional<int64_t> max_tokens;    // completion tokens; absent: to the end of the context. 0: the prompt is computed, nothing is drawn
   int64_t min_tokens = 0;               // before so many completion tokens nothing stops the sequence
   std::vector<std::string> stop;        // none empty; the earliest match in the text ends the sequence
   std::vector<int32_t> stop_token_ids;  // besides EngineOptions::eos_token_ids
   bool ignore_eos = false;
   bool include_stop_str_in_output = false;
   bool skip_special_tokens = true;  // in the text; token_ids always has them
-  std::string cache_salt;           // only requests with an equal salt share cached prefixes
-  int32_t priority = 0;             // lower is served first; equal priorities in order of arrival
+  // -1: none; k: each prompt token but the first with its logprob, its rank and the k most likely in its place, in the first delta of
+  // sequence 0. Those positions are computed, not taken from the prefix cache.
+  int32_t num_prompt_logprobs = -1;
+  std::string cache_salt;  // only requests with an equal salt share cached prefixes
+  int32_t priority = 0;    // lower is served first; equal priorities in order of arrival
 };
 
 enum class FinishReason {
@@ -44,6 +47,7 @@ struct TokenLogprob {
   int32_t token_id = -1;
   float logprob = 0;
   std::vector<std::pair<int32_t, float>> top_logprobs;  // most likely first
+  int64_t rank = 0;                                     // of a prompt's token; 1 is the likeliest
 };
 
 // Of the whole request so far. With n > 1 the prompt counts once and the completions of all sequences count.
@@ -59,6 +63,7 @@ struct OutputDelta {
   std::string text;                           // certain text: whole UTF-8 characters, never a part of what may become a stop string
   std::vector<int32_t> token_ids;             // sampled since the last delta, a stop token included; text may lag behind
   std::vector<TokenLogprob> logprobs;         // one for each of token_ids where logprobs were asked for, else none
+  std::vector<TokenLogprob> prompt_logprobs;  // with num_prompt_logprobs, once: of the prompt's tokens from the second on
   std::optional<FinishReason> finish_reason;  // set on a sequence's last delta
   std::variant<std::monostate, int32_t, std::string> stop_reason;  // with kStop: the stop token or string; nothing for EOS
   bool request_finished = false;                                   // the last delta of the request; after it the callback is destroyed

@@ -77,9 +77,10 @@ Status check_length(const GenerationRequest& request, const RequestLimits& limit
   const bool context_is_limit = limits.max_sequence_tokens >= limits.max_context;
   const int64_t limit = limits.max_sequence_tokens;
   const std::string_view what = context_is_limit ? "the context" : "the KV cache (raise kv_bytes for more)";
-  if (num_prompt_tokens >= limit) {
-    return Status::invalid_argument(
-        fmt::format("the prompt has {} tokens, and {} holds {}, one token of the answer included", num_prompt_tokens, what, limit));
+  const bool only_prompt = request.max_tokens == 0;
+  if (num_prompt_tokens >= limit + (only_prompt ? 1 : 0)) {
+    return Status::invalid_argument(fmt::format("the prompt has {} tokens, and {} holds {}{}", num_prompt_tokens, what, limit,
+                                                only_prompt ? "" : ", one token of the answer included"));
   }
   if (request.max_tokens && *request.max_tokens > limit - num_prompt_tokens) {
     return Status::invalid_argument(fmt::format("the prompt has {} tokens and max_tokens is {}, together more than the {} that {} holds",
@@ -93,13 +94,16 @@ Status check_length(const GenerationRequest& request, const RequestLimits& limit
 Status check_request(const GenerationRequest& request, const RequestLimits& limits) {
   if (request.prompt_tokens.empty()) return Status::invalid_argument("the prompt is empty, expected at least one token");
   if (request.n < 1 || request.n > limits.max_n) return out_of_range("n", request.n, fmt::format("at least 1, at most {}", limits.max_n));
-  if (request.max_tokens && *request.max_tokens < 1) {
-    return Status::invalid_argument(fmt::format("max_tokens is {}, expected at least 1", *request.max_tokens));
+  if (request.max_tokens && *request.max_tokens < 0) {
+    return Status::invalid_argument(fmt::format("max_tokens is {}, expected at least 0", *request.max_tokens));
   }
   if (request.min_tokens < 0) return Status::invalid_argument(fmt::format("min_tokens is {}, expected at least 0", request.min_tokens));
   if (request.max_tokens && request.min_tokens > *request.max_tokens) {
     return Status::invalid_argument(
         fmt::format("min_tokens is {}, expected at most max_tokens, {}", request.min_tokens, *request.max_tokens));
+  }
+  if (request.num_prompt_logprobs < -1 || request.num_prompt_logprobs > limits.vocab_size) {
+    return out_of_range("prompt_logprobs", request.num_prompt_logprobs, fmt::format("at least 0, at most {}", limits.vocab_size));
   }
   MR_RETURN_IF_ERROR(check_length(request, limits));
   const auto in_vocabulary = [&](int32_t id) { return id >= 0 && id < limits.vocab_size; };

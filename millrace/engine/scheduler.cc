@@ -17,9 +17,9 @@ int64_t Scheduler::window_blocks(int64_t window, int64_t rows) {
 }
 
 Scheduler::Scheduler(SchedulerOptions options, BlockAllocator& allocator) : options_(std::move(options)), allocator_(allocator) {
-  MR_CHECK(
-      options_.max_running_sequences >= 1 && options_.max_running_sequences <= options_.step_tokens_max && options_.prefill_chunk_max >= 1,
-      "every running sequence must be able to decode in one step");
+  MR_CHECK(options_.max_running_sequences >= 1 && options_.max_running_sequences <= options_.step_tokens_max &&
+               options_.prefill_chunk_max >= 1 && options_.scored_rows_max >= 1,
+           "every running sequence must be able to decode in one step");
   MR_CHECK(static_cast<int64_t>(options_.windows.size()) == allocator.num_groups(), "one window, or none, for each group");
 }
 
@@ -46,6 +46,7 @@ std::span<const Scheduler::Planned> Scheduler::plan_step() {
   planned_.clear();
   newly_admitted_.clear();
   budget_ = options_.step_tokens_max;
+  scored_left_ = options_.scored_rows_max;
   preempted_in_step_ = false;
   plan_decodes();
   reserve_drafts();
@@ -90,6 +91,7 @@ void Scheduler::commit_step() {
 
 void Scheduler::plan(Sequence& sequence, int64_t num_rows) {
   grow(sequence, num_rows);
+  scored_left_ -= sequence.num_scored(num_rows);
   sequence.num_planned_rows = num_rows;
   planned_.push_back({&sequence, num_rows});
   budget_ -= num_rows;
@@ -136,7 +138,9 @@ bool Scheduler::plan_prefills() {
     Sequence& sequence = *running_[i];
     if (sequence.num_planned_rows > 0) continue;
     if (budget_ == 0) return false;
-    const int64_t wanted = std::min({sequence.num_uncomputed(), options_.prefill_chunk_max, budget_});
+    const int64_t wanted =
+        rows_to_score(sequence, std::min({sequence.num_uncomputed(), options_.prefill_chunk_max, budget_}), scored_left_);
+    if (wanted == 0) continue;  // older prompts have what the step scores
     int64_t fitting = rows_that_fit(sequence, wanted);
     // A younger prefill gives way. A younger decode that is already planned does not: it ends some day, and nobody is admitted before.
     while (fitting == 0 && running_.back() != &sequence && running_.back()->num_planned_rows == 0) {
@@ -152,8 +156,11 @@ bool Scheduler::plan_prefills() {
 void Scheduler::admit_waiting() {
   while (!waiting_.empty() && budget_ > 0 && num_running() < options_.max_running_sequences) {
     Sequence& sequence = **waiting_.begin();
+    if (sequence.score_begin < sequence.score_end && scored_left_ == 0) return;
     if (!try_admit(sequence)) return;
-    const int64_t fitting = rows_that_fit(sequence, std::min({sequence.num_uncomputed(), options_.prefill_chunk_max, budget_}));
+    const int64_t wanted =
+        rows_to_score(sequence, std::min({sequence.num_uncomputed(), options_.prefill_chunk_max, budget_}), scored_left_);
+    const int64_t fitting = rows_that_fit(sequence, wanted);
     MR_CHECK(fitting > 0, "an admitted sequence has room for a row");
     plan(sequence, fitting);
   }
@@ -165,9 +172,12 @@ void Scheduler::extend_prefills() {
     if (budget_ == 0) return;
     const int64_t rows = sequence->num_planned_rows;
     if (rows == 0 || rows == sequence->num_uncomputed()) continue;
-    const int64_t extended = rows_that_fit(*sequence, std::min(sequence->num_uncomputed(), rows + budget_));
+    const int64_t num_scored = sequence->num_scored(rows);
+    const int64_t extended =
+        rows_that_fit(*sequence, rows_to_score(*sequence, std::min(sequence->num_uncomputed(), rows + budget_), num_scored + scored_left_));
     if (extended <= rows) continue;
     grow(*sequence, extended);
+    scored_left_ -= sequence->num_scored(extended) - num_scored;
     budget_ -= extended - rows;
     sequence->num_planned_rows = extended;
     std::find_if(planned_.begin(), planned_.end(), [&](const Planned& planned) { return planned.sequence == sequence; })->num_rows =
@@ -185,6 +195,12 @@ int64_t Scheduler::blocks_for(int64_t group, int64_t num_tokens) const {
   const int64_t all = num_blocks_of(num_tokens);
   const std::optional<int64_t> window = options_.windows[group];
   return window ? std::min(all, window_blocks(*window, std::min(num_tokens, options_.prefill_chunk_max))) : all;
+}
+
+// As many of the next rows as have at most `num_scored_max` scored ones among them.
+int64_t Scheduler::rows_to_score(const Sequence& sequence, int64_t num_rows, int64_t num_scored_max) const {
+  if (sequence.num_scored(num_rows) <= num_scored_max) return num_rows;
+  return std::max(sequence.num_computed, sequence.score_begin) - sequence.num_computed + num_scored_max;
 }
 
 int64_t Scheduler::rows_that_fit(const Sequence& sequence, int64_t num_rows) const {
@@ -258,7 +274,8 @@ void Scheduler::extend_digests(Sequence& sequence, int64_t num_blocks) {
 int64_t Scheduler::find_prefix(Sequence& sequence) {
   if (!sequence.shares_prefix || allocator_.num_groups() == 0) return 0;
   // The last token is always computed: its logits are wanted.
-  const int64_t longest = (sequence.num_tokens() - 1) / kKvBlockTokens;
+  int64_t longest = (sequence.num_tokens() - 1) / kKvBlockTokens;
+  if (sequence.score_begin < sequence.score_end) longest = std::min(longest, sequence.score_begin / kKvBlockTokens);
   int64_t reach = 0;  // blocks that every group without a window has
   for (; reach < longest; ++reach) {
     extend_digests(sequence, reach + 1);

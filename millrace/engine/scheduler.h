@@ -18,6 +18,8 @@
 //      its own cached blocks).
 //   5. Draft tokens take at most half of what decodes leave of the token budget, and blocks that nobody else wants in the step: they
 //      preempt nobody and keep nobody waiting.
+//   6. Rows whose logits are wanted because they score a prompt (Sequence::score_begin) are at most scored_rows_max in a step: logits take
+//      the vocabulary times 4 bytes a row.
 // Progress: the first in order is never preempted for another, and a step with anything to do computes at least one row.
 namespace millrace {
 
@@ -25,6 +27,7 @@ struct SchedulerOptions {
   int64_t max_running_sequences = 64;  // at most step_tokens_max, so that every running sequence can decode in one step
   int64_t step_tokens_max = 512;
   int64_t prefill_chunk_max = 256;
+  int64_t scored_rows_max = 64;
   std::vector<std::optional<int64_t>> windows;  // [num_groups] KvGroupSpec::window
   bool prompt_differs = false;  // ExecutorInfo::prompt_differs: a cached prefix serves only tokens that would be computed in the same way
 };
@@ -83,6 +86,7 @@ class Scheduler {
   bool try_admit(Sequence& sequence);
   int64_t find_prefix(Sequence& sequence);
   void take_prefix(Sequence& sequence, int64_t num_blocks);
+  int64_t rows_to_score(const Sequence& sequence, int64_t num_rows, int64_t num_scored_max) const;
   int64_t rows_that_fit(const Sequence& sequence, int64_t num_rows) const;
   void grow(Sequence& sequence, int64_t num_rows);
   void shrink(Sequence& sequence);
@@ -99,6 +103,7 @@ class Scheduler {
   std::vector<Planned> planned_;
   std::vector<Sequence*> newly_admitted_;
   int64_t budget_ = 0;
+  int64_t scored_left_ = 0;  // rows that the step may still score
   bool preempted_in_step_ = false;
   Counters counters_;
 };

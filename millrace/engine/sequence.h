@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <tuple>
 #include <vector>
@@ -26,6 +27,9 @@ struct Sequence {
   int64_t num_prompt_tokens = 0;
   BlockDigest prefix_root;    // PrefixHasher::root
   bool shares_prefix = true;  // looks for and leaves cached blocks
+  // Rows at positions [score_begin, score_end) say how likely the prompt's next token was, so they have to be computed. The owner moves the
+  // beginning along; what a preempted sequence computes again is not scored again.
+  int64_t score_begin = 0, score_end = 0;
 
   SequenceState state = SequenceState::kWaiting;
   // A guess of how the sequence goes on: the last of `tokens`. Computed in the same step as the token before them, they are right as far as
@@ -45,6 +49,10 @@ struct Sequence {
   void keep_draft_tokens(int64_t count) {
     tokens.resize(static_cast<std::size_t>(num_tokens() + count));
     num_draft_tokens = count;
+  }
+  // Of the next `num_rows` rows, how many are scored.
+  int64_t num_scored(int64_t num_rows) const {
+    return std::max<int64_t>(0, std::min(num_computed + num_rows, score_end) - std::max(num_computed, score_begin));
   }
   int64_t num_uncomputed() const { return num_tokens() - num_computed; }
 

@@ -165,6 +165,13 @@ void add_logprobs(std::span<const float> logits, int32_t num_logprobs, std::vect
   for (const auto& [logit, id] : candidates) out.top_logprobs.emplace_back(id, logprob(logit));
 }
 
+int64_t rank_of(std::span<const float> logits, int32_t id) {
+  const float logit = logits[static_cast<std::size_t>(id)];
+  const auto end_of_lower = logits.begin() + id;
+  return 1 + std::count_if(logits.begin(), logits.end(), [logit](float other) { return other > logit; }) +
+         std::count(logits.begin(), end_of_lower, logit);
+}
+
 }  // namespace
 
 void sample(std::span<const float> logits, const SamplingInput& input, SamplingScratch& scratch, SampledToken& out) {
@@ -175,6 +182,13 @@ void sample(std::span<const float> logits, const SamplingInput& input, SamplingS
   out.top_logprobs.clear();
   out.finite = all_finite(logits);
   if (!out.finite) return;
+  if (input.given >= 0) {
+    MR_CHECK(static_cast<std::size_t>(input.given) < logits.size(), "a given token is in the vocabulary");
+    out.id = input.given;
+    out.rank = rank_of(logits, out.id);
+    add_logprobs(logits, std::max(0, params.num_logprobs), scratch.candidates, out);
+    return;
+  }
 
   out.mirostat_mu = input.mirostat_mu.value_or(2 * static_cast<double>(params.mirostat_tau));
   std::span<const float> changed = logits;

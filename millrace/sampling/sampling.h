@@ -56,6 +56,7 @@ struct SamplingInput {
   std::span<const uint32_t> allowed = {};   // bitmask [ceil(vocab_size / 32)] of tokens that may be drawn; empty: all
   std::span<const int32_t> forbidden = {};  // ids that must not be drawn (min_tokens: the stop tokens)
   std::optional<double> mirostat_mu = {};   // SampledToken::mirostat_mu of the draw before; absent at a sequence's first
+  int32_t given = -1;  // at least 0: nothing is drawn, and this token, in [0, vocab_size), gets its logprob and rank: a prompt's
 };
 
 struct SampledToken {
@@ -64,6 +65,7 @@ struct SampledToken {
   double mirostat_mu = 0;                               // with mirostat: the bits of surprise that the next draw tolerates
   float logprob = 0;                                    // of id under the unmodified logits' softmax; only with num_logprobs >= 0
   std::vector<std::pair<int32_t, float>> top_logprobs;  // most likely first
+  int64_t rank = 0;                                     // of SamplingInput::given: 1 is the likeliest; among equals the lower id goes first
 };
 
 // Reused between calls, so that a draw allocates nothing once the vectors have grown. What is in it means nothing to a caller.

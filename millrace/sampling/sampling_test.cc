@@ -192,6 +192,32 @@ TEST(Sampling, LogprobsAreOfTheUnmodifiedDistribution) {
   EXPECT_EQ(sample_once(logits, {.params = &params}).top_logprobs.size(), logits.size());
 }
 
+TEST(Sampling, AGivenTokenIsScoredInsteadOfDrawn) {
+  std::vector<float> logits = random_logits(300, 3, 2.0f);
+  logits[40] = logits[20] = logits[30];  // equals: the lower id goes first
+  std::vector<int32_t> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit));
+  SamplingParams params;
+  params.temperature = 0.3f;
+  params.logit_bias = {{17, 50.0f}};
+  for (const int32_t num_logprobs : {-1, 0, 3}) {
+    params.num_logprobs = num_logprobs;
+    for (std::size_t rank = 0; rank < ids.size(); ++rank) {
+      const SampledToken token = sample_once(logits, {.params = &params, .given = ids[rank]});
+      EXPECT_EQ(token.id, ids[rank]);
+      EXPECT_EQ(token.rank, static_cast<int64_t>(rank) + 1);
+      EXPECT_NEAR(token.logprob, logits[ids[rank]] - std::log(sum), 1e-5);
+      ASSERT_EQ(token.top_logprobs.size(), static_cast<std::size_t>(std::max(0, num_logprobs)));
+      for (std::size_t i = 0; i < token.top_logprobs.size(); ++i) EXPECT_EQ(token.top_logprobs[i].first, ids[i]);
+    }
+  }
+  logits[5] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_FALSE(sample_once(logits, {.params = &params, .given = 1}).finite);
+}
+
 TEST(Sampling, HugeParametersStayFinite) {
   const std::vector<float> logits = {1e30f, -1e30f, 2.0f, 0.0f};
   SamplingParams params;

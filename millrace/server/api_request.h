@@ -54,6 +54,7 @@ struct ApiRequest {
   bool logprobs = false;                // chat
   std::optional<int64_t> top_logprobs;  // chat
   std::optional<int64_t> num_logprobs;  // completions' "logprobs"
+  std::optional<int64_t> prompt_logprobs;
 
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <ctime>
+#include <limits>
 #include <random>
 
 namespace millrace {
@@ -25,6 +26,16 @@ std::optional<int64_t> completion_tokens_max(const PreparedCall& call) {
   return call.endpoint == Endpoint::kCompletions ? std::optional(kCompletionsDefault) : std::nullopt;
 }
 
+// Numbers that a request may ask for about its prompts' tokens: an answer of some 60 MB.
+constexpr int64_t kPromptLogprobsMax = 1 << 20;
+
+// The likeliest tokens that the engine is to name for each of the prompt's.
+std::optional<int64_t> prompt_logprobs_max(const ApiRequest& request) {
+  std::optional<int64_t> most = request.prompt_logprobs;
+  if (request.echo && request.num_logprobs) most = std::max(most.value_or(0), *request.num_logprobs);
+  return most;
+}
+
 }  // namespace
 
 std::optional<ApiError> check_against_model(const ServedModel& model, int64_t max_model_len, const PreparedCall& call) {
@@ -43,11 +54,12 @@ std::optional<ApiError> check_against_model(const ServedModel& model, int64_t ma
       return invalid_field("logit_bias", fmt::format("\"logit_bias\" has the key {}, expected token ids below {}", id, vocab_size));
   }
   const std::optional<int64_t> max_tokens = request.completion_tokens_max();
+  int64_t num_numbers = 0;
   const std::optional<int64_t> max_or_default = completion_tokens_max(call);
   for (const BuiltPrompt& prompt : call.prompts) {
     const auto num_prompt_tokens = static_cast<int64_t>(prompt.tokens.size());
     std::optional<ApiError> error;
-    if (num_prompt_tokens >= max_model_len) {
+    if (num_prompt_tokens >= max_model_len + (max_tokens == 0 ? 1 : 0)) {
       error = invalid_field(call.endpoint == Endpoint::kChat ? "messages" : "prompt",
                             fmt::format("the prompt has {} tokens; the model's context is {} tokens, prompt and completion together",
                                         num_prompt_tokens, max_model_len));
@@ -59,6 +71,13 @@ std::optional<ApiError> check_against_model(const ServedModel& model, int64_t ma
     if (error) {
       error->code = "context_length_exceeded";
       return error;
+    }
+    num_numbers += num_prompt_tokens * request.n * (1 + prompt_logprobs_max(request).value_or(-1));
+    if (num_numbers > kPromptLogprobsMax) {
+      return invalid_field(request.prompt_logprobs ? "prompt_logprobs" : "logprobs",
+                           fmt::format("the prompt tokens' log probabilities would be more than {}: ask with fewer or shorter prompts, a "
+                                       "smaller \"n\" or fewer of them for each token",
+                                       kPromptLogprobsMax));
     }
     // The default does not fit beside a long prompt: then it is what fits.
     const int64_t most = std::min(max_or_default.value_or(max_model_len), max_model_len - num_prompt_tokens);
@@ -92,6 +111,7 @@ GenerationCall::GenerationCall(const ServedModel& model, uint64_t call_id, Prepa
       exchange_(std::move(exchange)),
       response_(prepared_.endpoint, make_id(prepared_.endpoint), static_cast<int64_t>(std::time(nullptr)), model.name, *model.tokenizer),
       usages_(prepared_.prompts.size()),
+      prompt_logprobs_(prepared_.prompts.size()),
       choices_(prepared_.prompts.size() * static_cast<std::size_t>(prepared_.request.n)) {
   if (!prepared_.request.echo) return;
   for (std::size_t i = 0; i < choices_.size(); ++i)
@@ -101,6 +121,10 @@ GenerationCall::GenerationCall(const ServedModel& model, uint64_t call_id, Prepa
 GenerationRequest GenerationCall::make_request(std::size_t prompt, uint64_t seed) {
   const ApiRequest& api = prepared_.request;
   GenerationRequest request;
+  if (scores_prompt()) {
+    prompt_logprobs_[prompt] = {{prepared_.prompts[prompt].tokens.front(), std::numeric_limits<float>::quiet_NaN(), {}}};
+    request.num_prompt_logprobs = static_cast<int32_t>(*prompt_logprobs_max(api));
+  }
   request.prompt_tokens = std::move(prepared_.prompts[prompt].tokens);
   request.sampling = model_.default_sampling;
   override(request.sampling.temperature, api.temperature);
@@ -193,6 +217,10 @@ ChoiceOutput GenerationCall::output_of(int32_t index) const {
   output.logprobs = choice.logprobs;
   output.wants_logprobs = wants_logprobs();
   output.text_offset = choice.text_offset;
+  if (prepared_.request.prompt_logprobs) {
+    output.prompt_logprobs = prompt_logprobs_[static_cast<std::size_t>(index / prepared_.request.n)];
+    output.num_prompt_logprobs = static_cast<std::size_t>(*prepared_.request.prompt_logprobs);
+  }
   output.finish_reason = choice.finish_reason;
   output.stop_reason = &choice.stop_reason;
   return output;
@@ -217,6 +245,20 @@ void GenerationCall::stream(int32_t index) {
   choice.logprobs.clear();
 }
 
+// They come with the first delta of the prompt's first choice, which is the first delta of all its choices.
+void GenerationCall::take_prompt_logprobs(std::size_t prompt, OutputDelta& delta) {
+  std::vector<TokenLogprob>& all = prompt_logprobs_[prompt];
+  all.insert(all.end(), std::make_move_iterator(delta.prompt_logprobs.begin()), std::make_move_iterator(delta.prompt_logprobs.end()));
+}
+
+void GenerationCall::echo_logprobs(std::size_t prompt, Choice& choice) {
+  if (choice.echoed || !prepared_.request.echo || !prepared_.request.num_logprobs) return;
+  choice.echoed = true;
+  choice.logprobs = prompt_logprobs_[prompt];
+  const auto count = static_cast<std::size_t>(*prepared_.request.num_logprobs);
+  for (TokenLogprob& token : choice.logprobs) token.top_logprobs.resize(std::min(token.top_logprobs.size(), count));
+}
+
 bool GenerationCall::on_delta(int32_t prompt, OutputDelta& delta) {
   if (complete_) return true;
   if (delta.finish_reason == FinishReason::kError) {
@@ -231,6 +273,8 @@ bool GenerationCall::on_delta(int32_t prompt, OutputDelta& delta) {
   } else {
     choice.text += delta.text;
   }
+  take_prompt_logprobs(static_cast<std::size_t>(prompt), delta);
+  echo_logprobs(static_cast<std::size_t>(prompt), choice);
   choice.logprobs.insert(choice.logprobs.end(), std::make_move_iterator(delta.logprobs.begin()),
                          std::make_move_iterator(delta.logprobs.end()));
   choice.finish_reason = delta.finish_reason;

@@ -53,15 +53,18 @@ class GenerationCall {
     std::string text;                    // all of it when not streaming, else what has not been sent
     std::vector<TokenLogprob> logprobs;  // likewise
     int64_t text_offset = 0;
-    bool started = false;
+    bool started = false, echoed = false;
     std::optional<FinishReason> finish_reason;
     std::variant<std::monostate, int32_t, std::string> stop_reason;
   };
 
+  bool scores_prompt() const { return prepared_.request.prompt_logprobs || (prepared_.request.echo && prepared_.request.num_logprobs); }
   bool wants_logprobs() const { return prepared_.request.logprobs || prepared_.request.num_logprobs.has_value(); }
   GenerationRequest make_request(std::size_t prompt, uint64_t seed);  // takes the prompt's tokens
   Usage total_usage() const;
   ChoiceOutput output_of(int32_t index) const;
+  void take_prompt_logprobs(std::size_t prompt, OutputDelta& delta);
+  void echo_logprobs(std::size_t prompt, Choice& choice);
   void stream(int32_t index);
   void complete();
   void fail(const ApiError& error);
@@ -71,9 +74,10 @@ class GenerationCall {
   PreparedCall prepared_;
   std::shared_ptr<HttpExchange> exchange_;
   OpenAiResponse response_;
-  std::vector<RequestId> request_ids_;  // by prompt
-  std::vector<Usage> usages_;           // by prompt
-  std::vector<Choice> choices_;         // prompt-major: prompt * n + sequence
+  std::vector<RequestId> request_ids_;                      // by prompt
+  std::vector<Usage> usages_;                               // by prompt
+  std::vector<std::vector<TokenLogprob>> prompt_logprobs_;  // by prompt; from the first token on, with scores_prompt()
+  std::vector<Choice> choices_;                             // prompt-major: prompt * n + sequence
   int64_t num_unfinished_requests_ = 0;
   bool complete_ = false;
 };

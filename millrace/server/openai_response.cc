@@ -46,9 +46,13 @@ void write_completion_logprobs(JsonWriter& json, const Tokenizer& tokenizer, std
   json.begin_object().key("tokens").begin_array();
   for (const std::string& text : texts) json.value(text);
   json.end_array().key("token_logprobs").begin_array();
-  for (const TokenLogprob& token : logprobs) json.value(shown_logprob(token.logprob));
+  for (const TokenLogprob& token : logprobs) std::isnan(token.logprob) ? json.null() : json.value(shown_logprob(token.logprob));
   json.end_array().key("top_logprobs").begin_array();
   for (const TokenLogprob& token : logprobs) {
+    if (std::isnan(token.logprob)) {
+      json.null();
+      continue;
+    }
     json.begin_object();
     std::vector<std::string> seen;  // two ids may have the same text; the likelier keeps the key
     for (const auto& [id, logprob] : token.top_logprobs) {
@@ -76,6 +80,33 @@ void write_logprobs(JsonWriter& json, Endpoint endpoint, const Tokenizer& tokeni
   } else {
     write_completion_logprobs(json, tokenizer, output.logprobs, output.text_offset);
   }
+}
+
+// vLLM's: of each token {"id": {"logprob", "rank", "decoded_token"}}, the prompt's own first.
+void write_prompt_logprobs(JsonWriter& json, const Tokenizer& tokenizer, const ChoiceOutput& output) {
+  json.key("prompt_logprobs").begin_array();
+  const auto write = [&](int32_t id, float logprob, int64_t rank) {
+    json.key(fmt::format("{}", id))
+        .begin_object()
+        .field("logprob", shown_logprob(logprob))
+        .field("rank", rank)
+        .field("decoded_token", tokenizer.token_text(id))
+        .end_object();
+  };
+  for (const TokenLogprob& token : *output.prompt_logprobs) {
+    if (std::isnan(token.logprob)) {
+      json.null();
+      continue;
+    }
+    json.begin_object();
+    write(token.token_id, token.logprob, token.rank);
+    for (std::size_t i = 0; i < std::min(output.num_prompt_logprobs, token.top_logprobs.size()); ++i) {
+      const auto& [id, logprob] = token.top_logprobs[i];
+      if (id != token.token_id) write(id, logprob, static_cast<int64_t>(i) + 1);
+    }
+    json.end_object();
+  }
+  json.end_array();
 }
 
 void write_finish(JsonWriter& json, const ChoiceOutput& output) {
@@ -194,10 +225,12 @@ std::string OpenAiResponse::whole(std::span<const ChoiceOutput> choices, const U
     }
     write_logprobs(json, endpoint_, tokenizer_, choice);
     write_finish(json, choice);
+    if (!chat && choice.prompt_logprobs) write_prompt_logprobs(json, tokenizer_, choice);
     json.end_object();
   }
   json.end_array().key("usage");
   write_usage(json, usage);
+  if (chat && !choices.empty() && choices[0].prompt_logprobs) write_prompt_logprobs(json, tokenizer_, choices[0]);
   return json.end_object().take();
 }
 

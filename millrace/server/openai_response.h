@@ -22,6 +22,10 @@ struct ChoiceOutput {
   std::span<const TokenLogprob> logprobs;
   bool wants_logprobs = false;
   int64_t text_offset = 0;  // completions' logprobs: characters of the choice's text before this
+  // Of all tokens of the prompt, where asked for. The first token, which nothing comes before, has NaN; here and in an echo's `logprobs`
+  // that is null in JSON.
+  std::optional<std::span<const TokenLogprob>> prompt_logprobs;
+  std::size_t num_prompt_logprobs = 0;  // most likely ones that are shown of each
   std::optional<FinishReason> finish_reason;
   const std::variant<std::monostate, int32_t, std::string>* stop_reason = nullptr;
 };

@@ -1,6 +1,9 @@
 #include "millrace/server/openai_response.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+
+#include <limits>
 
 #include "millrace/base/json.h"
 
@@ -98,6 +101,40 @@ TEST_F(OpenAiResponseTest, Logprobs) {
       {"token":"b","logprob":-0.25,"bytes":[98],"top_logprobs":[]}],"refusal":null})"));
   EXPECT_EQ(event_json(completions_.chunk(output, {})).at("choices").at(0).at("logprobs"), json::parse(R"(
       {"tokens":["a","b"],"token_logprobs":[-0.5,-0.25],"top_logprobs":[{"a":-0.5,"b":-9999},{}],"text_offset":[7,8]})"));
+}
+
+TEST_F(OpenAiResponseTest, PromptLogprobs) {
+  const int32_t a = *tokenizer_.token_to_id("a"), b = *tokenizer_.token_to_id("b"), c = *tokenizer_.token_to_id("c");
+  const float none = std::numeric_limits<float>::quiet_NaN();
+  const TokenLogprob prompt[] = {
+      {a, none, {}}, {b, -2.5f, {{a, -0.5f}, {b, -2.5f}, {c, -4.0f}}, 2}, {c, -7.0f, {{a, -0.25f}, {b, -2.0f}}, 9}};
+  ChoiceOutput output;
+  output.text = "d";
+  output.prompt_logprobs = prompt;
+  output.num_prompt_logprobs = 2;
+  const json::value expected = json::parse(fmt::format(R"([null,
+      {{"{1}":{{"logprob":-2.5,"rank":2,"decoded_token":"b"}},"{0}":{{"logprob":-0.5,"rank":1,"decoded_token":"a"}}}},
+      {{"{2}":{{"logprob":-7,"rank":9,"decoded_token":"c"}},"{0}":{{"logprob":-0.25,"rank":1,"decoded_token":"a"}},
+        "{1}":{{"logprob":-2,"rank":2,"decoded_token":"b"}}}}])",
+                                                       a, b, c));
+  const Usage usage{.prompt_tokens = 3, .completion_tokens = 1};
+  EXPECT_EQ(parse_json(completions_.whole({&output, 1}, usage)).value().at("choices").at(0).at("prompt_logprobs"), expected);
+  const json::value chat = parse_json(chat_.whole({&output, 1}, usage)).value();
+  EXPECT_EQ(chat.at("prompt_logprobs"), expected);
+  EXPECT_FALSE(chat.at("choices").at(0).as_object().contains("prompt_logprobs"));
+  output.prompt_logprobs.reset();
+  EXPECT_FALSE(parse_json(chat_.whole({&output, 1}, usage)).value().as_object().contains("prompt_logprobs"));
+}
+
+TEST_F(OpenAiResponseTest, TheFirstTokenOfAnEchoHasNoLogprob) {
+  const int32_t a = *tokenizer_.token_to_id("a"), b = *tokenizer_.token_to_id("b");
+  const TokenLogprob logprobs[] = {{a, std::numeric_limits<float>::quiet_NaN(), {}}, {b, -0.25f, {{b, -0.25f}}}};
+  ChoiceOutput output;
+  output.text = "ab";
+  output.wants_logprobs = true;
+  output.logprobs = logprobs;
+  EXPECT_EQ(event_json(completions_.chunk(output, {})).at("choices").at(0).at("logprobs"), json::parse(R"(
+      {"tokens":["a","b"],"token_logprobs":[null,-0.25],"top_logprobs":[null,{"b":-0.25}],"text_offset":[0,1]})"));
 }
 
 }  // namespace

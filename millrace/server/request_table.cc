@@ -288,7 +288,8 @@ constexpr RequestField kFields[] = {
 
     {"stream", kGenerate, &A::stream},
     {"stream_options", kGenerate, read_stream_options},
-    {"max_tokens", kGenerate, &A::max_tokens, 1, kInt32},
+    {"max_tokens", kChat, &A::max_tokens, 1, kInt32},
+    {"max_tokens", kCompletions, &A::max_tokens, 0, kInt32},  // 0: only with "echo" or "prompt_logprobs"
     {"max_completion_tokens", kChat, &A::max_completion_tokens, 1, kInt32},
     {"min_tokens", kGenerate, &A::min_tokens, 0, kInt32},
     {"n", kGenerate, &A::n, 1, 8},
@@ -319,6 +320,7 @@ constexpr RequestField kFields[] = {
     {"logprobs", kChat, &A::logprobs},
     {"logprobs", kCompletions, &A::num_logprobs, 0, 20},
     {"top_logprobs", kChat, &A::top_logprobs, 0, 20},
+    {"prompt_logprobs", kGenerate, &A::prompt_logprobs, 0, 20},
     {"stop", kGenerate, read_stop},
     {"stop_token_ids", kGenerate, read_stop_token_ids},
     {"ignore_eos", kGenerate, &A::ignore_eos},
@@ -387,7 +389,6 @@ constexpr RequestField kFields[] = {
     {"chat_template", kTemplate, FieldUnsupported{}},
     {"use_beam_search", kGenerate, FieldUnsupported{"false"}},
     {"length_penalty", kGenerate, FieldUnsupported{"1.0"}},
-    {"prompt_logprobs", kGenerate, FieldUnsupported{}},
     {"truncate_prompt_tokens", kGenerate, FieldUnsupported{}},
     {"logits_processors", kGenerate, FieldUnsupported{}},
     {"structured_outputs", kGenerate, FieldUnsupported{}},
@@ -495,8 +496,12 @@ std::optional<ApiError> check_together(Endpoint endpoint, const json::object& bo
     return invalid_field("min_tokens",
                          fmt::format("\"min_tokens\" is {}, more than the {} completion tokens asked for", request.min_tokens, *max));
   }
-  if (request.echo && request.num_logprobs) {
-    return invalid_field("logprobs", "\"logprobs\" together with \"echo\" is not supported: prompt tokens have no log probabilities here");
+  if (request.max_tokens == 0 && !request.echo && !request.prompt_logprobs) {
+    return invalid_field("max_tokens", "\"max_tokens\" is 0, expected at least 1 (0 only with \"echo\" or \"prompt_logprobs\")");
+  }
+  if (request.prompt_logprobs && request.stream) {
+    return invalid_field("prompt_logprobs",
+                         "\"prompt_logprobs\" is not available with \"stream\": true (completions have \"echo\" with \"logprobs\")");
   }
   if (request.continue_final_message) {
     if (request.add_generation_prompt.value_or(false)) {

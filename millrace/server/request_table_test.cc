@@ -20,6 +20,7 @@ std::string body_with(Endpoint endpoint, std::string_view field, std::string_vie
   // What a field needs beside it to make sense.
   if (field == "top_logprobs") extra += ",\"logprobs\":true";
   if (field == "best_of") extra += fmt::format(",\"n\":{}", value);
+  if (field == "max_tokens" && endpoint == Endpoint::kCompletions) extra += ",\"echo\":true";
   if (field == "min_tokens") extra += ",\"max_tokens\":2147483647";
   if (field == "stream_options") extra += ",\"stream\":true";
   if (field == "continue_final_message") return R"({"messages":[{"role":"assistant","content":"a"}])" + extra + "}";

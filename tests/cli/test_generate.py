@@ -35,6 +35,19 @@ def test_greedy_continuation_is_what_logits_say(llama):
     assert decoded.rstrip("\ufffd").startswith(got["text"].rstrip("\ufffd")) and got["text"]
 
 
+def test_prompt_logprobs_are_those_of_logits(llama):
+    ids = answer("tokenize", llama, "--text", PROMPTS[2])["ids"]
+    positions = answer("logits", llama, "--ids", " ".join(map(str, ids)), "--all-positions")["positions"]
+    got, = generated(llama, "--prompt", PROMPTS[2], "--prompt-logprobs", 20, "--max-tokens", 1)
+    for entry, position in zip(got["prompt_logprobs"][1:], positions):
+        ranked = sorted((item["rank"], int(token), item["logprob"]) for token, item in entry.items())[:20]
+        assert [(token, rank) for rank, token, _ in ranked] == [(token, i + 1) for i, (token, _) in enumerate(position["top20"])]
+        for (_, _, logprob), (_, logit) in zip(ranked, position["top20"]):
+            assert abs((logprob - ranked[0][2]) - (logit - position["top20"][0][1])) < 1e-4
+    text = millrace("generate", llama, "--prompt", "Once upon", "--prompt-logprobs", 0, "--max-tokens", 0).stdout
+    assert text.startswith("Once upon\n") and " rank " in text and "mean of" in text
+
+
 def write_lines(path, lines):
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
     return path

@@ -43,7 +43,7 @@ def test_option_out_of_range_is_an_error(llama):
 
 
 @pytest.mark.parametrize("option, value, said", [
-    ("--max-tokens", 0, "found 0, expected a whole number, at least 1"), ("--max-model-len", 0, "at least 2"), ("--max-model-len", 9999999, "the model was made for 256"),
+    ("--max-tokens", -1, "found -1, expected a whole number, at least 0"), ("--max-model-len", 0, "at least 2"), ("--max-model-len", 9999999, "the model was made for 256"),
     ("--kv-bytes", -5, "found -5, expected bytes"), ("--kv-bytes", 0, "found 0, expected bytes, at least 1"), ("--kv-bytes", "1KB", "the KV cache needs at least"),
     ("--kv-bytes", "9x", "found 9x, expected bytes"), ("--kv-bytes", "9000000000GB", "expected bytes"), ("--weight-cache-size", -1, "found -1, expected bytes"),
     ("--temperature", "nan", "found nan, expected a number from 0 to 100"), ("--top-p", "nan", "expected a number"), ("--min-p", 1.5, "found 1.5"),

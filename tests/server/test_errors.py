@@ -66,7 +66,7 @@ WRONG_FIELDS = [
         "response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}, "json"],
         "logits_processors": [["x"]],
         "guided_json": [{}],
-        "prompt_logprobs": [1],
+        "prompt_logprobs": [21, -1, 1.5, "x", [1]],
         "temprature": [1],
         "": [1],
     }.items()

@@ -206,6 +206,56 @@ def test_echo(client, model, stream):
         assert answer.choices[0].text == "The prompt" + text
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_with_logprobs(client, model, server, stream):
+    import httpx
+
+    arguments = dict(model=model, prompt="Once upon a time, there was", temperature=0, logprobs=2, extra_body={"ignore_eos": True})
+    ids = httpx.post(f"{server.url}/tokenize", json={"prompt": arguments["prompt"]}).json()["tokens"]
+    if stream:
+        parts = [chunk.choices[0].logprobs for chunk in client.completions.create(**arguments, max_tokens=4, echo=True, stream=True) if chunk.choices]
+        fields = {name: [item for part in parts if part for item in getattr(part, name)] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
+    else:
+        choice = client.completions.create(**arguments, max_tokens=4, echo=True).choices[0]
+        assert choice.text.startswith(arguments["prompt"])
+        fields = choice.logprobs.model_dump()
+    assert all(len(fields[name]) == len(ids) + 4 for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"))
+    assert fields["token_logprobs"][0] is None and fields["top_logprobs"][0] is None
+    assert all(logprob <= 0 for logprob in fields["token_logprobs"][1:]) and fields["text_offset"] == sorted(fields["text_offset"])
+    plain = client.completions.create(**arguments, max_tokens=4).choices[0].logprobs
+    assert fields["tokens"][len(ids):] == plain.tokens and fields["token_logprobs"][len(ids):] == plain.token_logprobs
+    if not stream:
+        scored = client.completions.create(**arguments, max_tokens=0, echo=True).choices[0]
+        assert scored.text == arguments["prompt"] and scored.finish_reason == "length"
+        assert scored.logprobs.token_logprobs == fields["token_logprobs"][:len(ids)]
+
+
+def test_prompt_logprobs(client, model, server):
+    import httpx
+
+    def post(path, **body):
+        answer = httpx.post(f"{server.url}/v1/{path}", json={"model": model, "max_tokens": 2, "seed": 1, **body}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    prompt = "Once upon a time, there was"
+    ids = httpx.post(f"{server.url}/tokenize", json={"prompt": prompt}).json()["tokens"]
+    echo = client.completions.create(model=model, prompt=ids, max_tokens=0, echo=True, logprobs=2).choices[0].logprobs
+    answer = post("completions", prompt=ids, prompt_logprobs=2, n=2)
+    for choice in answer["choices"]:
+        entries = choice["prompt_logprobs"]
+        assert entries[0] is None and len(entries) == len(ids)
+        for token, entry, echoed in zip(ids[1:], entries[1:], echo.token_logprobs[1:]):
+            own = entry[str(token)]
+            assert list(entry)[0] == str(token) and own["logprob"] == echoed and own["rank"] >= 1
+            assert sorted({item["rank"] for item in entry.values()})[:2] == [1, 2] and len(entry) in (2, 3)
+            assert own["logprob"] == max(item["logprob"] for item in entry.values()) or own["rank"] > 1
+    assert len(post("completions", prompt=ids, prompt_logprobs=0)["choices"][0]["prompt_logprobs"][1]) == 1
+    assert "prompt_logprobs" not in post("completions", prompt=ids)["choices"][0]
+    chat = post("chat/completions", messages=user("Hi"), prompt_logprobs=1)
+    assert chat["prompt_logprobs"][0] is None and len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
+
+
 def test_chat_logprobs(client, model):
     arguments = dict(model=model, messages=user("Hi"), max_tokens=6, temperature=0, extra_body={"ignore_eos": True})
     choice = client.chat.completions.create(**arguments, logprobs=True, top_logprobs=3).choices[0]
