@@ -19,7 +19,7 @@ struct ServeOptions : ModelOptions, GenerationOptions {
   std::vector<std::string> names;
   std::string api_key_file, chat_template, scheduling_policy = "fcfs";
   bool allow_open_without_key = false;
-  int64_t max_num_seqs = 64, max_num_batched_tokens = 512, max_queued = 1024;
+  int64_t max_num_seqs = 64, max_num_batched_tokens = 512, max_queued = 1024, max_queued_tokens = 1 << 20;
   int drain_timeout_s = 30, stall_timeout_s = 60, max_connections = 4096;
   bool no_prefix_caching = false;
 };
@@ -32,25 +32,29 @@ std::string default_name(const std::string& model) {
   return file.ends_with(".gguf") ? file.substr(0, file.size() - 5) : file;
 }
 
-Result<std::string> api_key(const ServeOptions& options) {
-  std::string key;
+Result<std::vector<ClientKey>> api_keys(const ServeOptions& options) {
+  std::vector<ClientKey> keys;
   if (!options.api_key_file.empty()) {
-    MR_ASSIGN_OR_RETURN(key, read_text_file(options.api_key_file, 4096));
-    while (!key.empty() && (key.back() == '\n' || key.back() == '\r')) key.pop_back();
-    if (key.empty()) return Status::invalid_argument(fmt::format("--api-key-file: {} is empty", options.api_key_file));
+    MR_ASSIGN_OR_RETURN(const std::string text, read_text_file(options.api_key_file, 1 << 16));
+    auto parsed = parse_client_keys(text);
+    if (!parsed.is_ok()) return parsed.status().with_context(fmt::format("--api-key-file: {}", options.api_key_file));
+    keys = std::move(parsed).value();
+    if (keys.empty()) return Status::invalid_argument(fmt::format("--api-key-file: {} is empty", options.api_key_file));
   } else if (const char* variable = std::getenv("MILLRACE_API_KEY")) {
-    key = variable;
+    keys.push_back({variable});
     // A script whose secret is missing must not open the server.
-    if (key.empty()) return Status::invalid_argument("MILLRACE_API_KEY is empty; unset it to serve without a key");
+    if (keys[0].key.empty()) return Status::invalid_argument("MILLRACE_API_KEY is empty; unset it to serve without a key");
   }
-  return key;
+  return keys;
 }
 
-Result<RunningEngine> start_decoder(LoadedModel& model, const ServeOptions& options) {
+Result<RunningEngine> start_decoder(LoadedModel& model, const ServeOptions& options, std::span<const ClientKey> keys) {
   EngineOptions engine_options;
   engine_options.max_running_sequences = options.max_num_seqs;
   engine_options.step_tokens_max = std::max(options.max_num_batched_tokens, options.max_num_seqs);
   engine_options.max_queued_requests = options.max_queued;
+  engine_options.max_queued_tokens = options.max_queued_tokens;
+  for (const ClientKey& key : keys) engine_options.client_weights.push_back(key.weight);
   engine_options.prefix_cache = !options.no_prefix_caching;
   return start_engine(model, options, engine_options);
 }
@@ -87,7 +91,7 @@ Status run_serve(const ServeOptions& options) {
   ServerOptions server_options;
   server_options.host = options.host;
   server_options.port = static_cast<uint16_t>(options.port);
-  MR_ASSIGN_OR_RETURN(server_options.api_key, api_key(options));
+  MR_ASSIGN_OR_RETURN(server_options.api_keys, api_keys(options));
   server_options.allow_open_without_key = options.allow_open_without_key;
   server_options.drain_timeout = std::chrono::seconds(options.drain_timeout_s);
   server_options.stall_timeout = std::chrono::seconds(options.stall_timeout_s);
@@ -112,7 +116,7 @@ Status run_serve(const ServeOptions& options) {
                                                         .kv_cache_dtype = options.kv_cache_dtype,
                                                         .exact = options.exact}));
   } else {
-    MR_ASSIGN_OR_RETURN(running, start_decoder(*model, options));
+    MR_ASSIGN_OR_RETURN(running, start_decoder(*model, options, server_options.api_keys));
   }
 
   ServedModel served;
@@ -148,7 +152,7 @@ Status run_serve(const ServeOptions& options) {
         fmt::format("http://{}:{}", options.host.find(':') == std::string::npos ? options.host : "[" + options.host + "]", port);
     fmt::print("millrace {} serves {} on {}\n", MILLRACE_VERSION, name, address);
     fmt::print("  instruction set  {}, {} threads\n", isa_name(model->isa()), model->pool().num_threads());
-    const std::string key = server_options.api_key.empty() ? "" : "-H \"Authorization: Bearer $MILLRACE_API_KEY\" ";
+    const std::string key = server_options.api_keys.empty() ? "" : "-H \"Authorization: Bearer $MILLRACE_API_KEY\" ";
     keep_weights(*model);
     if (encoder.engine != nullptr) {
       print_encoder(*model, encoder, address, name, key);
@@ -181,7 +185,9 @@ void register_serve(CLI::App& app, int& exit_status) {
   command->add_option("--served-model-name", options->names, "Name in the API; may be repeated; default: the file's or directory's name")
       ->allow_extra_args(false);
   command
-      ->add_option("--api-key-file", options->api_key_file, "File with the key that clients must send (or the variable MILLRACE_API_KEY)")
+      ->add_option("--api-key-file", options->api_key_file,
+                   "File with the keys that clients must send, one a line, each with \"weight=N\" behind it where its share is not 1 "
+                   "(or one key in the variable MILLRACE_API_KEY)")
       ->check(CLI::ExistingFile);
   command->add_flag("--allow-open-without-key", options->allow_open_without_key, "Listen beyond this machine though no key is asked for");
   command->add_option("--chat-template", options->chat_template, "Jinja file to use instead of the model's own")->check(CLI::ExistingFile);
@@ -193,6 +199,11 @@ void register_serve(CLI::App& app, int& exit_status) {
       ->capture_default_str();
   command->add_option("--max-num-queued-reqs", options->max_queued, "Most requests waiting; further ones get 429")
       ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command
+      ->add_option("--max-num-queued-tokens", options->max_queued_tokens,
+                   "Most prompt tokens of the requests that wait; further ones get 429")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();
   command
       ->add_option("--scheduling-policy", options->scheduling_policy, "fcfs: in order of arrival; priority: requests may name a priority")

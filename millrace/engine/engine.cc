@@ -4,8 +4,10 @@
 #include <openssl/rand.h>
 
 #include <algorithm>
+#include <cmath>
 #include <condition_variable>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <unordered_map>
 
@@ -28,7 +30,12 @@ constexpr double kInterTokenBounds[] = {.001, .0025, .005, .01, .025, .05, .075,
                                         .4,   .5,    .75,  1,   2.5,  5,   7.5,  10, 20,  40, 80};
 
 SchedulerOptions scheduler_options(const EngineOptions& options, const ExecutorInfo& info) {
-  SchedulerOptions result{options.max_running_sequences, options.step_tokens_max, options.prefill_chunk_max, {}, info.prompt_differs};
+  SchedulerOptions result;
+  result.max_running_sequences = options.max_running_sequences;
+  result.step_tokens_max = options.step_tokens_max;
+  result.prefill_chunk_max = options.prefill_chunk_max;
+  result.client_weights = options.client_weights;
+  result.prompt_differs = info.prompt_differs;
   for (const KvGroupSpec& group : info.kv_groups) result.windows.push_back(group.window);
   return result;
 }
@@ -43,7 +50,6 @@ class Engine::Impl {
         options_(std::move(options)),
         info_(executor.info()),
         limits_{info_.sampled_vocab_size, options_.max_context, sizing.max_sequence_tokens, options_.max_n, tokenizer != nullptr},
-        hasher_(options_.cache_secret),
         private_hasher_(options_.cache_secret + "/one request"),
         allocator_(sizing.num_blocks),
         scheduler_(scheduler_options(options_, info_), allocator_) {
@@ -78,6 +84,7 @@ class Engine::Impl {
   void run_thread();
   void begin(std::unique_ptr<LiveRequest> request);
   void abort_all();
+  bool end_overdue();
   void schedule_siblings(LiveRequest& request);
   void leave_queue(LiveRequest& request);
   bool speculates() const { return options_.speculation.prompt_lookup; }
@@ -99,7 +106,7 @@ class Engine::Impl {
   const EngineOptions options_;
   const ExecutorInfo info_;
   const RequestLimits limits_;
-  const PrefixHasher hasher_, private_hasher_;
+  const PrefixHasher private_hasher_;
 
   // What any thread may touch, under mutex_.
   std::mutex stop_mutex_;  // of stop(): one caller at a time; before mutex_
@@ -118,7 +125,8 @@ class Engine::Impl {
   Scheduler scheduler_;
   std::unordered_map<RequestId, std::unique_ptr<LiveRequest>> live_;
   std::vector<Command> commands_;
-  std::vector<std::unique_ptr<LiveRequest>> ended_;  // destroyed when the step no longer points to them
+  std::set<std::pair<double, RequestId>> deadlines_;  // seconds
+  std::vector<std::unique_ptr<LiveRequest>> ended_;   // destroyed when the step no longer points to them
   StepPlan plan_;
   // Sequences that want tokens: one after their last row, and one after each draft token.
   struct Wanted {
@@ -186,6 +194,7 @@ std::unique_ptr<LiveRequest> Engine::Impl::make_live(GenerationRequest request, 
   live->max_tokens = live->request.max_tokens.value_or(limits_.max_sequence_tokens - live->num_prompt_tokens);
   live->rope_long = info_.rope_short_length > 0 && live->num_prompt_tokens + live->max_tokens > info_.rope_short_length;
   live->added_at = options_.clock();
+  live->deadline = live->added_at + live->request.timeout.value_or(0);
   live->usage.prompt_tokens = live->num_prompt_tokens;
   live->num_unfinished = live->request.n;
   live->stop_token_ids = live->request.stop_token_ids;
@@ -198,6 +207,7 @@ std::unique_ptr<LiveRequest> Engine::Impl::make_live(GenerationRequest request, 
     LiveSequence& sequence = *live->sequences.back();
     sequence.priority = live->request.priority;
     sequence.index = i;
+    sequence.client = live->request.client;
     sequence.num_prompt_tokens = live->num_prompt_tokens;
     sequence.shares_prefix = options_.prefix_cache || live->request.n > 1;
     sequence.sampling.params = &live->request.sampling;
@@ -311,21 +321,39 @@ bool Engine::Impl::take_inbox() {
     }
   }
   commands_.clear();
+  const bool any_overdue = end_overdue();
   ended_.clear();
+  return any || any_overdue;
+}
+
+bool Engine::Impl::end_overdue() {
+  if (deadlines_.empty()) return false;
+  const double now = options_.clock();
+  bool any = false;
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    const RequestId id = deadlines_.begin()->second;
+    deadlines_.erase(deadlines_.begin());
+    end_request(*live_.at(id), FinishReason::kTimeout, Status::ok());
+    any = true;
+  }
   return any;
 }
 
 void Engine::Impl::begin(std::unique_ptr<LiveRequest> request) {
   for (auto& sequence : request->sequences) {
     sequence->arrival = request->id;
-    // With the prefix cache off only the sequences of one request share, under a salt that no other request has.
-    sequence->prefix_root = options_.prefix_cache ? hasher_.root(request->request.cache_salt, request->rope_long)
+    // Clients share nothing: nobody finds out by timing what another has asked. With the prefix cache off only the sequences of one request
+    // share, under a salt that no other request has.
+    const int32_t client = request->request.client;
+    const PrefixHasher of_client(client == 0 ? options_.cache_secret : fmt::format("{}/client {}", options_.cache_secret, client));
+    sequence->prefix_root = options_.prefix_cache ? of_client.root(request->request.cache_salt, request->rope_long)
                                                   : private_hasher_.root(fmt::format("{}", request->id), request->rope_long);
   }
   request->sequences[0]->scheduled = true;
   scheduler_.add(*request->sequences[0]);
   num_unscheduled_siblings_ += static_cast<int64_t>(request->sequences.size()) - 1;
   const RequestId id = request->id;
+  if (request->request.timeout) deadlines_.emplace(request->deadline, id);
   live_.emplace(id, std::move(request));
 }
 
@@ -656,6 +684,7 @@ void Engine::Impl::deliver(LiveSequence& sequence) {
     std::lock_guard lock(metrics_mutex_);
     metrics_.request_latency.observe(options_.clock() - request.added_at);
   }
+  if (request.request.timeout) deadlines_.erase({request.deadline, request.id});
   auto node = live_.extract(request.id);
   ended_.push_back(std::move(node.mapped()));
   ended_.back()->callback = nullptr;
@@ -712,6 +741,10 @@ Result<std::unique_ptr<Engine>> Engine::create(Executor& executor, const Tokeniz
   }
   if (speculation.prompt_lookup && (speculation.prompt_lookup_min < 1 || speculation.prompt_lookup_min > 16)) {
     return Status::invalid_argument(fmt::format("prompt_lookup_min is {}, expected 1 to 16", speculation.prompt_lookup_min));
+  }
+  for (const double weight : options.client_weights) {
+    if (!(weight > 0 && std::isfinite(weight)))
+      return Status::invalid_argument(fmt::format("a client's weight is {}, expected a finite number above 0", weight));
   }
   if (options.max_n < 1 || options.max_queued_requests < 1) {
     return Status::invalid_argument(

@@ -33,6 +33,7 @@ struct EngineOptions {
   int64_t max_queued_requests = 1024;   // not yet admitted
   int64_t max_queued_tokens = 1 << 20;  // their prompt tokens
   int32_t max_n = 8;
+  std::vector<double> client_weights;  // by GenerationRequest::client, above 0: their shares while they all ask; 1 where there is none
   bool prefix_cache = true;
   SpeculationOptions speculation;
   std::string cache_secret;  // keys the prefix cache; empty: drawn at random

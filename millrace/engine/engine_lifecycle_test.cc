@@ -138,6 +138,7 @@ TEST(EngineLifecycle, WrongRequestsAreRefusedWithTheFieldsName) {
   EXPECT_EQ(message([](auto& r) { r.max_tokens = -1; }), "max_tokens is -1, expected at least 0");
   EXPECT_EQ(message([](auto& r) { r.prompt_tokens.assign(256, 1), r.max_tokens = 0; }), "accepted");
   EXPECT_EQ(message([](auto& r) { r.num_prompt_logprobs = 62; }), "prompt_logprobs is 62, expected at least 0, at most 61");
+  EXPECT_EQ(message([](auto& r) { r.timeout = 0; }), "timeout is 0, expected a finite number above 0");
   EXPECT_NE(message([](auto& r) { r.max_tokens = std::numeric_limits<int64_t>::max(); }), "accepted");
   EXPECT_EQ(message([](auto& r) { r.min_tokens = 6; }), "min_tokens is 6, expected at most max_tokens, 5");
   EXPECT_EQ(message([](auto& r) { r.min_tokens = -1; }), "min_tokens is -1, expected at least 0");
@@ -346,6 +347,57 @@ TEST(EngineLifecycle, TheRateFollowsTheWork) {
   for (int i = 1; i <= 20; ++i) rate.add(1000 + i * 0.1, 5);
   EXPECT_NEAR(rate.per_second(1002), 50, 1);  // from the start on
   EXPECT_LT(rate.per_second(1060), 0.1);
+}
+
+TEST(EngineLifecycle, ATimeoutEndsARequestWhereverItIs) {
+  double now = 100;
+  EngineOptions options;
+  options.clock = [&now] { return now; };
+  options.max_running_sequences = 1;
+  const FakeNetwork network({std::nullopt});
+  TestEngine test(network, options);
+  GenerationRequest request = simple_request(20, 100);
+  request.timeout = 5;
+  const RequestId running = test.add(request);
+  request.timeout = 3;
+  const RequestId queued = test.add(request);
+  request.timeout.reset();
+  const RequestId patient = test.add(request);
+  request.timeout = 1000;
+  const RequestId quick = test.add(request);
+  for (int i = 0; i < 10; ++i) test.engine->step();
+  now = 103;
+  test.engine->step();
+  EXPECT_EQ(test.logs[queued].sequences[0].reason, FinishReason::kTimeout);
+  EXPECT_TRUE(test.logs[queued].finished);
+  EXPECT_TRUE(test.logs[queued].sequences[0].tokens.empty());
+  EXPECT_FALSE(test.logs[running].finished);
+  now = 105;
+  test.engine->step();
+  EXPECT_EQ(test.logs[running].sequences[0].reason, FinishReason::kTimeout);
+  const auto expected = reference_completion(network, request.prompt_tokens, request.sampling, request.seed, 0, 100);
+  const std::vector<int32_t>& made = test.logs[running].sequences[0].tokens;
+  ASSERT_EQ(made.size(), 11u) << "what was made until then is kept";
+  EXPECT_TRUE(std::equal(made.begin(), made.end(), expected.begin()));
+  test.run();
+  EXPECT_EQ(test.logs[patient].sequences[0].reason, FinishReason::kLength);
+  EXPECT_EQ(test.logs[quick].sequences[0].reason, FinishReason::kLength);
+  EXPECT_EQ(test.engine->metrics().finished[static_cast<std::size_t>(FinishReason::kTimeout)], 2);
+  EXPECT_EQ(test.num_used_blocks(), 0);
+}
+
+TEST(EngineLifecycle, ClientsShareNoPrefixes) {
+  const FakeNetwork network({std::nullopt});
+  TestEngine test(network);
+  GenerationRequest request = simple_request(100, 2);
+  std::vector<int64_t> cached;
+  for (const int32_t client : {0, 0, 1, 2, 1, 2, 0}) {
+    request.client = client;
+    const RequestId id = test.add(request);
+    test.run();
+    cached.push_back(test.logs[id].usage.cached_tokens);
+  }
+  EXPECT_EQ(cached, (std::vector<int64_t>{0, 96, 0, 0, 96, 96, 96}));
 }
 
 TEST(EngineLifecycle, StopStringsEndTheTextInsideTheEngine) {

@@ -73,7 +73,7 @@ struct EngineMetrics {
   int64_t num_draft_tokens = 0;
   int64_t num_accepted_tokens = 0;                        // of them
   std::vector<int64_t> num_accepted_tokens_per_position;  // [num_speculative_tokens]; empty without speculation
-  std::array<int64_t, 4> finished{};                      // sequences by FinishReason
+  std::array<int64_t, 5> finished{};                      // sequences by FinishReason
   int64_t num_rejected = 0;                               // add() said no because of a limit
 
   double generation_tokens_per_second = 0;  // moving average over about five seconds; falls to 0 when idle

@@ -35,6 +35,7 @@ struct LiveRequest {
   int64_t max_tokens = 1;  // of each sequence
   bool rope_long = false;
   double added_at = 0;                        // seconds
+  double deadline = 0;                        // likewise, with GenerationRequest::timeout
   bool queued = true;                         // counts against the queue's limits
   std::vector<int32_t> stop_token_ids;        // what min_tokens forbids
   SamplingParams prompt_scores;               // SamplingInput::params of prompt tokens that are scored

@@ -31,17 +31,21 @@ struct GenerationRequest {
   // -1: none; k: each prompt token but the first with its logprob, its rank and the k most likely in its place, in the first delta of
   // sequence 0. Those positions are computed, not taken from the prefix cache.
   int32_t num_prompt_logprobs = -1;
-  std::string cache_salt;  // only requests with an equal salt share cached prefixes
-  int32_t priority = 0;    // lower is served first; equal priorities in order of arrival
+  std::string cache_salt;  // only requests of one client with an equal salt share cached prefixes
+  int32_t priority = 0;    // lower is served first; equal priorities by client, then in order of arrival
+  int32_t client = 0;      // at least 0: on whose account it is. Clients get shares by EngineOptions::client_weights
+  // Seconds from add() on, above 0; what is not finished then ends with kTimeout, also while it waits.
+  std::optional<double> timeout;
 };
 
 enum class FinishReason {
-  kStop,    // an EOS token, a stop token or a stop string
-  kLength,  // max_tokens
-  kAbort,   // cancelled by the client, or the engine stopped
-  kError,   // OutputDelta::error says why
+  kStop,     // an EOS token, a stop token or a stop string
+  kLength,   // max_tokens
+  kAbort,    // cancelled by the client, or the engine stopped
+  kError,    // OutputDelta::error says why
+  kTimeout,  // GenerationRequest::timeout
 };
-std::string_view finish_reason_name(FinishReason reason);  // "stop", "length", "abort", "error"
+std::string_view finish_reason_name(FinishReason reason);  // "stop", "length", "abort", "error", "timeout"
 
 struct TokenLogprob {
   int32_t token_id = -1;

@@ -105,6 +105,9 @@ Status check_request(const GenerationRequest& request, const RequestLimits& limi
   if (request.num_prompt_logprobs < -1 || request.num_prompt_logprobs > limits.vocab_size) {
     return out_of_range("prompt_logprobs", request.num_prompt_logprobs, fmt::format("at least 0, at most {}", limits.vocab_size));
   }
+  if (request.timeout && !(*request.timeout > 0 && std::isfinite(*request.timeout)))
+    return out_of_range("timeout", *request.timeout, "a finite number above 0");
+  if (request.client < 0) return out_of_range("client", request.client, "at least 0");
   MR_RETURN_IF_ERROR(check_length(request, limits));
   const auto in_vocabulary = [&](int32_t id) { return id >= 0 && id < limits.vocab_size; };
   for (const int32_t id : request.prompt_tokens) {

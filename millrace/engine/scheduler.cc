@@ -7,6 +7,9 @@
 namespace millrace {
 namespace {
 
+// What a token counts for its client: as in the paper, where one that is made costs twice one that is read.
+constexpr int64_t kPromptTokenCost = 1, kCompletionTokenCost = 2;
+
 int64_t num_blocks_of(int64_t num_tokens) { return (num_tokens + kKvBlockTokens - 1) / kKvBlockTokens; }
 
 }  // namespace
@@ -29,7 +32,7 @@ void Scheduler::add(Sequence& sequence) {
            "a new sequence");
   sequence.block_tables.resize(static_cast<std::size_t>(allocator_.num_groups()));
   sequence.num_passed.resize(static_cast<std::size_t>(allocator_.num_groups()), 0);
-  MR_CHECK(waiting_.insert(&sequence).second, "two sequences with one place in the order");
+  enter_queue(sequence);
 }
 
 void Scheduler::remove(Sequence& sequence, bool forget) {
@@ -37,9 +40,65 @@ void Scheduler::remove(Sequence& sequence, bool forget) {
     release_blocks(sequence, forget);
     running_.erase(std::find(running_.begin(), running_.end(), &sequence));
   } else {
-    MR_CHECK(waiting_.erase(&sequence) == 1, "the scheduler does not know this sequence");
+    MR_CHECK(leave_queue(sequence), "the scheduler does not know this sequence");
   }
   sequence.state = SequenceState::kFinished;
+}
+
+Scheduler::Client& Scheduler::client_of(const Sequence& sequence) {
+  const auto [found, is_new] = clients_.try_emplace(sequence.client);
+  const auto index = static_cast<std::size_t>(std::max(0, sequence.client));
+  if (is_new && index < options_.client_weights.size()) found->second.weight = options_.client_weights[index];
+  return found->second;
+}
+
+double Scheduler::service(int32_t client) const {
+  const auto found = clients_.find(client);
+  return found == clients_.end() ? 0 : found->second.service;
+}
+
+void Scheduler::enter_queue(Sequence& sequence) {
+  ++num_waiting_;
+  Client& client = client_of(sequence);
+  if (sequence.was_admitted || sequence.index > 0) {
+    MR_CHECK(returning_.insert(&sequence).second, "two sequences with one place in the order");
+    return;
+  }
+  if (client.queue.empty()) {
+    // One who asked for nothing has no claim to what the others were given meanwhile.
+    std::optional<double> least;
+    for (const auto& [id, other] : clients_) {
+      if (!other.queue.empty()) least = std::min(least.value_or(other.service), other.service);
+    }
+    client.service = std::max(client.service, least ? *least : service(last_admitted_client_));
+  }
+  MR_CHECK(client.queue.insert(&sequence).second, "two sequences with one place in the order");
+}
+
+bool Scheduler::leave_queue(Sequence& sequence) {
+  const bool left = returning_.erase(&sequence) == 1 || client_of(sequence).queue.erase(&sequence) == 1;
+  num_waiting_ -= left ? 1 : 0;
+  return left;
+}
+
+// Whose turn it is; null when nobody waits.
+Sequence* Scheduler::first_waiting() {
+  Sequence* first = returning_.empty() ? nullptr : *returning_.begin();
+  const Client* client_of_first = nullptr;  // null: it returns, and goes before its equals
+  for (const auto& [id, client] : clients_) {
+    if (client.queue.empty()) continue;
+    Sequence* sequence = *client.queue.begin();
+    const bool before = first == nullptr || sequence->priority < first->priority ||
+                        (sequence->priority == first->priority && client_of_first != nullptr &&
+                         std::tuple(client.service, sequence->order()) < std::tuple(client_of_first->service, first->order()));
+    if (before) first = sequence, client_of_first = &client;
+  }
+  return first;
+}
+
+void Scheduler::charge(const Sequence& sequence, int64_t cost) {
+  Client& client = client_of(sequence);
+  client.service += static_cast<double>(cost) / client.weight;
 }
 
 std::span<const Scheduler::Planned> Scheduler::plan_step() {
@@ -54,7 +113,7 @@ std::span<const Scheduler::Planned> Scheduler::plan_step() {
   if (plan_prefills() && !preempted_in_step_) admit_waiting();
   extend_prefills();
   extend_drafts();
-  MR_CHECK(!planned_.empty() || (running_.empty() && waiting_.empty()), "work but no progress");
+  MR_CHECK(!planned_.empty() || (running_.empty() && num_waiting_ == 0), "work but no progress");
   return planned_;
 }
 
@@ -63,6 +122,7 @@ void Scheduler::commit_step() {
     Sequence& sequence = *planned.sequence;
     MR_CHECK(sequence.num_accepted_tokens <= sequence.num_draft_tokens, "accepted what was not drafted");
     const int64_t num_rejected = sequence.num_draft_tokens - sequence.num_accepted_tokens;
+    if (planned.wants_token()) charge(sequence, kCompletionTokenCost * (1 + sequence.num_accepted_tokens));
     sequence.num_computed += planned.num_rows - num_rejected;
     sequence.num_planned_rows = 0;
     if (num_rejected > 0) shrink(sequence);
@@ -154,8 +214,8 @@ bool Scheduler::plan_prefills() {
 }
 
 void Scheduler::admit_waiting() {
-  while (!waiting_.empty() && budget_ > 0 && num_running() < options_.max_running_sequences) {
-    Sequence& sequence = **waiting_.begin();
+  while (num_waiting_ > 0 && budget_ > 0 && num_running() < options_.max_running_sequences) {
+    Sequence& sequence = *first_waiting();
     if (sequence.score_begin < sequence.score_end && scored_left_ == 0) return;
     if (!try_admit(sequence)) return;
     const int64_t wanted =
@@ -239,7 +299,7 @@ void Scheduler::preempt_youngest() {
   victim.keep_draft_tokens(0);
   release_blocks(victim, /*forget=*/false);
   victim.state = SequenceState::kPreempted;
-  waiting_.insert(&victim);
+  enter_queue(victim);
   ++counters_.num_preemptions;
   preempted_in_step_ = true;
 }
@@ -334,12 +394,14 @@ bool Scheduler::try_admit(Sequence& sequence) {
     if (needed > allocator_.num_available(g)) return false;
   }
   take_prefix(sequence, prefix_blocks);
-  waiting_.erase(&sequence);
+  leave_queue(sequence);
   running_.insert(std::upper_bound(running_.begin(), running_.end(), &sequence, Order()), &sequence);
   sequence.state = SequenceState::kRunning;
   if (!sequence.was_admitted) {
     sequence.was_admitted = true;
     newly_admitted_.push_back(&sequence);
+    last_admitted_client_ = sequence.client;
+    if (sequence.index == 0) charge(sequence, kPromptTokenCost * (sequence.num_prompt_tokens - sequence.num_computed));
     // Its siblings find what the request itself has just computed: that says nothing about the cache.
     if (sequence.index == 0) {
       sequence.num_cached_tokens = sequence.num_computed;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <set>
 #include <span>
@@ -13,7 +14,11 @@
 //   1. Running sequences decode first: a stalled stream is seen by a user, a late first token is not yet.
 //   2. The rest of the token budget goes to prefill chunks, oldest request first. While several prompts wait, each gets at most
 //      prefill_chunk_max rows in a first round, so that a short one is not stuck behind a long one; what is left goes to the oldest.
-//   3. Waiting sequences are admitted strictly in order (priority, then arrival), when their whole prompt finds room: nobody is overtaken.
+//   3. Waiting sequences are admitted strictly in order, when their whole prompt finds room: nobody is overtaken. The order is priority,
+//      then what ran before (preempted, or a sibling does), then the client that has been given least, then arrival. What a client was
+//      given is counted as in the virtual token counter of Sheng et al. 2024, arXiv:2401.00588: 1 for a prompt token computed, 2 for a
+//      completion token, over the client's weight; one who comes back after a pause does not bring the time along in which it asked for
+//      nothing. Clients who all have requests waiting then differ by no more than a bound that does not grow with time.
 //   4. Out of KV blocks: preempt the youngest running sequence; it has the least work to lose, and is recomputed later (often from
 //      its own cached blocks).
 //   5. Draft tokens take at most half of what decodes leave of the token budget, and blocks that nobody else wants in the step: they
@@ -29,6 +34,7 @@ struct SchedulerOptions {
   int64_t prefill_chunk_max = 256;
   int64_t scored_rows_max = 64;
   std::vector<std::optional<int64_t>> windows;  // [num_groups] KvGroupSpec::window
+  std::vector<double> client_weights;           // by Sequence::client, above 0; 1 where there is none
   bool prompt_differs = false;  // ExecutorInfo::prompt_differs: a cached prefix serves only tokens that would be computed in the same way
 };
 
@@ -68,7 +74,9 @@ class Scheduler {
 
   std::span<Sequence* const> running() const { return running_; }  // in order
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
-  int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  int64_t num_waiting() const { return num_waiting_; }
+  // What the client was given, over its weight.
+  double service(int32_t client) const;
   const Counters& counters() const { return counters_; }
 
  private:
@@ -76,6 +84,16 @@ class Scheduler {
     bool operator()(const Sequence* a, const Sequence* b) const { return a->order() < b->order(); }
   };
 
+  struct Client {
+    std::set<Sequence*, Order> queue;  // never admitted
+    double weight = 1, service = 0;
+  };
+
+  Client& client_of(const Sequence& sequence);
+  void enter_queue(Sequence& sequence);
+  bool leave_queue(Sequence& sequence);
+  Sequence* first_waiting();
+  void charge(const Sequence& sequence, int64_t cost);
   void plan_decodes();
   void reserve_drafts();
   void extend_drafts();
@@ -98,7 +116,10 @@ class Scheduler {
 
   SchedulerOptions options_;
   BlockAllocator& allocator_;
-  std::set<Sequence*, Order> waiting_;
+  std::map<int32_t, Client> clients_;
+  std::set<Sequence*, Order> returning_;  // waiting ones that ran before, or whose siblings did
+  int64_t num_waiting_ = 0;
+  int32_t last_admitted_client_ = 0;
   std::vector<Sequence*> running_;  // in order()
   std::vector<Planned> planned_;
   std::vector<Sequence*> newly_admitted_;

@@ -76,6 +76,8 @@ class Simulation {
     if (pick(0, 1) == 0) options.windows.push_back(pick(1, 100));
     if (pick(0, 3) == 0) options.windows[0] = pick(1, 50);
     options.prompt_differs = pick(0, 1) == 0;
+    options.scored_rows_max = pick(1, 40);
+    for (int64_t client = pick(0, 2); client > 0; --client) options.client_weights.push_back(static_cast<double>(pick(1, 8)) / 4);
     return options;
   }
 
@@ -99,6 +101,8 @@ class Simulation {
     sequence->num_prompt_tokens = sequence->num_tokens();
     sequence->max_tokens = pick(1, kMaxTokens);
     sequence->shares_prefix = pick(0, 7) != 0;
+    sequence->client = static_cast<int32_t>(pick(0, 2));
+    if (pick(0, 5) == 0) sequence->score_end = sequence->num_prompt_tokens - 1;
     for (const int32_t token : sequence->tokens) extend_truth(*sequence, token, true);
     scheduler_.add(*sequence);
     sequences_.push_back(std::move(sequence));
@@ -142,11 +146,16 @@ class Simulation {
   void step() {
     if (drafts_) propose_drafts();
     const auto planned = scheduler_.plan_step();
-    int64_t num_rows = 0;
+    int64_t num_rows = 0, num_scored = 0;
     wanting_.clear();
     for (const Scheduler::Planned& rows : planned) {
       auto& sequence = static_cast<SimulatedSequence&>(*rows.sequence);
       num_rows += rows.num_rows;
+      // Every position is scored once, also of those that are preempted and computed again.
+      const int64_t scored = sequence.num_scored(rows.num_rows);
+      if (sequence.score_begin < sequence.score_end) ASSERT_LE(sequence.num_computed, sequence.score_begin) << "a position is skipped";
+      num_scored += scored;
+      sequence.score_begin += scored;
       for (std::size_t g = 0; g < kv_.size(); ++g) {
         for (int64_t p = sequence.num_computed; p < sequence.num_computed + rows.num_rows; ++p) {
           const int64_t first = options_.windows[g] ? std::max<int64_t>(0, p - *options_.windows[g]) : 0;
@@ -173,6 +182,7 @@ class Simulation {
       sequence.num_taken = accepted + 1;
     }
     ASSERT_LE(num_rows, options_.step_tokens_max);
+    ASSERT_LE(num_scored, options_.scored_rows_max);
     ASSERT_EQ(planned.empty(), sequences_.empty()) << "work, but nothing planned";
     scheduler_.commit_step();
     for (const auto& sequence : sequences_) {
@@ -191,6 +201,7 @@ class Simulation {
     }
     for (std::size_t i = sequences_.size(); i-- > 0;) {
       if (sequences_[i]->num_tokens() - sequences_[i]->num_prompt_tokens < sequences_[i]->max_tokens) continue;
+      ASSERT_GE(sequences_[i]->score_begin, sequences_[i]->score_end) << "a position was not scored";
       end(i, false);
       ++num_completed_;
     }

@@ -23,6 +23,7 @@ struct Sequence {
   int32_t priority = 0;
   uint64_t arrival = 0;         // of its request; unique together with `index`
   int32_t index = 0;            // among the request's n sequences
+  int32_t client = 0;           // on whose account it runs
   std::vector<int32_t> tokens;  // prompt and completion; during a step also draft tokens
   int64_t num_prompt_tokens = 0;
   BlockDigest prefix_root;    // PrefixHasher::root

@@ -2,24 +2,39 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <vector>
+
+#include "millrace/base/status.h"
 
 namespace millrace {
 
-// Checks the key that a client presents. Only its SHA-256 is kept, and compared in constant time: neither a core file nor a stopwatch
-// shows the key.
-class ApiKey {
+// A key that clients present, and the share of the machine that it stands for while others ask, too.
+struct ClientKey {
+  std::string key;
+  double weight = 1;  // above 0
+};
+
+// One key a line, each optionally followed by "weight=NUMBER". Errors name the line, never the key.
+Result<std::vector<ClientKey>> parse_client_keys(std::string_view text);
+
+// Checks the key that a client presents. Only SHA-256 of the keys are kept, and compared in constant time: neither a core file nor a
+// stopwatch shows a key.
+class ApiKeys {
  public:
-  explicit ApiKey(std::string_view key);
+  explicit ApiKeys(std::span<const ClientKey> keys);
 
-  bool matches(std::string_view key) const;
-
-  // "Bearer <key>", or "Basic" with the key as password (any user name): a browser asks for it and then opens the page.
-  bool authorizes(std::string_view authorization_header) const;
+  // Which of the keys the header presents: "Bearer <key>", or "Basic" with the key as password (any user name): a browser asks for it and
+  // then opens the page.
+  std::optional<int32_t> client_of(std::string_view authorization_header) const;
 
  private:
-  std::array<uint8_t, 32> hash_;
+  std::optional<int32_t> find(std::string_view key) const;
+
+  std::vector<std::array<uint8_t, 32>> hashes_;
 };
 
 }  // namespace millrace

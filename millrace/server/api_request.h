@@ -82,6 +82,7 @@ struct ApiRequest {
   std::optional<int64_t> truncate_prompt_tokens;  // -1: to what the model reads
 
   int64_t priority = 0;
+  std::optional<double> timeout;  // seconds
   std::string cache_salt;
 
   bool has_messages = false;  // tokenize takes either messages or a prompt

@@ -162,6 +162,8 @@ GenerationRequest GenerationCall::make_request(std::size_t prompt, uint64_t seed
   request.skip_special_tokens = api.skip_special_tokens;
   request.cache_salt = api.cache_salt;
   request.priority = static_cast<int32_t>(api.priority);
+  request.client = prepared_.client;
+  request.timeout = api.timeout;
   if (!api.max_tokens && !api.max_completion_tokens && request.max_tokens) {
     // The default must not refuse a prompt that leaves less room than it.
     const int64_t room = model_.engine->max_request_tokens() - static_cast<int64_t>(request.prompt_tokens.size());

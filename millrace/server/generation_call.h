@@ -22,6 +22,7 @@ namespace millrace {
 // A parsed request and its prompts, ready for the engine: what helper threads make.
 struct PreparedCall {
   Endpoint endpoint = Endpoint::kChat;
+  int32_t client = 0;  // GenerationRequest::client
   ApiRequest request;
   std::vector<BuiltPrompt> prompts;
   std::vector<std::vector<int32_t>> bad_words;  // SamplingParams::bad_words

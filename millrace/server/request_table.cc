@@ -329,6 +329,7 @@ constexpr RequestField kFields[] = {
     {"echo", kCompletions, &A::echo},
     {"priority", kGenerate, &A::priority, -kInt32, kInt32},
     {"cache_salt", kGenerate, &A::cache_salt, 0, 1024},
+    {"timeout", kGenerate, &A::timeout, 0, 86400, true},
 
     {"tools", kTemplate, read_tools},
     {"tool_choice", kChat, read_tool_choice},

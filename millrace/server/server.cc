@@ -39,11 +39,13 @@ void Server::Impl::generate(const Exchange& exchange, Endpoint endpoint) {
     std::optional<ApiError> error = http_error(500, "the server ran out of memory on this request");
     PreparedCall call;
   };
+  const int32_t client = keys_ ? keys_->client_of(exchange->request().authorization).value_or(0) : 0;
   on_helper<Prepared>(
       exchange,
-      [this, endpoint](std::string_view body) {
+      [this, endpoint, client](std::string_view body) {
         Prepared prepared;
         prepared.call.endpoint = endpoint;
+        prepared.call.client = client;
         prepared.error = parse_request(endpoint, body, prepared.call.request);
         if (!prepared.error) prepared.error = check_model_name(prepared.call.request);
         if (!prepared.error && !options_.allow_priority && prepared.call.request.priority != 0) {
@@ -123,7 +125,7 @@ Result<std::unique_ptr<Server>> Server::create(ServedModel model, ServerOptions 
   if ((model.engine == nullptr) == (model.encoder == nullptr) || model.tokenizer == nullptr) {
     return Status::invalid_argument("a served model needs one engine, of a decoder or of an encoder, and a tokenizer");
   }
-  if (options.api_key.empty() && !is_loopback(options.host) && !options.allow_open_without_key) {
+  if (options.api_keys.empty() && !is_loopback(options.host) && !options.allow_open_without_key) {
     return Status::invalid_argument(fmt::format(
         "host {} is reachable from other machines, which needs an API key: in the variable MILLRACE_API_KEY or with --api-key-file; "
         "--allow-open-without-key serves everybody without one",

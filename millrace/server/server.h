@@ -9,8 +9,10 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "millrace/base/status.h"
+#include "millrace/server/api_key.h"
 #include "millrace/server/http_server.h"
 #include "millrace/server/served_model.h"
 
@@ -18,8 +20,9 @@ namespace millrace {
 
 struct ServerOptions {
   std::string host = "127.0.0.1";
-  uint16_t port = 8000;                             // 0: any free one
-  std::string api_key;                              // from the environment or a file, never the command line; empty: none is asked for
+  uint16_t port = 8000;  // 0: any free one
+  // From the environment or a file, never the command line; none: none is asked for. A key's index is GenerationRequest::client.
+  std::vector<ClientKey> api_keys;
   bool allow_open_without_key = false;              // binding beyond loopback needs a key unless this is set
   std::chrono::milliseconds drain_timeout{30'000};  // after SIGTERM
   bool allow_priority = false;                      // requests may say another `priority` than 0, and so overtake everybody

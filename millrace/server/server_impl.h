@@ -33,10 +33,10 @@ class Server::Impl final : public HttpHandler {
   using Exchange = std::shared_ptr<HttpExchange>;
 
   Impl(ServedModel model, ServerOptions options) : model_(std::move(model)), options_(std::move(options)) {
-    if (!options_.api_key.empty()) key_.emplace(options_.api_key);
-    loopback_hosts_only_ = !key_ && is_loopback(options_.host);
-    options_.api_key.assign(options_.api_key.size(), '\0');
-    options_.api_key.clear();
+    if (!options_.api_keys.empty()) keys_.emplace(options_.api_keys);
+    loopback_hosts_only_ = !keys_ && is_loopback(options_.host);
+    for (ClientKey& key : options_.api_keys) key.key.assign(key.key.size(), '\0');
+    options_.api_keys.clear();
     max_model_len_ = model_.encoder != nullptr ? model_.encoder->max_text_tokens() : model_.engine->max_request_tokens();
   }
   ~Impl() override {
@@ -157,7 +157,7 @@ class Server::Impl final : public HttpHandler {
   ServedModel model_;
   DryBreakers dry_breakers_{*model_.tokenizer};
   ServerOptions options_;
-  std::optional<ApiKey> key_;
+  std::optional<ApiKeys> keys_;
   bool loopback_hosts_only_ = false;  // nothing but the Host field keeps pages of other sites out
   int64_t max_model_len_ = 0;
   std::unique_ptr<HttpServer> http_;

@@ -89,7 +89,7 @@ std::optional<HttpResponse> Server::Impl::refuse(const HttpRequest& head) {
                                "so that no page elsewhere can reach it under a name of its own (set MILLRACE_API_KEY to use other names)",
                                head.host->substr(0, 128)));
   }
-  if (key_ && (route == nullptr || !route->open) && !key_->authorizes(head.authorization)) {
+  if (keys_ && (route == nullptr || !route->open) && !keys_->client_of(head.authorization)) {
     // A browser that opens the page is asked for the key (as password); programs send it as a bearer token.
     const bool page = route != nullptr && route->path == "/";
     return refusal(401, "the request needs this server's API key: \"Authorization: Bearer <key>\"", "WWW-Authenticate",

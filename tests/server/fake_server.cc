@@ -91,7 +91,8 @@ Status run(int argc, char** argv) {
   std::string tokenizer_dir, host = "127.0.0.1", name = "fake", scheduling_policy = "fcfs";
   uint16_t port = 0;
   int step_ms = 0;
-  int64_t context = 4096, kv_blocks = 4096, max_queued = 1024, max_running = 64, num_connections = 4096, per_address = 1024;
+  int64_t context = 4096, kv_blocks = 4096, max_queued = 1024, max_queued_tokens = 1 << 20, max_running = 64, num_connections = 4096,
+          per_address = 1024;
   double drain_timeout = 30, stall_timeout = 60;
   bool endless = false;
   app.add_option("--tokenizer", tokenizer_dir, "directory with tokenizer.json and tokenizer_config.json")->required();
@@ -102,6 +103,7 @@ Status run(int argc, char** argv) {
   app.add_option("--max-model-len", context);
   app.add_option("--kv-blocks", kv_blocks);
   app.add_option("--max-num-queued-reqs", max_queued);
+  app.add_option("--max-num-queued-tokens", max_queued_tokens);
   app.add_option("--max-num-seqs", max_running);
   app.add_option("--max-connections", num_connections);
   app.add_option("--max-connections-per-address", per_address);
@@ -127,6 +129,7 @@ Status run(int argc, char** argv) {
   engine_options.kv_bytes = kv_blocks * executor.info().kv_groups[0].block_bytes;
   engine_options.max_running_sequences = max_running;
   engine_options.max_queued_requests = max_queued;
+  engine_options.max_queued_tokens = max_queued_tokens;
   if (const auto eos_token_id = tokenizer.eos_token_id()) engine_options.eos_token_ids = {*eos_token_id};
   MR_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::create(executor, &tokenizer, engine_options));
   engine->start();
@@ -147,7 +150,9 @@ Status run(int argc, char** argv) {
   options.http.num_connections = num_connections;
   options.http.num_connections_per_address = per_address;
   options.allow_priority = scheduling_policy == "priority";
-  if (const char* key = std::getenv("MILLRACE_API_KEY")) options.api_key = key;
+  if (const char* keys = std::getenv("MILLRACE_API_KEY")) {
+    MR_ASSIGN_OR_RETURN(options.api_keys, parse_client_keys(keys));
+  }
   return serve(std::move(model), std::move(options), [](uint16_t bound) { fmt::print(stderr, "listening on {}\n", bound); });
 }
 

@@ -5,7 +5,7 @@ import time
 import httpx
 import openai
 import pytest
-from conftest import user
+from conftest import PATIENCE, user
 
 CHAT = {"messages": user("Hi"), "max_tokens": 2}
 TEXT = {"prompt": "Hi", "max_tokens": 2}
@@ -211,6 +211,34 @@ def test_full_queue_is_429(slow_server):
     assert raised.value.code == "queue_full"
     for stream in streams:
         stream.close()
+    running.wait_until_idle()
+
+
+def test_a_full_queue_counts_prompt_tokens_too(slow_server):
+    running = slow_server(20, "--max-num-seqs", 1, "--max-num-queued-tokens", 100)
+    client = running.client()
+    body = dict(model="fake", max_tokens=500, stream=True, extra_body={"ignore_eos": True})
+    streams = [client.completions.create(prompt=[5] * 90, **body)]
+    while running.metrics()["millrace_num_requests_running"] == 0:
+        time.sleep(0.01)
+    streams += [client.completions.create(prompt=[5] * 60, **body), client.completions.create(prompt=[5] * 40, **body)]
+    with pytest.raises(openai.RateLimitError) as raised:
+        client.completions.create(prompt=[5], **body)
+    assert "100 prompt tokens are waiting" in str(raised.value) and raised.value.response.headers["retry-after"]
+    for stream in streams:
+        stream.close()
+    running.wait_until_idle()
+
+
+def test_a_timeout_ends_the_answer_with_what_there_is(slow_server):
+    running = slow_server(20, "--endless", "--max-num-seqs", 1)
+    arguments = dict(model="fake", prompt="a", max_tokens=3000, temperature=0)
+    begun = time.monotonic()
+    choice = running.client().completions.create(**arguments, extra_body={"timeout": 0.5}).choices[0]
+    assert choice.finish_reason == "timeout" and 0.4 < time.monotonic() - begun < 5 * PATIENCE
+    whole = running.client().completions.create(**arguments | {"max_tokens": 200}).choices[0]
+    assert choice.text and whole.text.startswith(choice.text.rstrip("\ufffd"))
+    assert running.metrics()['millrace_request_success_total{finished_reason="timeout"}'] == 1
     running.wait_until_idle()
 
 

@@ -1,5 +1,6 @@
 import base64
 import subprocess
+import time
 
 import httpx
 import openai
@@ -62,3 +63,22 @@ def test_other_machines_need_a_key():
 def test_with_a_key_any_host_is_answered(guarded):
     headers = {"Authorization": f"Bearer {KEY}", "Host": "llm.example"}
     assert httpx.get(f"{guarded.url}/v1/models", headers=headers).status_code == 200
+
+
+def test_several_keys_share_the_machine(slow_server):
+    """Whoever asks little is not kept waiting by whoever asks much, and nobody finds another's prompts in the cache."""
+    running = slow_server(5, "--endless", "--max-num-seqs", 2, env={"MILLRACE_API_KEY": "first\nsecond weight=2"})
+    busy, light = (openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0) for key in ("first", "second"))
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="second weight=2", max_retries=0).models.list()
+    streams = [busy.completions.create(model="fake", prompt=f"{i}", max_tokens=40, stream=True) for i in range(40)]
+    prompt = list(range(5, 105))
+    begun = time.monotonic()
+    light.completions.create(model="fake", prompt=prompt, max_tokens=2)
+    light_seconds = time.monotonic() - begun
+    for stream in streams:
+        for _ in stream:
+            pass
+    assert light_seconds < (time.monotonic() - begun) / 4
+    cached = [client.completions.create(model="fake", prompt=prompt, max_tokens=1).usage.prompt_tokens_details.cached_tokens for client in (light, busy, busy)]
+    assert cached == [96, 0, 96]
