@@ -22,6 +22,7 @@ struct ServeOptions : ModelOptions, GenerationOptions {
   int64_t max_num_seqs = 64, max_num_batched_tokens = 512, max_queued = 1024, max_queued_tokens = 1 << 20;
   int drain_timeout_s = 30, stall_timeout_s = 60, max_connections = 4096;
   bool no_prefix_caching = false;
+  double tpot_target_ms = 0;
 };
 
 // "SmolLM2-135M-Instruct.Q4_1" of a path; org/name stays as it is.
@@ -52,6 +53,7 @@ Result<RunningEngine> start_decoder(LoadedModel& model, const ServeOptions& opti
   EngineOptions engine_options;
   engine_options.max_running_sequences = options.max_num_seqs;
   engine_options.step_tokens_max = std::max(options.max_num_batched_tokens, options.max_num_seqs);
+  engine_options.tpot_target_seconds = options.tpot_target_ms / 1e3;
   engine_options.max_queued_requests = options.max_queued;
   engine_options.max_queued_tokens = options.max_queued_tokens;
   for (const ClientKey& key : keys) engine_options.client_weights.push_back(key.weight);
@@ -196,6 +198,11 @@ void register_serve(CLI::App& app, int& exit_status) {
       ->capture_default_str();
   command->add_option("--max-num-batched-tokens", options->max_num_batched_tokens, "Most tokens of one step")
       ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  command
+      ->add_option("--tpot-target-ms", options->tpot_target_ms,
+                   "Prompts take no more of a step than lets a token come so often to everybody else; 0: no limit")
+      ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
   command->add_option("--max-num-queued-reqs", options->max_queued, "Most requests waiting; further ones get 429")
       ->check(CLI::Range(1, 1 << 20))

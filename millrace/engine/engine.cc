@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <condition_variable>
+#include <limits>
 #include <mutex>
 #include <set>
 #include <thread>
@@ -17,6 +18,7 @@
 #include "millrace/engine/draft_planner.h"
 #include "millrace/engine/kv_sizing.h"
 #include "millrace/engine/live_request.h"
+#include "millrace/engine/prefill_pacer.h"
 #include "millrace/engine/request_check.h"
 #include "millrace/engine/scheduler.h"
 
@@ -60,6 +62,7 @@ class Engine::Impl {
     metrics_.kv_groups.resize(sizing.num_blocks.size());
     if (speculates())
       metrics_.num_accepted_tokens_per_position.resize(static_cast<std::size_t>(options_.speculation.num_speculative_tokens), 0);
+    if (options_.tpot_target_seconds > 0) pacer_.emplace(options_.tpot_target_seconds, options_.step_tokens_max);
     publish_metrics(0, 0);
   }
 
@@ -89,6 +92,7 @@ class Engine::Impl {
   void leave_queue(LiveRequest& request);
   bool speculates() const { return options_.speculation.prompt_lookup; }
   void propose_drafts();
+  int64_t prefill_rows_max() const;
   void build_plan(std::span<const Scheduler::Planned> planned);
   void plan_outputs(LiveSequence& sequence, int32_t row_end);
   void plan_scores(LiveSequence& sequence, int64_t num_rows, int32_t row_begin);
@@ -146,7 +150,8 @@ class Engine::Impl {
   std::vector<LiveSequence*> decoding_;
   std::vector<DraftCandidate> candidates_;  // of decoding_
   DraftPlanner draft_planner_;
-  DraftAcceptance acceptance_{.995};  // of all sequences
+  std::optional<PrefillPacer> pacer_;  // with tpot_target_seconds
+  DraftAcceptance acceptance_{.995};   // of all sequences
   OutputDelta delta_;
   int64_t num_unscheduled_siblings_ = 0;
   bool busy_ = false;
@@ -404,7 +409,7 @@ bool Engine::Impl::step() {
   }
 
   propose_drafts();
-  build_plan(scheduler_.plan_step());
+  build_plan(scheduler_.plan_step(prefill_rows_max()));
   const double begun = options_.clock();
   executor_.enqueue(plan_);
   const StepOutput& output = executor_.wait();
@@ -418,6 +423,7 @@ bool Engine::Impl::step() {
     num_drafts += wanted.num_draft_tokens;
   }
   if (speculates() && num_decode_rows == num_rows) draft_planner_.observe_step(num_rows, num_drafts, now - begun);
+  if (pacer_) pacer_->observe(num_decode_rows, num_rows - num_decode_rows, now - begun);
   scheduler_.commit_step();
   int64_t num_generated = 0;
   for (const Scored& scored : scored_)
@@ -434,6 +440,15 @@ bool Engine::Impl::step() {
   ended_.clear();
   publish_metrics(num_rows - num_decode_rows, num_generated);
   return true;
+}
+
+int64_t Engine::Impl::prefill_rows_max() const {
+  if (!pacer_) return std::numeric_limits<int64_t>::max();
+  int64_t decode_rows = 0;
+  for (const Sequence* running : scheduler_.running()) {
+    if (running->num_uncomputed() == 1) decode_rows += 1 + running->num_draft_tokens;
+  }
+  return pacer_->rows(decode_rows);
 }
 
 // Every sequence that decodes is followed, also where no draft of it is computed: whether its drafts would have been right is seen for
@@ -729,6 +744,8 @@ Result<std::unique_ptr<Engine>> Engine::create(Executor& executor, const Tokeniz
     return Status::invalid_argument(fmt::format("step_tokens_max is {} and prefill_chunk_max {}, expected at least 1 each",
                                                 options.step_tokens_max, options.prefill_chunk_max));
   }
+  if (!(options.tpot_target_seconds >= 0 && std::isfinite(options.tpot_target_seconds)))
+    return Status::invalid_argument(fmt::format("tpot_target_seconds is {}, expected at least 0", options.tpot_target_seconds));
   if (options.max_running_sequences < 1 || options.max_running_sequences > options.step_tokens_max) {
     return Status::invalid_argument(fmt::format("max_running_sequences is {}, expected 1 to step_tokens_max, {}",
                                                 options.max_running_sequences, options.step_tokens_max));

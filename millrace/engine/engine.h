@@ -30,6 +30,7 @@ struct EngineOptions {
   int64_t max_running_sequences = 64;   // at most step_tokens_max
   int64_t step_tokens_max = 512;        // rows of one step, prefill and decode together. Higher: throughput; lower: inter-token latency
   int64_t prefill_chunk_max = 256;      // rows of one prompt in a step while other prompts wait; alone it gets the whole step
+  double tpot_target_seconds = 0;       // prompts take no more of a step than lets it last so long while others decode; 0: no limit
   int64_t max_queued_requests = 1024;   // not yet admitted
   int64_t max_queued_tokens = 1 << 20;  // their prompt tokens
   int32_t max_n = 8;

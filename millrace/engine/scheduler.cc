@@ -101,7 +101,8 @@ void Scheduler::charge(const Sequence& sequence, int64_t cost) {
   client.service += static_cast<double>(cost) / client.weight;
 }
 
-std::span<const Scheduler::Planned> Scheduler::plan_step() {
+std::span<const Scheduler::Planned> Scheduler::plan_step(int64_t prefill_rows_max) {
+  MR_CHECK(prefill_rows_max >= 1, "a prompt makes progress");
   planned_.clear();
   newly_admitted_.clear();
   budget_ = options_.step_tokens_max;
@@ -109,6 +110,7 @@ std::span<const Scheduler::Planned> Scheduler::plan_step() {
   preempted_in_step_ = false;
   plan_decodes();
   reserve_drafts();
+  budget_ = std::min(budget_, prefill_rows_max);
   // What was just preempted must not come back in the same step, and no one may overtake a prefill that waits for blocks.
   if (plan_prefills() && !preempted_in_step_) admit_waiting();
   extend_prefills();

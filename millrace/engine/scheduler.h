@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <optional>
 #include <set>
@@ -64,8 +65,9 @@ class Scheduler {
   // they hold is not to be trusted.
   void remove(Sequence& sequence, bool forget = false);
 
-  // The rows of the next step, decodes first; empty when there is nothing to do. Valid until the next call.
-  std::span<const Planned> plan_step();
+  // The rows of the next step, decodes first, at most `prefill_rows_max` (at least 1) of prompts beside them; empty when there is nothing
+  // to do. Valid until the next call.
+  std::span<const Planned> plan_step(int64_t prefill_rows_max = std::numeric_limits<int64_t>::max());
   // The sequences that plan_step admitted for the first time.
   std::span<Sequence* const> newly_admitted() const { return newly_admitted_; }
   // The planned rows are in KV: full blocks become sharable, blocks behind a window are released, and those that only draft tokens

@@ -145,12 +145,14 @@ class Simulation {
 
   void step() {
     if (drafts_) propose_drafts();
-    const auto planned = scheduler_.plan_step();
-    int64_t num_rows = 0, num_scored = 0;
+    const int64_t prefill_rows_max = pick(0, 1) == 0 ? pick(1, 30) : std::numeric_limits<int64_t>::max();
+    const auto planned = scheduler_.plan_step(prefill_rows_max);
+    int64_t num_rows = 0, num_scored = 0, num_prefill_rows = 0;
     wanting_.clear();
     for (const Scheduler::Planned& rows : planned) {
       auto& sequence = static_cast<SimulatedSequence&>(*rows.sequence);
       num_rows += rows.num_rows;
+      if (rows.sequence->num_uncomputed() > 1) num_prefill_rows += rows.num_rows;
       // Every position is scored once, also of those that are preempted and computed again.
       const int64_t scored = sequence.num_scored(rows.num_rows);
       if (sequence.score_begin < sequence.score_end) ASSERT_LE(sequence.num_computed, sequence.score_begin) << "a position is skipped";
@@ -183,6 +185,7 @@ class Simulation {
     }
     ASSERT_LE(num_rows, options_.step_tokens_max);
     ASSERT_LE(num_scored, options_.scored_rows_max);
+    ASSERT_LE(num_prefill_rows, prefill_rows_max);
     ASSERT_EQ(planned.empty(), sequences_.empty()) << "work, but nothing planned";
     scheduler_.commit_step();
     for (const auto& sequence : sequences_) {
