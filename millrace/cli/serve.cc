@@ -8,6 +8,7 @@
 #include "millrace/base/mapped_file.h"
 #include "millrace/base/process_memory.h"
 #include "millrace/cli/command.h"
+#include "millrace/cli/option_values.h"
 #include "millrace/engine/draft_planner.h"
 
 namespace millrace::cli {
@@ -202,7 +203,7 @@ void register_serve(CLI::App& app, int& exit_status) {
   command
       ->add_option("--tpot-target-ms", options->tpot_target_ms,
                    "Prompts take no more of a step than lets a token come so often to everybody else; 0: no limit")
-      ->check(CLI::Range(0.0, 1e6))
+      ->check(number_within(0, 1e6))
       ->capture_default_str();
   command->add_option("--max-num-queued-reqs", options->max_queued, "Most requests waiting; further ones get 429")
       ->check(CLI::Range(1, 1 << 20))

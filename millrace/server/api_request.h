@@ -88,6 +88,8 @@ struct ApiRequest {
   bool has_messages = false;  // tokenize takes either messages or a prompt
   bool has_prompt = false;
 
+  // Completions made of each prompt; `n` of them are shown.
+  int64_t num_sequences() const { return best_of.value_or(n); }
   std::optional<int64_t> completion_tokens_max() const { return max_completion_tokens ? max_completion_tokens : max_tokens; }
 };
 

@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <ctime>
 #include <limits>
+#include <numeric>
 #include <random>
 
 namespace millrace {
@@ -72,7 +74,7 @@ std::optional<ApiError> check_against_model(const ServedModel& model, int64_t ma
       error->code = "context_length_exceeded";
       return error;
     }
-    num_numbers += num_prompt_tokens * request.n * (1 + prompt_logprobs_max(request).value_or(-1));
+    num_numbers += num_prompt_tokens * request.num_sequences() * (1 + prompt_logprobs_max(request).value_or(-1));
     if (num_numbers > kPromptLogprobsMax) {
       return invalid_field(request.prompt_logprobs ? "prompt_logprobs" : "logprobs",
                            fmt::format("the prompt tokens' log probabilities would be more than {}: ask with fewer or shorter prompts, a "
@@ -112,10 +114,10 @@ GenerationCall::GenerationCall(const ServedModel& model, uint64_t call_id, Prepa
       response_(prepared_.endpoint, make_id(prepared_.endpoint), static_cast<int64_t>(std::time(nullptr)), model.name, *model.tokenizer),
       usages_(prepared_.prompts.size()),
       prompt_logprobs_(prepared_.prompts.size()),
-      choices_(prepared_.prompts.size() * static_cast<std::size_t>(prepared_.request.n)) {
+      choices_(prepared_.prompts.size() * static_cast<std::size_t>(prepared_.request.num_sequences())) {
   if (!prepared_.request.echo) return;
   for (std::size_t i = 0; i < choices_.size(); ++i)
-    choices_[i].text = prepared_.prompts[i / static_cast<std::size_t>(prepared_.request.n)].text;
+    choices_[i].text = prepared_.prompts[i / static_cast<std::size_t>(prepared_.request.num_sequences())].text;
 }
 
 GenerationRequest GenerationCall::make_request(std::size_t prompt, uint64_t seed) {
@@ -152,7 +154,8 @@ GenerationRequest GenerationCall::make_request(std::size_t prompt, uint64_t seed
   if (api.logprobs) request.sampling.num_logprobs = static_cast<int32_t>(api.top_logprobs.value_or(0));
   if (api.num_logprobs) request.sampling.num_logprobs = static_cast<int32_t>(*api.num_logprobs);
   request.seed = api.seed ? static_cast<uint64_t>(*api.seed) : seed + prompt;
-  request.n = static_cast<int32_t>(api.n);
+  request.n = static_cast<int32_t>(api.num_sequences());
+  if (chooses_best()) request.sampling.num_logprobs = std::max(request.sampling.num_logprobs, 0);
   request.max_tokens = completion_tokens_max(prepared_);
   request.min_tokens = api.min_tokens;
   request.stop = api.stop;
@@ -220,7 +223,7 @@ ChoiceOutput GenerationCall::output_of(int32_t index) const {
   output.wants_logprobs = wants_logprobs();
   output.text_offset = choice.text_offset;
   if (prepared_.request.prompt_logprobs) {
-    output.prompt_logprobs = prompt_logprobs_[static_cast<std::size_t>(index / prepared_.request.n)];
+    output.prompt_logprobs = prompt_logprobs_[static_cast<std::size_t>(index / prepared_.request.num_sequences())];
     output.num_prompt_logprobs = static_cast<std::size_t>(*prepared_.request.prompt_logprobs);
   }
   output.finish_reason = choice.finish_reason;
@@ -268,7 +271,7 @@ bool GenerationCall::on_delta(int32_t prompt, OutputDelta& delta) {
     return true;
   }
   usages_[static_cast<std::size_t>(prompt)] = delta.usage;
-  const auto index = static_cast<int32_t>(prompt * prepared_.request.n + delta.sequence);
+  const auto index = static_cast<int32_t>(prompt * prepared_.request.num_sequences() + delta.sequence);
   Choice& choice = choices_[static_cast<std::size_t>(index)];
   if (!prepared_.request.stream && choice.text.empty()) {
     choice.text = std::move(delta.text);
@@ -277,6 +280,11 @@ bool GenerationCall::on_delta(int32_t prompt, OutputDelta& delta) {
   }
   take_prompt_logprobs(static_cast<std::size_t>(prompt), delta);
   echo_logprobs(static_cast<std::size_t>(prompt), choice);
+  if (chooses_best()) {
+    for (const TokenLogprob& token : delta.logprobs) choice.logprob_sum += static_cast<double>(token.logprob);
+    choice.num_tokens += static_cast<int64_t>(delta.logprobs.size());
+    if (!wants_logprobs()) delta.logprobs.clear();
+  }
   choice.logprobs.insert(choice.logprobs.end(), std::make_move_iterator(delta.logprobs.begin()),
                          std::make_move_iterator(delta.logprobs.end()));
   choice.finish_reason = delta.finish_reason;
@@ -284,6 +292,20 @@ bool GenerationCall::on_delta(int32_t prompt, OutputDelta& delta) {
   if (prepared_.request.stream) stream(index);
   if (delta.request_finished && --num_unfinished_requests_ == 0) complete();
   return complete_;
+}
+
+// The prompt's choices with the highest log probability per token, the best first; without best_of all of them in their order.
+std::vector<int32_t> GenerationCall::shown_choices(std::size_t prompt) const {
+  std::vector<int32_t> shown(static_cast<std::size_t>(prepared_.request.num_sequences()));
+  std::iota(shown.begin(), shown.end(), static_cast<int32_t>(prompt * shown.size()));
+  if (!chooses_best()) return shown;
+  const auto mean = [&](int32_t index) {
+    const Choice& choice = choices_[static_cast<std::size_t>(index)];
+    return choice.num_tokens == 0 ? 0 : choice.logprob_sum / static_cast<double>(choice.num_tokens);
+  };
+  std::stable_sort(shown.begin(), shown.end(), [&](int32_t a, int32_t b) { return mean(a) > mean(b); });
+  shown.resize(static_cast<std::size_t>(prepared_.request.n));
+  return shown;
 }
 
 void GenerationCall::complete() {
@@ -295,7 +317,12 @@ void GenerationCall::complete() {
     return;
   }
   std::vector<ChoiceOutput> outputs;
-  for (std::size_t i = 0; i < choices_.size(); ++i) outputs.push_back(output_of(static_cast<int32_t>(i)));
+  for (std::size_t prompt = 0; prompt < prepared_.prompts.size(); ++prompt) {
+    for (const int32_t index : shown_choices(prompt)) {
+      outputs.push_back(output_of(index));
+      outputs.back().index = static_cast<int32_t>(outputs.size()) - 1;
+    }
+  }
   HttpResponse response;
   response.body = response_.whole(outputs, total_usage());
   exchange_->respond(std::move(response));

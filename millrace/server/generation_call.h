@@ -54,12 +54,16 @@ class GenerationCall {
     std::string text;                    // all of it when not streaming, else what has not been sent
     std::vector<TokenLogprob> logprobs;  // likewise
     int64_t text_offset = 0;
+    double logprob_sum = 0;  // of its tokens, with chooses_best()
+    int64_t num_tokens = 0;
     bool started = false, echoed = false;
     std::optional<FinishReason> finish_reason;
     std::variant<std::monostate, int32_t, std::string> stop_reason;
   };
 
   bool scores_prompt() const { return prepared_.request.prompt_logprobs || (prepared_.request.echo && prepared_.request.num_logprobs); }
+  bool chooses_best() const { return prepared_.request.num_sequences() > prepared_.request.n; }
+  std::vector<int32_t> shown_choices(std::size_t prompt) const;
   bool wants_logprobs() const { return prepared_.request.logprobs || prepared_.request.num_logprobs.has_value(); }
   GenerationRequest make_request(std::size_t prompt, uint64_t seed);  // takes the prompt's tokens
   Usage total_usage() const;
@@ -78,7 +82,7 @@ class GenerationCall {
   std::vector<RequestId> request_ids_;                      // by prompt
   std::vector<Usage> usages_;                               // by prompt
   std::vector<std::vector<TokenLogprob>> prompt_logprobs_;  // by prompt; from the first token on, with scores_prompt()
-  std::vector<Choice> choices_;                             // prompt-major: prompt * n + sequence
+  std::vector<Choice> choices_;                             // prompt-major: prompt * num_sequences + sequence
   int64_t num_unfinished_requests_ = 0;
   bool complete_ = false;
 };

@@ -489,9 +489,10 @@ std::optional<ApiError> check_together(Endpoint endpoint, const json::object& bo
   if (request.top_logprobs.value_or(0) > 0 && !request.logprobs) {
     return invalid_field("top_logprobs", "\"top_logprobs\" is only for \"logprobs\": true");
   }
-  if (request.best_of && *request.best_of != request.n) {
-    return invalid_field("best_of",
-                         fmt::format("\"best_of\" is {}; only the value of \"n\", {}, is supported", *request.best_of, request.n));
+  if (request.best_of && *request.best_of < request.n)
+    return invalid_field("best_of", fmt::format("\"best_of\" is {}, expected at least \"n\", {}", *request.best_of, request.n));
+  if (request.best_of && *request.best_of > request.n && request.stream) {
+    return invalid_field("best_of", "\"best_of\" above \"n\" is not for \"stream\": true: which answers are best is known at their end");
   }
   if (const auto max = request.completion_tokens_max(); max && request.min_tokens > *max) {
     return invalid_field("min_tokens",

@@ -19,7 +19,6 @@ std::string body_with(Endpoint endpoint, std::string_view field, std::string_vie
   std::string extra = field.empty() ? "" : fmt::format(",\"{}\":{}", field, value);
   // What a field needs beside it to make sense.
   if (field == "top_logprobs") extra += ",\"logprobs\":true";
-  if (field == "best_of") extra += fmt::format(",\"n\":{}", value);
   if (field == "max_tokens" && endpoint == Endpoint::kCompletions) extra += ",\"echo\":true";
   if (field == "min_tokens") extra += ",\"max_tokens\":2147483647";
   if (field == "stream_options") extra += ",\"stream\":true";
@@ -116,8 +115,7 @@ TEST(RequestTable, AcceptsABareRequestToEveryEndpoint) {
 
 TEST(RequestTable, NullStandsForAbsent) {
   for_each_field([](Endpoint endpoint, const RequestField& field) {
-    if (field.name == "messages" || field.name == "prompt" || field.name == "tokens" || field.name == "best_of" || is_text(endpoint, field))
-      return;
+    if (field.name == "messages" || field.name == "prompt" || field.name == "tokens" || is_text(endpoint, field)) return;
     expect_accepted(endpoint, field, "null");
   });
 }
@@ -128,11 +126,11 @@ TEST(RequestTable, BoundsOfIntegersAreExact) {
     ASSERT_LT(field.minimum, field.maximum) << "every integer has a range";
     if (std::abs(field.minimum) < 1e15) {
       expect_accepted(endpoint, field, fmt::format("{}", static_cast<int64_t>(field.minimum)));
-      if (field.name != "best_of") expect_refused(endpoint, field, fmt::format("{}", static_cast<int64_t>(field.minimum) - 1));
+      expect_refused(endpoint, field, fmt::format("{}", static_cast<int64_t>(field.minimum) - 1));
     }
     if (std::abs(field.maximum) < 1e15) {
       expect_accepted(endpoint, field, fmt::format("{}", static_cast<int64_t>(field.maximum)));
-      if (field.name != "best_of") expect_refused(endpoint, field, fmt::format("{}", static_cast<int64_t>(field.maximum) + 1));
+      expect_refused(endpoint, field, fmt::format("{}", static_cast<int64_t>(field.maximum) + 1));
     }
     expect_accepted(endpoint, field, fmt::format("{}.0", static_cast<int64_t>(std::max(field.minimum, 1.0))));
   });
@@ -162,8 +160,8 @@ TEST(RequestTable, WrongTypesAreRefusedWithTheField) {
     const bool takes_list = field.name == "tools" || field.name == "documents" || field.name == "stop" || field.name == "stop_token_ids" ||
                             field.name == "bad_words" || field.name == "dry_sequence_breakers";
     const bool takes_object = field.name == "logit_bias" || field.name == "chat_template_kwargs" || field.name == "stream_options";
-    if (field.name == "messages" || field.name == "prompt" || field.name == "tokens" || field.name == "best_of") return;  // below
-    if (is_text(endpoint, field)) return;                                                                                 // above
+    if (field.name == "messages" || field.name == "prompt" || field.name == "tokens") return;  // below
+    if (is_text(endpoint, field)) return;                                                      // above
     if (!takes_string) expect_refused(endpoint, field, "\"text\"");
     if (!takes_list) expect_refused(endpoint, field, "[]");
     if (!takes_object) expect_refused(endpoint, field, "{}");

@@ -114,7 +114,7 @@ def test_wrong_chat_fields(server, field, value):
 
 @pytest.mark.parametrize("field,value", [
     ("prompt", []), ("prompt", [[]]), ("prompt", 1), ("prompt", ["a", 1]), ("prompt", [1, "a"]), ("prompt", [-1]), ("prompt", [10**9]), ("prompt", [[1], "a"]), ("prompt", {}),
-    ("prompt", ["a"] * 257), ("suffix", "x"), ("logprobs", True), ("logprobs", 21), ("best_of", 3), ("messages", user("x")),
+    ("prompt", ["a"] * 257), ("suffix", "x"), ("logprobs", True), ("logprobs", 21), ("best_of", 9), ("messages", user("x")),
 ], ids=lambda v: str(v)[:24])
 def test_wrong_completion_fields(server, field, value):
     check_error(post(server, "/v1/completions", {**TEXT, field: value}), 400, field)

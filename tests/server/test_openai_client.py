@@ -256,6 +256,25 @@ def test_prompt_logprobs(client, model, server):
     assert chat["prompt_logprobs"][0] is None and len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
 
 
+def test_best_of_gives_the_likeliest_per_token(client, model):
+    arguments = dict(model=model, prompt="Once upon", max_tokens=6, temperature=1.3, seed=11, logprobs=0)
+    every = client.completions.create(**arguments, n=6)
+    means = {i: sum(choice.logprobs.token_logprobs) / len(choice.logprobs.token_logprobs) for i, choice in enumerate(every.choices)}
+    order = sorted(means, key=lambda i: -means[i])
+    best = client.completions.create(**arguments, n=2, best_of=6)
+    assert [choice.text for choice in best.choices] == [every.choices[i].text for i in order[:2]]
+    assert [choice.index for choice in best.choices] == [0, 1] and best.usage.completion_tokens == every.usage.completion_tokens
+    del arguments["logprobs"]
+    silent = client.completions.create(**arguments, best_of=6)
+    assert [choice.text for choice in silent.choices] == [best.choices[0].text] and silent.choices[0].logprobs is None
+    several = client.completions.create(**arguments | {"prompt": ["Once upon", "The"]}, best_of=3)
+    assert [choice.index for choice in several.choices] == [0, 1]
+    for wrong in ({"n": 3, "best_of": 2}, {"best_of": 2, "stream": True}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.completions.create(**arguments, **wrong)
+        assert refused.value.param == "best_of"
+
+
 def test_chat_logprobs(client, model):
     arguments = dict(model=model, messages=user("Hi"), max_tokens=6, temperature=0, extra_body={"ignore_eos": True})
     choice = client.chat.completions.create(**arguments, logprobs=True, top_logprobs=3).choices[0]
