@@ -169,6 +169,13 @@ void add_answer_options(CLI::App& command, GenerationOptions& options) {
   command.add_option("--stop", options.stop, "Text that ends the answer; may be repeated")->allow_extra_args(false);
 }
 
+std::string model_name(const std::string& model) {
+  const std::filesystem::path path(model);
+  if (!std::filesystem::exists(path)) return model.substr(0, model.find('@'));
+  const std::string file = std::filesystem::weakly_canonical(path).filename().string();
+  return file.ends_with(".gguf") ? file.substr(0, file.size() - 5) : file;
+}
+
 GenerationRequest answer_request(std::vector<int32_t> prompt_tokens, SamplingParams sampling, uint64_t seed,
                                  const GenerationOptions& options) {
   GenerationRequest request;

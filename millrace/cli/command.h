@@ -100,6 +100,9 @@ Result<RunningEncoder> start_encoder(LoadedModel& model, const EncoderOptions& o
 Result<KvDType> parse_kv_dtype(const std::string& name, bool exact = false);
 std::string_view kv_dtype_name(KvDType dtype);
 
+// What MODEL is called where it is served: "SmolLM2-135M-Instruct.Q4_1" of a path; org/name stays as it is.
+std::string model_name(const std::string& model);
+
 // "98.4 MB"
 std::string format_bytes(int64_t bytes);
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -14,8 +15,9 @@ class ProgressBar {
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
-  // `share` is from 0 to 1. Drawn at most ten times a second, with the time that is left at this pace.
-  void update(double share);
+  // `share` is from 0 to 1. Drawn at most ten times a second, with the time that is left at this pace, and with `note`, which is made only
+  // when it is drawn.
+  void update(double share, const std::function<std::string()>& note = {});
   // Takes the line away.
   void clear();
 

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <cstdlib>
-#include <filesystem>
 
 #include "millrace/base/mapped_file.h"
 #include "millrace/base/process_memory.h"
@@ -25,14 +24,6 @@ struct ServeOptions : ModelOptions, GenerationOptions {
   bool no_prefix_caching = false;
   double tpot_target_ms = 0;
 };
-
-// "SmolLM2-135M-Instruct.Q4_1" of a path; org/name stays as it is.
-std::string default_name(const std::string& model) {
-  const std::filesystem::path path(model);
-  if (!std::filesystem::exists(path)) return model.substr(0, model.find('@'));
-  const std::string file = std::filesystem::weakly_canonical(path).filename().string();
-  return file.ends_with(".gguf") ? file.substr(0, file.size() - 5) : file;
-}
 
 Result<std::vector<ClientKey>> api_keys(const ServeOptions& options) {
   std::vector<ClientKey> keys;
@@ -123,7 +114,7 @@ Status run_serve(const ServeOptions& options) {
   }
 
   ServedModel served;
-  const std::string name = options.names.empty() ? default_name(options.model) : options.names[0];
+  const std::string name = options.names.empty() ? model_name(options.model) : options.names[0];
   served.name = name;
   if (options.names.size() > 1) served.aliases.assign(options.names.begin() + 1, options.names.end());
   served.engine = running.engine.get();

@@ -141,6 +141,71 @@ def test_kv_memory_is_kept(llama):
     assert generated(llama, "--prompt", "a", "--kv-bytes", "8MB", "--max-tokens", 3)
 
 
+BATCH = {"method": "POST", "url": "/v1/completions"}
+
+
+def batch_line(custom_id, **body):
+    return {"custom_id": custom_id, **BATCH, "body": {"max_tokens": 3, "temperature": 0, **body}}
+
+
+def test_malformed_lines_are_errors_of_their_own(llama, tmp_path):
+    lines = [{"prompt": "a"}, '{"prompt": "a"', "[]", {"prompt": "b", "max_tokens": 4}, {"text": "a"}, {"prompt": "c"}]
+    done = millrace("generate", llama, "--file", write_lines(tmp_path / "prompts.jsonl", lines), "--max-tokens", 2, "--json", status=ERROR)
+    got = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [item["index"] for item in got] == list(range(6)) and ["text" in item for item in got] == [True, False, False, False, False, True]
+    for number, said in ((2, ""), (3, "expected {"), (4, 'unrecognized field "max_tokens"'), (5, '"text"')):
+        assert f"prompts.jsonl, line {number}: " in done.stderr and said in got[number - 1]["error"]
+    assert "4 of 6 prompts have no answer" in done.stderr
+
+
+def test_openai_batch_format(llama, tmp_path):
+    lines = [batch_line("text", prompt="Once upon"), {**batch_line("chat", messages=[{"role": "user", "content": "Hi"}]), "url": "/v1/chat/completions"},
+             batch_line("two", prompt=["Once upon", "The"], n=2, seed=1, model="whatever", echo=True, logprobs=1), batch_line("wrong field", prompt="a", temprature=1),
+             batch_line("too long", prompt="word " * 400), batch_line("text", prompt="again"), {**batch_line("embed", input="a"), "url": "/v1/embeddings"},
+             batch_line("stream", prompt="a", stream=True), {"method": "POST", "url": "/v1/completions", "body": {}}, {"prompt": "Once upon"}]
+    path = write_lines(tmp_path / "batch.jsonl", lines)
+    done = millrace("generate", llama, "--file", path, "--temperature", 0, "--max-tokens", 3, "--json", status=ERROR)
+    text, chat, two, wrong, long, again, embed, stream, nameless, plain = map(json.loads, done.stdout.splitlines())
+    for answer_, custom_id, kind in ((text, "text", "text_completion"), (chat, "chat", "chat.completion"), (two, "two", "text_completion")):
+        assert answer_["custom_id"] == custom_id and answer_["error"] is None and answer_["id"].startswith("batch_req_")
+        assert answer_["response"]["status_code"] == 200 and answer_["response"]["body"]["object"] == kind
+    assert text["response"]["body"]["choices"][0]["text"] == plain["text"] and plain["index"] == 9
+    assert chat["response"]["body"]["choices"][0]["message"]["content"] == generated(llama, "--chat", "--prompt", "Hi", "--temperature", 0, "--max-tokens", 3)[0]["text"]
+    assert [choice["text"][:3] for choice in two["response"]["body"]["choices"]] == ["Onc", "Onc", "The", "The"]
+    for answer_, said in ((wrong, "temprature"), (long, "256"), (stream, "stream")):
+        assert answer_["response"]["status_code"] == 400 and said in answer_["response"]["body"]["error"]["message"] and answer_["error"] is None
+    for answer_, said in ((again, "earlier line"), (embed, "url"), (nameless, "custom_id")):
+        assert answer_["response"] is None and said in answer_["error"]["message"]
+    assert nameless["custom_id"] is None and "6 of 10 prompts have no answer" in done.stderr and "batch.jsonl, line 5: " in done.stderr
+
+
+def test_an_interrupted_run_is_resumed(llama, tmp_path):
+    lines = [batch_line(f"r{i}", prompt=f"Number {i}") if i % 2 else {"prompt": f"Number {i}"} for i in range(40)]
+    path, output = write_lines(tmp_path / "prompts.jsonl", lines), tmp_path / "answers.jsonl"
+    options = ("generate", llama, "--file", path, "--output", output, "--temperature", 0, "--max-tokens", 3)
+
+    def read():
+        answers = [json.loads(line) for line in output.read_text().splitlines()]
+        texts = {item["index"] if "index" in item else item["custom_id"]: item["text"] if "index" in item else item["response"]["body"]["choices"][0]["text"] for item in answers}
+        assert len(texts) == len(answers), "no line twice"
+        return texts
+
+    assert millrace(*options).stdout == ""
+    whole = read()
+    assert set(whole) == {f"r{i}" if i % 2 else i for i in range(40)}
+    kept = output.read_text().splitlines(keepends=True)
+    output.write_text("".join(kept[:17]).replace('"text":"', '"text":"kept ', 1) + kept[17][:20])
+    millrace(*options)
+    resumed = read()
+    assert set(resumed) == set(whole) and sum(resumed[key] != whole[key] for key in whole) == 1, "what was there is not made again"
+    before = output.read_text()
+    millrace(*options)
+    assert output.read_text() == before
+    output.write_text('{"something": "else"}\n')
+    assert "line 1 is no answer" in millrace(*options, status=ERROR).stderr and output.read_text() == '{"something": "else"}\n'
+    assert "--file" in refusal("generate", llama, "--prompt", "a", "--output", output)
+
+
 @pytest.mark.parametrize("lines, named", [
     (['{"prompt": "a"}', '{"prompt": 3}'], "line 2"), (['{"prompt": "a"'], "line 1"), (["[]"], "line 1"), (['{"prompt": "a", "messages": []}'], "line 1"),
     (['{"text": "a"}'], '"prompt"'), (['{"prompt": "a"}', '{"prompt": "a", "max_tokens": 4}'], 'line 2: unrecognized field "max_tokens"'), ([""], "no prompt")])
