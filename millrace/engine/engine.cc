@@ -100,6 +100,10 @@ class Engine::Impl {
   void take_scores(LiveSequence& sequence, std::span<const SampledToken> tokens);
   int64_t take_tokens(LiveSequence& sequence, std::span<const SampledToken> tokens, double now);
   void end_without_token(LiveSequence& sequence);
+  void take_candidates(LiveSequence& sequence, const SampledToken& token);
+  void continue_search(LiveRequest& request);
+  void schedule_beams(LiveRequest& request, std::span<const Scheduler::ForkPoint> points);
+  void finish_beams(LiveRequest& request);
   void end_request(LiveRequest& request, FinishReason reason, const Status& error);
   void finish_sequence(LiveSequence& sequence, bool forget);
   void deliver(LiveSequence& sequence);
@@ -145,6 +149,7 @@ class Engine::Impl {
     std::size_t output_begin, num_outputs;
   };
   std::vector<Scored> scored_;
+  std::vector<LiveRequest*> searching_;  // requests of which the step computed beams
   std::vector<SamplingInput> sampling_;  // [num_outputs]; never grows within a step: the plan points into it
   // Draft tokens of a step: who decodes in it, and how many each gets.
   std::vector<LiveSequence*> decoding_;
@@ -214,12 +219,23 @@ std::unique_ptr<LiveRequest> Engine::Impl::make_live(GenerationRequest request, 
     sequence.index = i;
     sequence.client = live->request.client;
     sequence.num_prompt_tokens = live->num_prompt_tokens;
-    sequence.shares_prefix = options_.prefix_cache || live->request.n > 1;
+    sequence.shares_prefix = options_.prefix_cache || live->request.n > 1 || live->request.beams;
     sequence.sampling.params = &live->request.sampling;
     sequence.sampling.seed = live->request.seed;
     sequence.sampling.sequence = static_cast<uint64_t>(i);
   }
   live->sequences[0]->tokens = std::move(live->request.prompt_tokens);
+  if (live->request.beams) {
+    const BeamParams& beams = *live->request.beams;
+    std::vector<int32_t> stops = live->stop_token_ids;  // each once: they say how many candidates are looked at
+    std::sort(stops.begin(), stops.end());
+    stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
+    live->beams.emplace(
+        BeamSearch::Options{live->request.n, live->max_tokens, beams.length_penalty, beams.early_stopping, std::move(stops)});
+    live->beam_scores.temperature = 0;
+    live->beam_scores.num_logprobs = live->beams->num_candidates();
+    live->beam_candidates.resize(1);
+  }
   if (live->request.num_prompt_logprobs >= 0) {
     live->prompt_scores.num_logprobs = live->request.num_prompt_logprobs;
     live->sequences[0]->score_end = live->num_prompt_tokens - 1;
@@ -433,10 +449,16 @@ bool Engine::Impl::step() {
       end_without_token(*wanted.sequence);
       continue;
     }
+    if (wanted.sequence->request.beams) {
+      take_candidates(*wanted.sequence, output.tokens[wanted.output_begin]);
+      continue;
+    }
     num_generated +=
         take_tokens(*wanted.sequence,
                     std::span(output.tokens).subspan(wanted.output_begin, static_cast<std::size_t>(1 + wanted.num_accepted_tokens)), now);
   }
+  for (LiveRequest* request : searching_) continue_search(*request);
+  searching_.clear();
   ended_.clear();
   publish_metrics(num_rows - num_decode_rows, num_generated);
   return true;
@@ -520,6 +542,7 @@ void Engine::Impl::build_plan(std::span<const Scheduler::Planned> planned) {
     plan_scores(sequence, rows.num_rows, row_begin);
     if (rows.wants_token()) plan_outputs(sequence, row_end);
   }
+  plan_.block_copies.assign(scheduler_.block_copies().begin(), scheduler_.block_copies().end());
   plan_.table_begin.push_back(0);
   for (std::size_t g = 0; g < info_.kv_groups.size(); ++g) {
     for (const Scheduler::Planned& rows : planned) {
@@ -552,6 +575,12 @@ void Engine::Impl::plan_outputs(LiveSequence& sequence, int32_t row_end) {
   const int64_t num_completion_tokens = sequence.completion.num_tokens();
   wanted_.push_back({&sequence, plan_.outputs.size(), num_draft_tokens, 0});
   if (sequence.request.max_tokens == 0) return;
+  if (sequence.request.beams) {
+    SamplingInput& sampling = sampling_.emplace_back();
+    sampling.params = &sequence.request.beam_scores;
+    plan_.outputs.push_back({row_end - 1, &sampling});
+    return;
+  }
   for (int32_t k = 0; k <= num_draft_tokens; ++k) {
     SamplingInput& sampling = sampling_.emplace_back(sequence.sampling);
     sampling.position = static_cast<uint64_t>(num_completion_tokens + k);
@@ -604,6 +633,93 @@ void Engine::Impl::end_without_token(LiveSequence& sequence) {
   sequence.completion.end(FinishReason::kLength, delta_);
   finish_sequence(sequence, /*forget=*/false);
   deliver(sequence);
+}
+
+// What may come after one beam.
+void Engine::Impl::take_candidates(LiveSequence& sequence, const SampledToken& token) {
+  if (sequence.state == SequenceState::kFinished) return;  // a sibling failed in this very step
+  LiveRequest& request = sequence.request;
+  const int64_t place = sequence.num_tokens() - sequence.num_prompt_tokens;
+  if (!token.finite) {
+    std::erase(searching_, &request);
+    end_request(request, FinishReason::kError,
+                Status::internal(fmt::format("the model's numbers are not finite at completion token {}", place)));
+    return;
+  }
+  if (place == 0) {
+    const double now = options_.clock();
+    std::lock_guard lock(metrics_mutex_);
+    metrics_.time_to_first_token.observe(now - request.added_at);
+  }
+  request.beam_candidates[static_cast<std::size_t>(sequence.index)] = token.top_logprobs;
+  ++request.num_beams_computed;
+  if (std::find(searching_.begin(), searching_.end(), &request) == searching_.end()) searching_.push_back(&request);
+}
+
+// Beams that were computed leave the scheduler: those of one request, preempted or many, may need several steps, and nobody waits for
+// others with blocks in hand. When all are there the search goes on.
+void Engine::Impl::continue_search(LiveRequest& request) {
+  const bool complete = request.num_beams_computed == request.beam_candidates.size();
+  std::vector<Scheduler::ForkPoint> points(request.beam_candidates.size());
+  for (std::size_t i = 0; i < points.size(); ++i) {
+    LiveSequence& sequence = *request.sequences[i];
+    if (sequence.state != SequenceState::kRunning || sequence.num_uncomputed() > 0) continue;
+    if (complete) points[i] = scheduler_.fork_point(sequence);
+    scheduler_.remove(sequence);
+    sequence.state = SequenceState::kWaiting;  // for the other beams, unscheduled
+    sequence.scheduled = false;
+    ++num_unscheduled_siblings_;
+  }
+  if (complete) {
+    request.num_beams_computed = 0;
+    request.beams->advance(request.beam_candidates);
+    {
+      std::lock_guard lock(metrics_mutex_);
+      metrics_.generation_tokens += static_cast<int64_t>(request.beam_candidates.size());
+    }
+    if (!request.beams->is_done()) schedule_beams(request, points);
+  }
+  for (Scheduler::ForkPoint& point : points) scheduler_.release(point);
+  if (request.beams->is_done()) finish_beams(request);
+}
+
+void Engine::Impl::schedule_beams(LiveRequest& request, std::span<const Scheduler::ForkPoint> points) {
+  const std::vector<BeamSearch::Beam>& beams = request.beams->running();
+  request.beam_candidates.assign(beams.size(), {});
+  // Several beams may go on from one: their parents' digests are taken before the sequences change.
+  std::vector<std::vector<BlockDigest>> digests;
+  for (const BeamSearch::Beam& beam : beams) digests.push_back(request.sequences[static_cast<std::size_t>(beam.parent)]->digests);
+  const std::vector<int32_t>& first = request.sequences[0]->tokens;
+  const std::vector<int32_t> prompt(first.begin(), first.begin() + request.num_prompt_tokens);
+  for (std::size_t i = 0; i < beams.size(); ++i) {
+    LiveSequence& sequence = *request.sequences[i];
+    sequence.tokens = prompt;
+    sequence.tokens.insert(sequence.tokens.end(), beams[i].tokens.begin(), beams[i].tokens.end());
+    sequence.digests = std::move(digests[i]);
+    sequence.was_admitted = true;  // it goes on: not a new one in the queue
+    sequence.scheduled = true;
+    --num_unscheduled_siblings_;
+    scheduler_.add_forked(sequence, points[static_cast<std::size_t>(beams[i].parent)]);
+  }
+}
+
+void Engine::Impl::finish_beams(LiveRequest& request) {
+  const std::vector<BeamSearch::Beam>& best = request.beams->finished();
+  for (auto& sequence : request.sequences) {
+    if (static_cast<std::size_t>(sequence->index) < best.size()) {
+      for (const int32_t id : best[static_cast<std::size_t>(sequence->index)].tokens) {
+        SampledToken token;
+        token.id = id;
+        sequence->completion.push(token, delta_);
+        if (delta_.finish_reason) break;
+      }
+      request.usage.completion_tokens += sequence->completion.num_tokens();
+    }
+    // A vocabulary of fewer tokens than there are beams leaves some without an answer.
+    if (!delta_.finish_reason) sequence->completion.end(FinishReason::kLength, delta_);
+    finish_sequence(*sequence, /*forget=*/false);
+    deliver(*sequence);
+  }
 }
 
 // One delta for the tokens that the step gave the sequence. Returns how many it took: none after the one that ends the sequence.

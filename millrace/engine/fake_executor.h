@@ -69,6 +69,8 @@ class FakeExecutor : public Executor {
   int64_t num_steps() const { return num_steps_; }
   int64_t max_rows_seen() const { return max_rows_seen_; }
   int64_t max_outputs_seen() const { return max_outputs_seen_; }
+  int64_t num_block_copies() const { return num_block_copies_; }
+  int64_t num_rows_computed() const { return num_rows_computed_; }           // of all steps
   int64_t num_rows() const { return static_cast<int64_t>(hidden_.size()); }  // of the last step
 
   Status allocate_kv(std::span<const int64_t> num_blocks) override {
@@ -78,10 +80,16 @@ class FakeExecutor : public Executor {
 
   void enqueue(const StepPlan& plan) override {
     ++num_steps_;
+    num_rows_computed_ += static_cast<int64_t>(plan.tokens.size());
     max_rows_seen_ = std::max(max_rows_seen_, static_cast<int64_t>(plan.tokens.size()));
     max_outputs_seen_ = std::max(max_outputs_seen_, static_cast<int64_t>(plan.outputs.size()));
     const std::size_t num_sequences = plan.sequences.size();
     MR_CHECK(plan.table_begin.size() == kv_.size() * num_sequences + 1, "a table for each group and sequence");
+    for (const StepPlan::BlockCopy& copy : plan.block_copies) {
+      std::vector<uint64_t>& kv = kv_[static_cast<std::size_t>(copy.group)];
+      std::copy_n(kv.begin() + copy.from * kKvBlockTokens, kKvBlockTokens, kv.begin() + copy.to * kKvBlockTokens);
+      ++num_block_copies_;
+    }
     std::set<std::pair<std::size_t, int32_t>> written;  // blocks, each by one sequence only
     hidden_.resize(plan.tokens.size());
     int32_t next_row = 0;
@@ -133,7 +141,7 @@ class FakeExecutor : public Executor {
   std::vector<float> logits_;
   SamplingScratch scratch_;
   StepOutput output_;
-  int64_t num_steps_ = 0, max_rows_seen_ = 0, max_outputs_seen_ = 0;
+  int64_t num_steps_ = 0, max_rows_seen_ = 0, max_outputs_seen_ = 0, num_block_copies_ = 0, num_rows_computed_ = 0;
 };
 
 // The judge: the same network without blocks, batches or an engine.

@@ -44,6 +44,12 @@ struct LiveRequest {
   // last, partial block each recomputes for itself: less than a block of rows, and no copy-on-write anywhere.
   std::vector<std::unique_ptr<LiveSequence>> sequences;
   int64_t num_unfinished = 0;
+  // With BeamParams. Sequence i computes the i-th running beam, which in every step is a new sequence to the scheduler: beams find the full
+  // blocks of what they have in common in the prefix cache, and go on from a copy of the last one (Scheduler::add_forked).
+  std::optional<BeamSearch> beams;
+  SamplingParams beam_scores;                                           // SamplingInput::params of beams
+  std::vector<std::vector<std::pair<int32_t, float>>> beam_candidates;  // by running beam
+  std::size_t num_beams_computed = 0;                                   // of them
   Usage usage;
 };
 

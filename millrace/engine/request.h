@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "millrace/base/status.h"
+#include "millrace/engine/beam_search.h"
 #include "millrace/sampling/sampling.h"
 
 // What a client asks of the engine, and what it gets back while the answer is made.
@@ -16,9 +17,17 @@ namespace millrace {
 
 using RequestId = uint64_t;
 
+// Instead of drawing: the `n` likeliest completions that a beam search of that width finds, the best first. Each is one delta at the end.
+// Log probabilities are the model's own: what changes logits, stop strings, min_tokens and logprobs do not go with it.
+struct BeamParams {
+  double length_penalty = 1;
+  EarlyStopping early_stopping = EarlyStopping::kNo;
+};
+
 struct GenerationRequest {
   std::vector<int32_t> prompt_tokens;  // at least one
   SamplingParams sampling;
+  std::optional<BeamParams> beams;
   uint64_t seed = 0;                    // the same seed gives the same tokens, in any company: draw one where the client gave none
   int32_t n = 1;                        // sequences, each with its own random numbers
   std::optional<int64_t> max_tokens;    // completion tokens; absent: to the end of the context. 0: the prompt is computed, nothing is drawn

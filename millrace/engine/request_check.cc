@@ -89,6 +89,28 @@ Status check_length(const GenerationRequest& request, const RequestLimits& limit
   return Status::ok();
 }
 
+// Fields that beam search would have to leave unheard.
+Status check_beams(const GenerationRequest& request) {
+  if (!std::isfinite(request.beams->length_penalty) || std::abs(request.beams->length_penalty) > 100)
+    return out_of_range("length_penalty", request.beams->length_penalty, "at least -100, at most 100");
+  const SamplingParams& sampling = request.sampling;
+  const auto refuse = [](std::string_view field) {
+    return Status::invalid_argument(fmt::format("{} does not go with beam search", field));
+  };
+  if (request.max_tokens == 0) return refuse("max_tokens 0");
+  if (request.min_tokens > 0) return refuse("min_tokens");
+  if (!request.stop.empty()) return refuse("stop");
+  if (sampling.num_logprobs >= 0) return refuse("logprobs");
+  if (!sampling.logit_bias.empty()) return refuse("logit_bias");
+  if (!sampling.allowed_token_ids.empty()) return refuse("allowed_token_ids");
+  if (!sampling.bad_words.empty()) return refuse("bad_words");
+  if (sampling.presence_penalty != 0) return refuse("presence_penalty");
+  if (sampling.frequency_penalty != 0) return refuse("frequency_penalty");
+  if (sampling.repetition_penalty != 1) return refuse("repetition_penalty");
+  if (sampling.dry_multiplier != 0) return refuse("dry_multiplier");
+  return Status::ok();
+}
+
 }  // namespace
 
 Status check_request(const GenerationRequest& request, const RequestLimits& limits) {
@@ -123,6 +145,9 @@ Status check_request(const GenerationRequest& request, const RequestLimits& limi
     if (stop.empty()) return Status::invalid_argument("a stop string is empty");
     // A match may begin only where a character does, or the text before it would end in half a character.
     if (utf8::is_continuation(stop[0])) return Status::invalid_argument("a stop string is not valid UTF-8");
+  }
+  if (request.beams) {
+    MR_RETURN_IF_ERROR(check_beams(request));
   }
   return check_sampling(request.sampling, limits.vocab_size);
 }

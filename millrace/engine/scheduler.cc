@@ -35,7 +35,73 @@ void Scheduler::add(Sequence& sequence) {
   enter_queue(sequence);
 }
 
+Scheduler::ForkPoint Scheduler::fork_point(const Sequence& running) {
+  MR_CHECK(running.state == SequenceState::kRunning, "only a running sequence has blocks");
+  ForkPoint point;
+  point.num_tokens = running.num_computed;
+  if (running.num_computed % kKvBlockTokens == 0 || !running.shares_prefix) return point;
+  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+    point.blocks.push_back(running.block_tables[g].back());
+    allocator_.add_reference(g, point.blocks.back());
+  }
+  return point;
+}
+
+void Scheduler::release(ForkPoint& point) {
+  for (std::size_t g = 0; g < point.blocks.size(); ++g) allocator_.release(static_cast<int64_t>(g), point.blocks[g]);
+  point.blocks.clear();
+}
+
+void Scheduler::add_forked(Sequence& sequence, const ForkPoint& point) {
+  MR_CHECK(point.num_tokens < sequence.num_tokens(), "a forked sequence has a token to compute");
+  add(sequence);
+  if (point.blocks.empty()) return;
+  sequence.forked_blocks = point.blocks;
+  sequence.num_forked_tokens = point.num_tokens;
+  for (std::size_t g = 0; g < point.blocks.size(); ++g) allocator_.add_reference(static_cast<int64_t>(g), point.blocks[g]);
+  forked_.push_back(&sequence);
+}
+
+// Behind the prefix it has just taken, where that reaches so far.
+void Scheduler::take_forked_blocks(Sequence& sequence) {
+  if (sequence.forked_blocks.empty() || sequence.num_computed != sequence.num_forked_tokens / kKvBlockTokens * kKvBlockTokens) return;
+  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+    if (allocator_.num_references(g, sequence.forked_blocks[g]) > 1 && allocator_.num_available(g) == 0) return;
+  }
+  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+    int32_t& block = sequence.forked_blocks[g];
+    if (allocator_.num_references(g, block) > 1) {
+      const int32_t from = block;
+      block = *allocator_.allocate(g);
+      block_copies_.push_back({static_cast<int32_t>(g), from, block});  // keeps the reference
+    }
+    sequence.block_tables[g].push_back(block);
+  }
+  sequence.num_computed = sequence.num_forked_tokens;
+  sequence.forked_blocks.clear();
+}
+
+void Scheduler::drop_forked_blocks(Sequence& sequence) {
+  for (std::size_t g = 0; g < sequence.forked_blocks.size(); ++g) allocator_.release(static_cast<int64_t>(g), sequence.forked_blocks[g]);
+  sequence.forked_blocks.clear();
+}
+
+bool Scheduler::drop_all_forked_blocks(const Sequence* except) {
+  bool any = false;
+  for (Sequence* sequence : forked_) {
+    if (sequence == except || sequence->forked_blocks.empty()) continue;
+    drop_forked_blocks(*sequence);
+    any = true;
+  }
+  std::erase_if(forked_, [&](const Sequence* sequence) { return sequence != except; });
+  return any;
+}
+
 void Scheduler::remove(Sequence& sequence, bool forget) {
+  if (!sequence.forked_blocks.empty()) {
+    drop_forked_blocks(sequence);
+    std::erase(forked_, &sequence);
+  }
   if (sequence.state == SequenceState::kRunning) {
     release_blocks(sequence, forget);
     running_.erase(std::find(running_.begin(), running_.end(), &sequence));
@@ -104,6 +170,7 @@ void Scheduler::charge(const Sequence& sequence, int64_t cost) {
 std::span<const Scheduler::Planned> Scheduler::plan_step(int64_t prefill_rows_max) {
   MR_CHECK(prefill_rows_max >= 1, "a prompt makes progress");
   planned_.clear();
+  block_copies_.clear();
   newly_admitted_.clear();
   budget_ = options_.step_tokens_max;
   scored_left_ = options_.scored_rows_max;
@@ -115,11 +182,15 @@ std::span<const Scheduler::Planned> Scheduler::plan_step(int64_t prefill_rows_ma
   if (plan_prefills() && !preempted_in_step_) admit_waiting();
   extend_prefills();
   extend_drafts();
+  // Who was not admitted does not keep blocks from those who were.
+  drop_all_forked_blocks();
   MR_CHECK(!planned_.empty() || (running_.empty() && num_waiting_ == 0), "work but no progress");
   return planned_;
 }
 
 void Scheduler::commit_step() {
+  for (const StepPlan::BlockCopy& copy : block_copies_) allocator_.release(copy.group, copy.from);
+  block_copies_.clear();
   for (const Planned& planned : planned_) {
     Sequence& sequence = *planned.sequence;
     MR_CHECK(sequence.num_accepted_tokens <= sequence.num_draft_tokens, "accepted what was not drafted");
@@ -167,7 +238,9 @@ void Scheduler::plan_decodes() {
       MR_CHECK(sequence.num_draft_tokens == 0, "a draft of a sequence that does not decode");
       continue;
     }
-    while (sequence.state == SequenceState::kRunning && rows_that_fit(sequence, 1) == 0) preempt_youngest();
+    while (sequence.state == SequenceState::kRunning && rows_that_fit(sequence, 1) == 0) {
+      if (!drop_all_forked_blocks()) preempt_youngest();
+    }
     if (sequence.state == SequenceState::kRunning) plan(sequence, 1);
   }
 }
@@ -204,6 +277,7 @@ bool Scheduler::plan_prefills() {
         rows_to_score(sequence, std::min({sequence.num_uncomputed(), options_.prefill_chunk_max, budget_}), scored_left_);
     if (wanted == 0) continue;  // older prompts have what the step scores
     int64_t fitting = rows_that_fit(sequence, wanted);
+    if (fitting == 0 && drop_all_forked_blocks()) fitting = rows_that_fit(sequence, wanted);
     // A younger prefill gives way. A younger decode that is already planned does not: it ends some day, and nobody is admitted before.
     while (fitting == 0 && running_.back() != &sequence && running_.back()->num_planned_rows == 0) {
       preempt_youngest();
@@ -383,7 +457,7 @@ bool Scheduler::try_admit(Sequence& sequence) {
   const int64_t prefix_blocks = find_prefix(sequence);
   // Alone, anything that was accepted fits. In company the whole prompt and the first completion token must fit beside what running
   // prefills still need: what is admitted too early is preempted soon.
-  for (int64_t g = 0; g < allocator_.num_groups() && !running_.empty(); ++g) {
+  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
     const int64_t first = first_readable_block(g, prefix_blocks * kKvBlockTokens);
     int64_t needed = blocks_for(g, sequence.num_tokens() + 1) - (prefix_blocks - first);
     for (int64_t block = first; block < prefix_blocks; ++block) {
@@ -393,9 +467,14 @@ bool Scheduler::try_admit(Sequence& sequence) {
       const int64_t held = static_cast<int64_t>(other->block_tables[g].size()) - other->num_passed[g];
       if (other->num_uncomputed() > 1) needed += std::max<int64_t>(0, blocks_for(g, other->num_tokens() + 1) - held);
     }
-    if (needed > allocator_.num_available(g)) return false;
+    if (needed <= allocator_.num_available(g)) continue;
+    if (!running_.empty()) return false;
+    drop_all_forked_blocks(&sequence);
+    break;
   }
   take_prefix(sequence, prefix_blocks);
+  take_forked_blocks(sequence);
+  drop_forked_blocks(sequence);  // where it could not be taken
   leave_queue(sequence);
   running_.insert(std::upper_bound(running_.begin(), running_.end(), &sequence, Order()), &sequence);
   sequence.state = SequenceState::kRunning;

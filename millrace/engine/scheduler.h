@@ -10,6 +10,7 @@
 
 #include "millrace/engine/block_allocator.h"
 #include "millrace/engine/sequence.h"
+#include "millrace/model/step_plan.h"
 
 // Decides what the next step computes. Owns no tensor, thread or clock: a pure function of its state and of the calls made.
 //   1. Running sequences decode first: a stalled stream is seen by a user, a late first token is not yet.
@@ -61,6 +62,17 @@ class Scheduler {
 
   // The sequence must live until remove().
   void add(Sequence& sequence);
+  // Where others may go on from: what a running sequence has computed. Its full blocks are found in the prefix cache; its last block, which
+  // is not full, is kept until release(). None of it where that block does not exist.
+  struct ForkPoint {
+    std::vector<int32_t> blocks;  // [num_groups] with a reference each, or empty
+    int64_t num_tokens = 0;
+  };
+  ForkPoint fork_point(const Sequence& running);
+  void release(ForkPoint& point);
+  // Adds a sequence whose tokens begin with those of the fork point. Where there is room in the next step it gets the point's block: itself
+  // where nobody else does, else a copy of it. Otherwise it computes what full blocks do not hold.
+  void add_forked(Sequence& sequence, const ForkPoint& point);
   // Finished, cancelled or failed, in any state: its blocks are free on return. `forget`: also its cached prefixes, because what
   // they hold is not to be trusted.
   void remove(Sequence& sequence, bool forget = false);
@@ -68,6 +80,8 @@ class Scheduler {
   // The rows of the next step, decodes first, at most `prefill_rows_max` (at least 1) of prompts beside them; empty when there is nothing
   // to do. Valid until the next call.
   std::span<const Planned> plan_step(int64_t prefill_rows_max = std::numeric_limits<int64_t>::max());
+  // What the step copies before it computes.
+  std::span<const StepPlan::BlockCopy> block_copies() const { return block_copies_; }
   // The sequences that plan_step admitted for the first time.
   std::span<Sequence* const> newly_admitted() const { return newly_admitted_; }
   // The planned rows are in KV: full blocks become sharable, blocks behind a window are released, and those that only draft tokens
@@ -106,6 +120,9 @@ class Scheduler {
   bool try_admit(Sequence& sequence);
   int64_t find_prefix(Sequence& sequence);
   void take_prefix(Sequence& sequence, int64_t num_blocks);
+  void take_forked_blocks(Sequence& sequence);
+  void drop_forked_blocks(Sequence& sequence);
+  bool drop_all_forked_blocks(const Sequence* except = nullptr);  // false: there were none
   int64_t rows_to_score(const Sequence& sequence, int64_t num_rows, int64_t num_scored_max) const;
   int64_t rows_that_fit(const Sequence& sequence, int64_t num_rows) const;
   void grow(Sequence& sequence, int64_t num_rows);
@@ -125,6 +142,8 @@ class Scheduler {
   std::vector<Sequence*> running_;  // in order()
   std::vector<Planned> planned_;
   std::vector<Sequence*> newly_admitted_;
+  std::vector<Sequence*> forked_;                  // waiting ones that hold forked_blocks
+  std::vector<StepPlan::BlockCopy> block_copies_;  // what they are copied from is referenced until commit_step
   int64_t budget_ = 0;
   int64_t scored_left_ = 0;  // rows that the step may still score
   bool preempted_in_step_ = false;

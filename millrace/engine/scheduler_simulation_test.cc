@@ -46,6 +46,8 @@ class Simulation {
         add();
       } else if (kind < 16 && !sequences_.empty()) {
         end(static_cast<std::size_t>(pick(0, static_cast<int64_t>(sequences_.size()) - 1)), pick(0, 9) == 0);
+      } else if (kind < 20 && sequences_.size() < 30) {
+        fork();
       } else {
         step();
       }
@@ -61,6 +63,7 @@ class Simulation {
   int64_t num_completed() const { return num_completed_; }
   int64_t num_drafted() const { return num_drafted_; }
   int64_t num_accepted() const { return num_accepted_; }
+  int64_t num_copies() const { return num_copies_; }
 
  private:
   static constexpr int64_t kMaxPrompt = 180, kMaxTokens = 60;
@@ -108,6 +111,40 @@ class Simulation {
     sequences_.push_back(std::move(sequence));
   }
 
+  // Others go on from a running sequence, which ends or goes on itself.
+  void fork() {
+    if (scheduler_.num_running() == 0) return;
+    auto& parent = static_cast<SimulatedSequence&>(*scheduler_.running()[static_cast<std::size_t>(pick(0, scheduler_.num_running() - 1))]);
+    const int64_t left = parent.max_tokens - (parent.num_computed - parent.num_prompt_tokens);
+    if (parent.num_computed < parent.num_prompt_tokens || parent.num_uncomputed() != 1 || left < 2 || parent.score_begin < parent.score_end)
+      return;
+    Scheduler::ForkPoint point = scheduler_.fork_point(parent);
+    for (int64_t children = pick(1, 3); children > 0; --children) {
+      auto child = std::make_unique<SimulatedSequence>();
+      child->arrival = ++num_added_;
+      child->client = parent.client;
+      child->tokens.assign(parent.tokens.begin(), parent.tokens.begin() + parent.num_computed);
+      child->truth.assign(parent.truth.begin(), parent.truth.begin() + parent.num_computed);
+      child->num_prompt_tokens = parent.num_prompt_tokens;
+      child->max_tokens = parent.max_tokens;
+      child->prefix_root = parent.prefix_root;
+      child->shares_prefix = parent.shares_prefix;
+      child->was_admitted = true;
+      for (int64_t more = pick(1, std::min<int64_t>(left - 1, 3)); more > 0; --more) {
+        child->tokens.push_back(static_cast<int32_t>(pick(0, 5)));
+        extend_truth(*child, child->tokens.back(), false);
+      }
+      scheduler_.add_forked(*child, point);
+      sequences_.push_back(std::move(child));
+    }
+    if (pick(0, 2) != 0) {
+      end(static_cast<std::size_t>(std::find_if(sequences_.begin(), sequences_.end(), [&](const auto& s) { return s.get() == &parent; }) -
+                                   sequences_.begin()),
+          false);
+    }
+    scheduler_.release(point);
+  }
+
   void extend_truth(SimulatedSequence& sequence, int32_t token, bool of_prompt) {
     const uint64_t row = static_cast<uint64_t>(token) + (options_.prompt_differs && !of_prompt ? 1000 : 0);
     sequence.truth.push_back(FakeNetwork::mix(sequence.truth.empty() ? 0 : sequence.truth.back(), row));
@@ -147,6 +184,11 @@ class Simulation {
     if (drafts_) propose_drafts();
     const int64_t prefill_rows_max = pick(0, 1) == 0 ? pick(1, 30) : std::numeric_limits<int64_t>::max();
     const auto planned = scheduler_.plan_step(prefill_rows_max);
+    for (const StepPlan::BlockCopy& copy : scheduler_.block_copies()) {
+      std::vector<uint64_t>& kv = kv_[static_cast<std::size_t>(copy.group)];
+      std::copy_n(kv.begin() + copy.from * kKvBlockTokens, kKvBlockTokens, kv.begin() + copy.to * kKvBlockTokens);
+      ++num_copies_;
+    }
     int64_t num_rows = 0, num_scored = 0, num_prefill_rows = 0;
     wanting_.clear();
     for (const Scheduler::Planned& rows : planned) {
@@ -155,7 +197,9 @@ class Simulation {
       if (rows.sequence->num_uncomputed() > 1) num_prefill_rows += rows.num_rows;
       // Every position is scored once, also of those that are preempted and computed again.
       const int64_t scored = sequence.num_scored(rows.num_rows);
-      if (sequence.score_begin < sequence.score_end) ASSERT_LE(sequence.num_computed, sequence.score_begin) << "a position is skipped";
+      if (sequence.score_begin < sequence.score_end) {
+        ASSERT_LE(sequence.num_computed, sequence.score_begin) << "a position is skipped";
+      }
       num_scored += scored;
       sequence.score_begin += scored;
       for (std::size_t g = 0; g < kv_.size(); ++g) {
@@ -219,6 +263,7 @@ class Simulation {
         for (const int32_t block : sequence->block_tables[g]) {
           if (block >= 0) ++references[static_cast<std::size_t>(block)];
         }
+        if (!sequence->forked_blocks.empty()) ++references[static_cast<std::size_t>(sequence->forked_blocks[g])];
       }
       for (std::size_t block = 0; block < references.size(); ++block) {
         ASSERT_EQ(allocator_.num_references(static_cast<int64_t>(g), static_cast<int32_t>(block)), references[block]) << "block " << block;
@@ -250,13 +295,13 @@ class Simulation {
   std::vector<std::vector<uint64_t>> kv_;  // [num_groups][num_blocks * block size]
   uint64_t num_added_ = 0;
   bool drafts_ = pick(0, 1) == 0;
-  int64_t num_events_ = 0, num_completed_ = 0, num_drafted_ = 0, num_accepted_ = 0;
+  int64_t num_events_ = 0, num_completed_ = 0, num_drafted_ = 0, num_accepted_ = 0, num_copies_ = 0;
 };
 
 TEST(SchedulerSimulation, HoldsItsInvariantsForEverySeed) {
   const char* asked = std::getenv("MILLRACE_SIMULATION_SEEDS");
   const int64_t num_seeds = asked != nullptr ? std::max(1LL, std::atoll(asked)) : kDefaultSeeds;
-  int64_t num_events = 0, num_preemptions = 0, num_hits = 0, num_completed = 0, num_drafted = 0, num_accepted = 0;
+  int64_t num_events = 0, num_preemptions = 0, num_hits = 0, num_completed = 0, num_drafted = 0, num_accepted = 0, num_copies = 0;
   const auto start = std::chrono::steady_clock::now();
   for (int64_t seed = 0; seed < num_seeds; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
@@ -267,6 +312,7 @@ TEST(SchedulerSimulation, HoldsItsInvariantsForEverySeed) {
     num_completed += simulation.num_completed();
     num_drafted += simulation.num_drafted();
     num_accepted += simulation.num_accepted();
+    num_copies += simulation.num_copies();
     if (HasFatalFailure()) return;
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -280,6 +326,7 @@ TEST(SchedulerSimulation, HoldsItsInvariantsForEverySeed) {
   EXPECT_GT(num_preemptions, num_seeds / 10);
   EXPECT_GT(num_hits, num_seeds * 32);
   EXPECT_GT(num_completed, num_seeds);
+  EXPECT_GT(num_copies, num_seeds);
   EXPECT_GT(num_accepted, num_seeds * 10);
   EXPECT_GT(num_drafted - num_accepted, num_seeds * 10);
 }

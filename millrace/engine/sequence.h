@@ -45,6 +45,10 @@ struct Sequence {
   std::vector<int64_t> num_passed;                 // [num_groups] leading entries that are -1
   std::vector<BlockDigest> digests;                // of the full blocks at the beginning, as far as they were needed
   int64_t num_keyed_blocks = 0;                    // of them offered to the cache
+  // Of a sequence that goes on from another one: the blocks, one of each group, that hold the last of its first num_forked_tokens tokens
+  // and are not full. References of its own, until the next step is planned.
+  std::vector<int32_t> forked_blocks;
+  int64_t num_forked_tokens = 0;
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()) - num_draft_tokens; }  // without drafts
   void keep_draft_tokens(int64_t count) {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <cmath>
 
 namespace millrace {
@@ -280,6 +281,11 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
   reserve_outputs(num_outputs_);
   output_.tokens.resize(plan.outputs.size());
   if (info_.is_encoder) reserve_step_kv();
+  for (const StepPlan::BlockCopy& copy : plan.block_copies) {
+    const auto g = static_cast<std::size_t>(copy.group);
+    const int64_t bytes = info_.kv_groups[g].block_bytes;
+    std::memcpy(kv_memory_[g].data() + copy.to * bytes, kv_memory_[g].data() + copy.from * bytes, static_cast<std::size_t>(bytes));
+  }
   plan_attention();
   std::size_t num_stages = stages_.size();
   if (num_outputs_ == 0) {  // a prefill chunk of which nothing is wanted but its keys and values

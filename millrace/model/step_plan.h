@@ -48,6 +48,10 @@ struct StepPlan {
     // The same in every step, so that a token's results do not depend on how it was scheduled.
     int32_t num_prompt_tokens = std::numeric_limits<int32_t>::max();
   };
+  // Before the step computes anything, block `to` of the group becomes what block `from` is: copy-on-write of a block that is not full.
+  struct BlockCopy {
+    int32_t group = 0, from = 0, to = 0;
+  };
   struct Output {
     int32_t row = 0;                          // the row after which a token is wanted
     const SamplingInput* sampling = nullptr;  // null: logits only
@@ -61,9 +65,12 @@ struct StepPlan {
   // [32 i, 32 i + 32). An entry that a window has passed is -1.
   std::vector<int32_t> table_begin;  // [num_groups * num_sequences + 1]
   std::vector<int32_t> block_ids;
+  std::vector<BlockCopy> block_copies;  // no block is written twice, or written and read
   std::vector<Output> outputs;
 
-  void clear() { tokens.clear(), token_types.clear(), sequences.clear(), table_begin.clear(), block_ids.clear(), outputs.clear(); }
+  void clear() {
+    tokens.clear(), block_copies.clear(), token_types.clear(), sequences.clear(), table_begin.clear(), block_ids.clear(), outputs.clear();
+  }
 };
 
 struct StepOutput {

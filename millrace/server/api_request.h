@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "millrace/base/json.h"
+#include "millrace/engine/beam_search.h"
 
 namespace millrace {
 
@@ -42,6 +43,9 @@ struct ApiRequest {
   int64_t min_tokens = 0;
   int64_t n = 1;
   std::optional<int64_t> best_of;
+  bool use_beam_search = false;  // of as many beams as num_sequences()
+  std::optional<double> length_penalty;
+  std::optional<EarlyStopping> early_stopping;
   std::optional<double> temperature, top_p, min_p, presence_penalty, frequency_penalty, repetition_penalty;
   std::optional<int64_t> top_k;
   std::optional<double> typical_p, top_n_sigma, xtc_probability, xtc_threshold, dry_multiplier, dry_base, mirostat_tau, mirostat_eta;

@@ -167,6 +167,10 @@ GenerationRequest GenerationCall::make_request(std::size_t prompt, uint64_t seed
   request.priority = static_cast<int32_t>(api.priority);
   request.client = prepared_.client;
   request.timeout = api.timeout;
+  if (api.use_beam_search) {
+    request.beams = BeamParams{api.length_penalty.value_or(1), api.early_stopping.value_or(EarlyStopping::kNo)};
+    request.sampling = {};  // not the model's defaults, either
+  }
   if (!api.max_tokens && !api.max_completion_tokens && request.max_tokens) {
     // The default must not refuse a prompt that leaves less room than it.
     const int64_t room = model_.engine->max_request_tokens() - static_cast<int64_t>(request.prompt_tokens.size());
@@ -298,7 +302,10 @@ bool GenerationCall::on_delta(int32_t prompt, OutputDelta& delta) {
 std::vector<int32_t> GenerationCall::shown_choices(std::size_t prompt) const {
   std::vector<int32_t> shown(static_cast<std::size_t>(prepared_.request.num_sequences()));
   std::iota(shown.begin(), shown.end(), static_cast<int32_t>(prompt * shown.size()));
-  if (!chooses_best()) return shown;
+  if (!chooses_best()) {
+    shown.resize(static_cast<std::size_t>(prepared_.request.n));  // beams come the best first
+    return shown;
+  }
   const auto mean = [&](int32_t index) {
     const Choice& choice = choices_[static_cast<std::size_t>(index)];
     return choice.num_tokens == 0 ? 0 : choice.logprob_sum / static_cast<double>(choice.num_tokens);

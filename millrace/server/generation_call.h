@@ -62,7 +62,7 @@ class GenerationCall {
   };
 
   bool scores_prompt() const { return prepared_.request.prompt_logprobs || (prepared_.request.echo && prepared_.request.num_logprobs); }
-  bool chooses_best() const { return prepared_.request.num_sequences() > prepared_.request.n; }
+  bool chooses_best() const { return prepared_.request.num_sequences() > prepared_.request.n && !prepared_.request.use_beam_search; }
   std::vector<int32_t> shown_choices(std::size_t prompt) const;
   bool wants_logprobs() const { return prepared_.request.logprobs || prepared_.request.num_logprobs.has_value(); }
   GenerationRequest make_request(std::size_t prompt, uint64_t seed);  // takes the prompt's tokens

@@ -109,6 +109,17 @@ std::optional<ApiError> read_mirostat(std::string_view name, const json::value& 
   return std::nullopt;
 }
 
+std::optional<ApiError> read_early_stopping(std::string_view name, const json::value& value, ApiRequest& request) {
+  if (value.is_bool()) {
+    request.early_stopping = value.get_bool() ? EarlyStopping::kYes : EarlyStopping::kNo;
+  } else if (value == "never") {
+    request.early_stopping = EarlyStopping::kNever;
+  } else {
+    return wrong(name, value, "true, false or \"never\"");
+  }
+  return std::nullopt;
+}
+
 std::optional<ApiError> read_tokens(std::string_view name, const json::value& value, ApiRequest& request) {
   return read_token_list(name, value, std::size_t{8} << 20, request.tokens);
 }
@@ -294,6 +305,9 @@ constexpr RequestField kFields[] = {
     {"min_tokens", kGenerate, &A::min_tokens, 0, kInt32},
     {"n", kGenerate, &A::n, 1, 8},
     {"best_of", kCompletions, &A::best_of, 1, 8},
+    {"use_beam_search", kGenerate, &A::use_beam_search},
+    {"length_penalty", kGenerate, &A::length_penalty, -100, 100},
+    {"early_stopping", kGenerate, read_early_stopping},
     {"temperature", kGenerate, &A::temperature, 0, 100},
     {"top_p", kGenerate, &A::top_p, 0, 1, true},
     {"top_k", kGenerate, &A::top_k, -1, kInt32},
@@ -388,8 +402,6 @@ constexpr RequestField kFields[] = {
     {"verbosity", kChat, FieldUnsupported{"\"medium\""}},
     {"web_search_options", kChat, FieldUnsupported{}},
     {"chat_template", kTemplate, FieldUnsupported{}},
-    {"use_beam_search", kGenerate, FieldUnsupported{"false"}},
-    {"length_penalty", kGenerate, FieldUnsupported{"1.0"}},
     {"truncate_prompt_tokens", kGenerate, FieldUnsupported{}},
     {"logits_processors", kGenerate, FieldUnsupported{}},
     {"structured_outputs", kGenerate, FieldUnsupported{}},
@@ -456,6 +468,35 @@ const RequestField* find_field(Endpoint endpoint, std::string_view name) {
   return nullptr;
 }
 
+// Beam search draws nothing, so that temperature, top_p and their like, which clients send by habit, have nothing to act on. What would
+// change which sequence is the likeliest, or how it is shown, is not left unheard.
+std::optional<ApiError> check_beam_search(const ApiRequest& request) {
+  const auto alone = [](std::string_view name) {
+    return invalid_field(name, fmt::format("\"{}\" does not go with \"use_beam_search\": true", name));
+  };
+  if (!request.use_beam_search) {
+    const auto for_beams = [](std::string_view name) {
+      return invalid_field(name, fmt::format("\"{}\" is only for \"use_beam_search\": true", name));
+    };
+    if (request.length_penalty.value_or(1) != 1) return for_beams("length_penalty");
+    if (request.early_stopping && *request.early_stopping != EarlyStopping::kNo) return for_beams("early_stopping");
+    return std::nullopt;
+  }
+  if (request.stream) return alone("stream");
+  if (request.logprobs || request.num_logprobs) return alone("logprobs");
+  if (request.max_tokens == 0) return alone("max_tokens");
+  if (request.min_tokens > 0) return alone("min_tokens");
+  if (!request.stop.empty()) return alone("stop");
+  if (!request.logit_bias.empty()) return alone("logit_bias");
+  if (!request.allowed_token_ids.empty()) return alone("allowed_token_ids");
+  if (!request.bad_words.empty()) return alone("bad_words");
+  if (request.presence_penalty.value_or(0) != 0) return alone("presence_penalty");
+  if (request.frequency_penalty.value_or(0) != 0) return alone("frequency_penalty");
+  if (request.repetition_penalty.value_or(1) != 1) return alone("repetition_penalty");
+  if (request.dry_multiplier.value_or(0) != 0) return alone("dry_multiplier");
+  return std::nullopt;
+}
+
 // What no single field can know.
 std::optional<ApiError> check_together(Endpoint endpoint, const json::object& body, ApiRequest& request) {
   const auto missing = [](std::string_view name) { return invalid_field(name, fmt::format("\"{}\" is missing", name)); };
@@ -505,6 +546,7 @@ std::optional<ApiError> check_together(Endpoint endpoint, const json::object& bo
     return invalid_field("prompt_logprobs",
                          "\"prompt_logprobs\" is not available with \"stream\": true (completions have \"echo\" with \"logprobs\")");
   }
+  if (auto error = check_beam_search(request)) return error;
   if (request.continue_final_message) {
     if (request.add_generation_prompt.value_or(false)) {
       return invalid_field("continue_final_message",

@@ -20,6 +20,7 @@ std::string body_with(Endpoint endpoint, std::string_view field, std::string_vie
   // What a field needs beside it to make sense.
   if (field == "top_logprobs") extra += ",\"logprobs\":true";
   if (field == "max_tokens" && endpoint == Endpoint::kCompletions) extra += ",\"echo\":true";
+  if (field == "length_penalty" || field == "early_stopping") extra += ",\"use_beam_search\":true";
   if (field == "min_tokens") extra += ",\"max_tokens\":2147483647";
   if (field == "stream_options") extra += ",\"stream\":true";
   if (field == "continue_final_message") return R"({"messages":[{"role":"assistant","content":"a"}])" + extra + "}";
@@ -165,7 +166,7 @@ TEST(RequestTable, WrongTypesAreRefusedWithTheField) {
     if (!takes_string) expect_refused(endpoint, field, "\"text\"");
     if (!takes_list) expect_refused(endpoint, field, "[]");
     if (!takes_object) expect_refused(endpoint, field, "{}");
-    if (!is_boolean(field)) expect_refused(endpoint, field, "true");
+    if (!is_boolean(field) && field.name != "early_stopping") expect_refused(endpoint, field, "true");
     if (!is_integer(field) && !is_number(field)) expect_refused(endpoint, field, "1");
     if (is_integer(field)) {
       for (const char* value : {"0.5", "1e300", "99999999999999999999", "-99999999999999999999"}) expect_refused(endpoint, field, value);

@@ -275,6 +275,24 @@ def test_best_of_gives_the_likeliest_per_token(client, model):
         assert refused.value.param == "best_of"
 
 
+def test_beam_search(client, model):
+    def post(**body):
+        return client.completions.create(model=model, prompt="Once upon", max_tokens=8, extra_body={"use_beam_search": True, **body.pop("extra", {})}, **body)
+
+    greedy = client.completions.create(model=model, prompt="Once upon", max_tokens=8, temperature=0).choices[0].text
+    assert post().choices[0].text == greedy, "one beam is greedy"
+    beams = [choice.text for choice in post(n=4).choices]
+    assert len(beams) == 4 and beams[0] not in beams[1:] and [choice.text for choice in post(n=2, best_of=4).choices] == beams[:2]
+    chat = client.chat.completions.create(model=model, messages=user("Hi"), n=3, max_tokens=4, extra_body={"use_beam_search": True, "early_stopping": "never", "length_penalty": 0})
+    assert [choice.index for choice in chat.choices] == [0, 1, 2]
+    for field, value in (("logprobs", 1), ("stop", "x"), ("presence_penalty", 1)):
+        with pytest.raises(openai.BadRequestError) as refused:
+            post(**{field: value})
+        assert refused.value.param == field
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model=model, prompt="a", extra_body={"length_penalty": 2})
+
+
 def test_chat_logprobs(client, model):
     arguments = dict(model=model, messages=user("Hi"), max_tokens=6, temperature=0, extra_body={"ignore_eos": True})
     choice = client.chat.completions.create(**arguments, logprobs=True, top_logprobs=3).choices[0]
