@@ -53,11 +53,15 @@ struct AttentionArgs {
   std::optional<float> softcap;
   std::optional<int64_t> window;        // keys at distance >= window are masked
   const float* alibi_slopes = nullptr;  // [num_heads] score -= slope * distance
+  // [num_heads, 2 * relative_reach + 1] score += bias[head, key position - row's position + relative_reach], the place clamped to the row's
+  // ends: what a network learned for each distance (T5, arXiv:1910.10683), further keys counting as the furthest.
+  const float* relative_bias = nullptr;
+  int64_t relative_reach = 0;
   const float* sinks = nullptr;  // [num_heads] the score of a key without a value, which every row sees: it takes its share of the softmax
   bool of_prompt = true;         // the rows are a prompt's: AMX computes those in another way, which pays for many rows (docs/design.md D4)
 };
 
-// out[i, h, :] = sum over keys j of softmax_j(mask(cap(scale * q[i, h] . k[j]) + alibi)) v[j], online softmax, for rows
+// out[i, h, :] = sum over keys j of softmax_j(mask(cap(scale * q[i, h] . k[j]) + alibi + bias)) v[j], online softmax, for rows
 // [row_begin, row_end) and the heads of `kv_head`'s group. Sinks as in gpt-oss, after StreamingLLM, arXiv:2309.17453. Row i's result does
 // not depend on the other rows of the call. f32 and bf16 keys and values are multiplied in f32. int8 ones are multiplied as whole numbers:
 // q is rounded to 32000 steps of its largest value, and softmax_j times the value's scale to 32000 steps of its largest in a segment. Both

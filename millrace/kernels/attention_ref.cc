@@ -57,6 +57,10 @@ void attention_ref(const KvView& kv, const AttentionArgs& args, int64_t row, int
     score *= args.scale;
     if (args.softcap.has_value()) score = *args.softcap * std::tanh(score / *args.softcap);
     if (args.alibi_slopes != nullptr) score += static_cast<double>(args.alibi_slopes[head]) * -static_cast<double>(std::abs(j - position));
+    if (args.relative_bias != nullptr) {
+      const int64_t reach = args.relative_reach, distance = std::clamp(j - position, -reach, reach);
+      score += static_cast<double>(args.relative_bias[head * (2 * reach + 1) + distance + reach]);
+    }
     scores.push_back(score);
   }
   double maximum = *std::max_element(scores.begin(), scores.end());

@@ -37,6 +37,7 @@ struct Shape {
   bool alibi = false;
   bool sinks = false;
   bool two_way = false;
+  std::optional<int64_t> relative_reach = std::nullopt;
 };
 
 std::ostream& operator<<(std::ostream& out, const Shape& s) {
@@ -44,7 +45,8 @@ std::ostream& operator<<(std::ostream& out, const Shape& s) {
       << " from " << s.first_position;
   if (s.softcap) out << " softcap " << *s.softcap;
   if (s.window) out << " window " << *s.window;
-  return out << (s.alibi ? " alibi" : "") << (s.sinks ? " sinks" : "") << (s.two_way ? " both directions" : "");
+  return out << (s.alibi ? " alibi" : "") << (s.sinks ? " sinks" : "") << (s.two_way ? " both directions" : "")
+             << (s.relative_reach ? " biases to distance " + std::to_string(*s.relative_reach) : "");
 }
 
 // A sequence in blocks scattered over a pool in which all that the sequence did not write is poison: NaN in every format's values or
@@ -79,6 +81,8 @@ class Sequence {
     for (int64_t h = 0; h < shape.num_heads; ++h) sinks_.push_back(static_cast<float>(h * h) - 3.0f);
     for (int64_t h = 0; h < shape.num_heads; ++h)
       slopes_.push_back(std::exp2(-8.0f * static_cast<float>(h + 1) / static_cast<float>(shape.num_heads)));
+    if (shape.relative_reach) biases_.resize(static_cast<std::size_t>(shape.num_heads * (2 * *shape.relative_reach + 1)));
+    for (float& x : biases_) x = 2 * normal(random);
   }
 
   int64_t q_stride() const { return shape_.num_heads * shape_.head_dim + 5; }
@@ -100,6 +104,8 @@ class Sequence {
     args.window = shape_.window;
     if (shape_.two_way) args.num_keys = shape_.first_position + shape_.num_rows;
     args.alibi_slopes = shape_.alibi ? slopes_.data() : nullptr;
+    args.relative_bias = shape_.relative_reach ? biases_.data() : nullptr;
+    args.relative_reach = shape_.relative_reach.value_or(0);
     args.sinks = shape_.sinks ? sinks_.data() : nullptr;
     return args;
   }
@@ -193,7 +199,7 @@ class Sequence {
   AlignedBuffer memory_;
   KvView kv_;
   std::vector<int32_t> blocks_;
-  std::vector<float> q_, slopes_, sinks_;
+  std::vector<float> q_, slopes_, sinks_, biases_;
 };
 
 void expect_same_bits(const std::vector<float>& a, const std::vector<float>& b, const char* what) {
@@ -241,6 +247,12 @@ std::vector<Shape> shapes(KvFormat f) {
       {f, 2, 1, 32, 600, 0, std::nullopt, 65, false, false, true},
       {f, 2, 1, 32, 90, 0, std::nullopt, 500, false, false, true},  // wider than the text
       {f, 4, 2, 40, 60, 0, 10.0f, 30, true, false, true},
+      {f, 12, 12, 32, 40, 0, std::nullopt, std::nullopt, false, false, true, 128},   // MPNet, T5: no distance is beyond the biases
+      {f, 4, 4, 16, 530, 0, std::nullopt, std::nullopt, false, false, true, 128},    // all of them, and further keys on both sides
+      {f, 3, 1, 24, 45, 0, std::nullopt, std::nullopt, false, false, true, 3},       // fewer than lanes
+      {f, 4, 2, 32, 9, 0, std::nullopt, std::nullopt, false, false, true, 0},        // one for all
+      {f, 4, 4, 16, 70, 500, std::nullopt, std::nullopt, false, false, false, 128},  // T5's decoder
+      {f, 8, 2, 64, 1, 1290, 9.0f, 600, false, true, false, 33},
   };
 }
 

@@ -168,7 +168,7 @@ void compute_bf16_segment(QueryTile& tile, int64_t segment) {
     score_block(reinterpret_cast<const std::byte*>(tile.queries), keys(i), tile.layout.k_dwords, tile.scores + i * kBlockTokens);
   }
 
-  const bool adjust = tile.args.softcap.has_value() || tile.args.alibi_slopes != nullptr;
+  const bool adjust = adjusts_scores(tile.args);
   for (int64_t i = 0; i < num_queries; ++i) {
     if (tile.seen[i].empty()) continue;
     if (adjust) adjust_scores(tile, segment, i);
