@@ -14,6 +14,9 @@ namespace millrace {
 //
 // What a step takes is taken to be what its decodes take alone, which steps without prompts have shown, and so much for each row of a
 // prompt as the last steps with prompts have shown. Contexts grow and load changes: old times go.
+//
+// Not handled: what a step costs more because it has rows of a prompt at all, however few. Where that alone passes the target, pieces
+// shrink to a row or two, and a prompt gets much less than a quarter of its rate. Costs time, never correctness.
 class PrefillPacer {
  public:
   // `rows_max`: what a step has room for.
@@ -21,7 +24,7 @@ class PrefillPacer {
 
   void observe(int64_t decode_rows, int64_t prefill_rows, double seconds);
   // At least 1. Everything where nobody decodes. Where decodes alone take most of the target or more, as many rows as take a third of their
-  // time: a prompt is then computed at a quarter of the rate that it would have alone, and not slower.
+  // time: a quarter of the rate that a prompt has alone, if each of its rows costs as much as any other.
   int64_t rows(int64_t decode_rows) const;
 
  private:
