@@ -14,6 +14,7 @@
 //                     weight_shape [2], weight_g_idx I32 [k]    the group of each column, for act-order
 //   int-quantized     weight I8 [rows, k]; weight_zero_point I8 as weight_scale
 //   float-quantized   weight F8_E4M3 [rows, k]
+//   nvfp4-pack-quantized, mxfp4-pack-quantized                fp4_encoding.cc
 //   weight_scale      [] or [1]: one; [rows] or [rows, 1]: one a row; [rows, groups]; or [rows / a, k / b], rounded up, for blocks of a x b
 //
 // value = weight_scale * (stored - zero point). The name weight_scale_inv, which DeepSeek introduced, is the same factor.
@@ -108,7 +109,10 @@ class CompressedEncoding : public WeightEncoding {
     auto weights = std::make_shared<CompressedWeights>();
     weights->rows = rows;
     weights->k = k;
-    if (parts.has(".weight_packed")) {
+    if (const SourceTensor* packed = parts.find(".weight_packed"); packed != nullptr && packed->dtype == DType::kU8) {
+      MR_ASSIGN_OR_RETURN(EncodedMatrix matrix, open_packed_fp4(parts, rows, k));
+      return std::optional(std::move(matrix));
+    } else if (packed != nullptr) {
       MR_RETURN_IF_ERROR(open_packed(parts, *weights));
     } else {
       const SourceTensor* weight = parts.find(".weight");
@@ -212,8 +216,8 @@ Result<std::optional<Blocks>> read_blocks(const EncodingConfig& config, std::str
   return std::optional(Blocks{numbers[0], numbers[1]});
 }
 
-constexpr std::string_view kFormats[] = {"pack-quantized",  "int-quantized",   "float-quantized",
-                                         "naive-quantized", "mixed-precision", "dense"};
+constexpr std::string_view kFormats[] = {"pack-quantized",  "int-quantized", "float-quantized",      "naive-quantized",
+                                         "mixed-precision", "dense",         "nvfp4-pack-quantized", "mxfp4-pack-quantized"};
 
 // One of config_groups: says for its modules what `encoding` says for all where there is one group.
 Status read_group(const EncodingConfig& config, const json::object& group, bool only, CompressedEncoding& encoding) {
@@ -228,8 +232,9 @@ Status read_group(const EncodingConfig& config, const json::object& group, bool 
   const EncodingConfig fields("config_groups.*.weights", weights->get_object());
   MR_ASSIGN_OR_RETURN(const std::string type, fields.text("type", "int"));
   MR_ASSIGN_OR_RETURN(const int64_t bits, fields.integer("num_bits", 8, 1, 16));
-  const bool known = type == "int" ? bits == 2 || bits == 3 || bits == 4 || bits == 8 : type == "float" && bits == 8;
-  if (!known) return config.unexpected("config_groups", "weights of type int with 2, 3, 4 or 8 bits, or float with 8");
+  const bool known = type == "int" ? bits == 2 || bits == 3 || bits == 4 || bits == 8 : type == "float" && (bits == 4 || bits == 8);
+  if (!known) return config.unexpected("config_groups", "weights of type int with 2, 3, 4 or 8 bits, or float with 4 or 8");
+  if (type == "float" && bits == 4) return Status::ok();  // the tensors say the rest
   MR_ASSIGN_OR_RETURN(const std::string strategy, fields.text("strategy", "tensor"));
   static constexpr std::string_view kStrategies[] = {"tensor", "channel", "group", "block"};
   if (std::find(std::begin(kStrategies), std::end(kStrategies), strategy) == std::end(kStrategies)) {

@@ -94,6 +94,9 @@ void reorder(const std::vector<int32_t>& columns, uint8_t* codes);
 // Error: an index out of range, or groups of other sizes than `group_size`.
 Result<std::vector<int32_t>> columns_of_groups(const ModuleParts& parts, const SourceTensor& g_idx, int64_t group_size, int64_t num_groups);
 
+// What compressed-tensors packs as FP4: the module has weight_packed, and its scales say whether it is NVFP4 or MXFP4.
+Result<EncodedMatrix> open_packed_fp4(ModuleParts& parts, int64_t rows, int64_t k);
+
 using ReadEncoding = Result<std::shared_ptr<const WeightEncoding>> (*)(const EncodingConfig&);
 Result<std::shared_ptr<const WeightEncoding>> read_gptq_encoding(const EncodingConfig& config);
 Result<std::shared_ptr<const WeightEncoding>> read_awq_encoding(const EncodingConfig& config);
@@ -101,5 +104,6 @@ Result<std::shared_ptr<const WeightEncoding>> read_bitsandbytes_encoding(const E
 Result<std::shared_ptr<const WeightEncoding>> read_compressed_tensors_encoding(const EncodingConfig& config);
 Result<std::shared_ptr<const WeightEncoding>> read_fp8_encoding(const EncodingConfig& config);
 Result<std::shared_ptr<const WeightEncoding>> read_mxfp4_encoding(const EncodingConfig& config);
+Result<std::shared_ptr<const WeightEncoding>> read_hqq_encoding(const EncodingConfig& config);
 
 }  // namespace millrace

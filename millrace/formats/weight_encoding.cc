@@ -25,6 +25,7 @@ constexpr Method kMethods[] = {
     {"fp8", read_fp8_encoding},
     {"fbgemm_fp8", read_fp8_encoding},
     {"mxfp4", read_mxfp4_encoding},
+    {"hqq", read_hqq_encoding},
 };
 
 struct UnusedTensor {
@@ -33,6 +34,7 @@ struct UnusedTensor {
 // Beside the weights. Activations are quantized per token and 32 values at run time, more finely than these scales would.
 constexpr UnusedTensor kUnused[] = {
     {".input_scale", "static scale of activations, which are quantized at run time"},
+    {".input_global_scale", "static scale of activations, which are quantized at run time"},
     {".input_zero_point", "static zero point of activations, which are quantized at run time"},
     {".output_scale", "static scale of activations, which are quantized at run time"},
     {".activation_scale", "static scale of activations, which are quantized at run time"},

@@ -98,22 +98,30 @@ struct OpenedCase {
   std::unique_ptr<Checkpoint> checkpoint;
 };
 
+// FP4 (E2M1), OCP Microscaling Formats specification 1.0.
+constexpr float kFp4Numbers[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+
 // Row `row`, by the formula of grouped_weights.h, columns where they belong.
 std::vector<float> numbers_of(const GroupedWeights& weights, int64_t row) {
   std::vector<uint8_t> codes(static_cast<std::size_t>(weights.k)), zeros(static_cast<std::size_t>(weights.num_groups()));
-  std::vector<float> scales(zeros.size()), numbers(codes.size());
+  std::vector<float> scales(zeros.size()), float_zeros(zeros.size()), numbers(codes.size());
   weights.read_codes(row, codes.data());
   weights.read_scales(row, scales.data());
-  if (is_integer_code(weights.kind)) weights.read_zero_points(row, zeros.data());
+  if (weights.float_zeros) {
+    weights.read_float_zeros(row, float_zeros.data());
+  } else if (is_integer_code(weights.kind)) {
+    weights.read_zero_points(row, zeros.data());
+  }
   for (std::size_t i = 0; i < codes.size(); ++i) {
     const auto group = i / static_cast<std::size_t>(weights.group_size);
-    float number = static_cast<float>(codes[i] - zeros[group]);
+    float number = static_cast<float>(codes[i]) - (weights.float_zeros ? float_zeros[group] : static_cast<float>(zeros[group]));
     if (weights.kind == CodeKind::kCodebook4) number = weights.codebook[codes[i]];
+    if (weights.kind == CodeKind::kMxfp4 || weights.kind == CodeKind::kNvfp4) number = kFp4Numbers[codes[i]];
     if (weights.kind == CodeKind::kF8E4M3) {
       const auto byte = static_cast<std::byte>(codes[i]);
       dequantize_row(DType::kF8E4M3, &byte, 1, &number);
     }
-    numbers[weights.columns.empty() ? i : static_cast<std::size_t>(weights.columns[i])] = scales[group] * number;
+    numbers[weights.columns.empty() ? i : static_cast<std::size_t>(weights.columns[i])] = scales[group] * weights.unit * number;
   }
   return numbers;
 }
@@ -149,7 +157,8 @@ TEST(WeightEncoding, ActOrderSaysWhereColumnsBelong) {
 }
 
 TEST(WeightEncoding, ModulesWithoutPartsArePlain) {
-  for (const char* name : {"gptq_4bit_sym_32", "awq_32", "bitsandbytes_nf4", "compressed_pack_4bit_sym_32", "compressed_fp8_channel"}) {
+  for (const char* name : {"gptq_4bit_sym_32", "awq_32", "bitsandbytes_nf4", "compressed_pack_4bit_sym_32", "compressed_fp8_channel",
+                           "compressed_nvfp4", "hqq_4bit_64"}) {
     EncodingCase c = golden_case(name);
     c.tensors = {{"weight", {"F32", std::string(32, '\0'), {2, 4}}}};
     const auto found = OpenedCase(c).find(2, 4);
@@ -204,7 +213,7 @@ TEST(WeightEncoding, WhatDoesNotFitIsRefusedByName) {
       {"gptq_4bit_sym_32", configured("checkpoint_format", "marlin"),
        "quantization_config.checkpoint_format is \"marlin\", expected \"gptq\" or \"gptq_v2\""},
       {"gptq_4bit_sym_32", configured("quant_method", "quip"),
-       "quant_method is \"quip\", supported are gptq, awq, bitsandbytes, compressed-tensors, fp8"},
+       "quant_method is \"quip\", supported are gptq, awq, bitsandbytes, compressed-tensors, fp8, fbgemm_fp8, mxfp4, hqq"},
       {"gptq_4bit_sym_32", sized(32, 72), "a GPTQ matrix of 32 x 72"},
       {"awq_32", configured("version", "gemv"), "quantization_config.version is \"gemv\", expected \"gemm\""},
       {"awq_32", configured("bits", 8), "quantization_config.bits is 8, expected 4"},
@@ -218,8 +227,24 @@ TEST(WeightEncoding, WhatDoesNotFitIsRefusedByName) {
       {"compressed_pack_4bit_sym_32", with_bytes("weight_shape", 0, "\x21"), "\"m.weight_shape\" says [33, 64], expected [32, 64]"},
       {"compressed_pack_4bit_asym_32", reshaped("weight_zero_point", {2, 4}),
        "\"m.weight_zero_point\" is [2, 4], expected [out_features * bits / 32, groups] = [4, 2]"},
-      {"compressed_pack_4bit_sym_32", configured("format", "nvfp4-pack-quantized"),
-       "quantization_config.format is \"nvfp4-pack-quantized\", expected pack-quantized"},
+      {"compressed_pack_4bit_sym_32", configured("format", "mxfp6-pack-quantized"),
+       "quantization_config.format is \"mxfp6-pack-quantized\", expected pack-quantized"},
+      {"compressed_nvfp4", without("weight_scale"), "missing tensor \"m.weight_scale\""},
+      {"compressed_nvfp4", without("weight_global_scale"), "missing tensor \"m.weight_global_scale\" (the divisor of all scales"},
+      {"compressed_nvfp4", reshaped("weight_packed", {48, 32}),
+       "\"m.weight_packed\" is [48, 32], expected [out_features, in_features / 2] = [32, 48]"},
+      {"compressed_nvfp4", reshaped("weight_scale", {6, 32}),
+       "\"m.weight_scale\" is [6, 32], expected [out_features, in_features / 16] = [32, 6]"},
+      {"compressed_nvfp4", as_dtype("weight_scale", "I8"), "\"m.weight_scale\" is I8, expected F8_E4M3 or U8"},
+      {"compressed_nvfp4", as_dtype("weight_scale", "U8"),
+       "\"m.weight_scale\" is [32, 6], expected [out_features, in_features / 32] = [32, 3]"},
+      {"compressed_nvfp4", with_bytes("weight_global_scale", 0, std::string(4, '\0')),
+       "\"m.weight_global_scale\" is 0, expected a positive number"},
+      {"compressed_nvfp4", with_bytes("weight_global_scale", 2, "\xc0\x7f"), "\"m.weight_global_scale\" is nan"},
+      {"compressed_nvfp4", sized(32, 80), "80 columns, expected a multiple of 32"},
+      {"compressed_mxfp4", without("weight_scale"), "missing tensor \"m.weight_scale\""},
+      {"compressed_mxfp4", reshaped("weight_scale", {3, 32}),
+       "\"m.weight_scale\" is [3, 32], expected [out_features, in_features / 32] = [32, 3]"},
       {"compressed_pack_4bit_sym_32", configured("config_groups", 1), "quantization_config.config_groups is 1, expected an object"},
       {"compressed_pack_4bit_sym_32", configured("sparsity_config", json::object{{"format", "sparse-24-bitmask"}}), "sparsity_config"},
       {"compressed_int8_sym", without("weight_scale"), "missing tensor \"m.weight_scale\""},
@@ -245,6 +270,21 @@ TEST(WeightEncoding, WhatDoesNotFitIsRefusedByName) {
       {"bitsandbytes_int8", without("SCB"), "missing tensor \"m.SCB\""},
       {"bitsandbytes_int8", with_bytes("weight_format", 0, "\x01"), "\"m.weight_format\" is not 0"},
       {"bitsandbytes_int8", configured("load_in_4bit", true), "quantization_config.load_in_4bit is true"},
+      {"hqq_4bit_64", without("scale"), "missing tensor \"m.scale\" (scales of a quantized matrix)"},
+      {"hqq_4bit_64", without("zero"), "missing tensor \"m.zero\" (zero points of a quantized matrix)"},
+      {"hqq_4bit_64", without("packing"), "missing tensor \"m.packing\""},
+      {"hqq_4bit_64", without("group_size"), "missing tensor \"m.group_size\""},
+      {"hqq_4bit_64", with_bytes("axis", 0, std::string(4, '\0')), "groups along axis 0"},
+      {"hqq_4bit_64", with_bytes("packing", 0, "5"), "\"m.packing\" is \"5bit_u8\", expected 8bit_u8, 4bit_u8, 3bit_32, 2bit_u8, 1bit_u8"},
+      {"hqq_4bit_64", with_bytes("packing", 0, "8"), "\"m.W_q\" has 2048 bytes, expected 4096 for 64 groups of 64 in 8bit_u8"},
+      {"hqq_4bit_64", with_bytes("quant_scale", 0, "\x01"), "\"quant_scale\" is set"},
+      {"hqq_4bit_64", with_bytes("group_size", 0, std::string(4, '\0')), "groups of 0 weights in a matrix of 32 x 128"},
+      {"hqq_4bit_64", with_bytes("group_size", 0, "\x50"), "groups of 80 weights in a matrix of 32 x 128"},
+      {"hqq_4bit_64", with_bytes("group_size", 0, "\x10"), "groups of 16 weights in rows of 128: scales would change within 32 weights"},
+      {"hqq_4bit_64", with_bytes("group_size", 0, "\x20"), "\"m.scale\" is [64, 1], expected [groups, 1] = [128, 1]"},
+      {"hqq_4bit_64", reshaped("scale", {32, 2}), "\"m.scale\" is [32, 2], expected [groups, 1] = [64, 1]"},
+      {"hqq_4bit_64", reshaped("shape", {2, 1}), "\"m.shape\" is [2, 1], expected [2]"},
+      {"hqq_4bit_64", sized(64, 64), "\"m.shape\" says [32, 128], expected [64, 64]"},
   };
   for (const Damage& damage : table) {
     SCOPED_TRACE(fmt::format("{}: {}", damage.name, damage.error));

@@ -11,9 +11,19 @@ namespace millrace {
 // Keys and values live in blocks of 32 tokens. Of one layer, a block holds for every kv head, one after the other:
 //   K  [ceil(head_dim / g)][32 tokens][g]     so that 32 scores come out as lanes, without horizontal sums
 //   V  [32 / g][head_dim padded to 16][g]     so that the output's dimensions are lanes
-//   int8 only: K scales [32] f32, V scales [32] f32 (one per token and head, max|x| / 127)
-// with g = 1 (f32), 2 (bf16), 4 (int8). Rounded when written (docs/design.md D5).
-enum class KvFormat : uint8_t { kF32, kBf16, kInt8 };
+//   int8 and fp8 only: K scales [32] f32, V scales [32] f32 (one per token and head, max|x| / 127 and max|x| / 448)
+// with g = 1 (f32), 2 (bf16), 4 (int8, fp8). Rounded when written (docs/design.md D5).
+//
+// fp8 is E4M3 of arXiv:2209.05433 (448 is its largest number) without subnormal numbers: what is below 2^-6, a 28672nd of a head's largest
+// value, is rounded to 0 or 2^-6. To f32 its bits are then only moved.
+//
+// int4 is one of 16 even steps from the smallest to the largest value of the head: centre + scale * (code - 7.5).
+//   K  [ceil(head_dim / 8)][32 tokens] dwords, whose four-bit codes are, from the lowest, those of dimensions 0 1 4 5 2 3 6 7
+//   V  [8][half of head_dim padded to 32][4] bytes, of four tokens: the low half is dimension d's code, the high half that of d and
+//      half the padded size. No byte belongs to two tokens, which two threads may write at a time.
+//   K parameters [32], V parameters [32]: of each token the scale, then the centre, in bf16
+// 72 bytes for a token and head of 64 dimensions, where bf16 takes 256.
+enum class KvFormat : uint8_t { kF32, kBf16, kInt8, kFp8E4M3, kInt4 };
 inline constexpr int64_t kBlockTokens = 32;
 // Attention reduces keys in segments of this many positions, each from scratch, merged in ascending order: the result is the same
 // for decode, prefill, any chunking and any split over threads.
@@ -63,9 +73,10 @@ struct AttentionArgs {
 
 // out[i, h, :] = sum over keys j of softmax_j(mask(cap(scale * q[i, h] . k[j]) + alibi + bias)) v[j], online softmax, for rows
 // [row_begin, row_end) and the heads of `kv_head`'s group. Sinks as in gpt-oss, after StreamingLLM, arXiv:2309.17453. Row i's result does
-// not depend on the other rows of the call. f32 and bf16 keys and values are multiplied in f32. int8 ones are multiplied as whole numbers:
-// q is rounded to 32000 steps of its largest value, and softmax_j times the value's scale to 32000 steps of its largest in a segment. Both
-// errors are below a hundredth of what rounding keys and values to int8 costs. `scratch`: attention_scratch_floats(...) floats.
+// not depend on the other rows of the call. f32, bf16 and fp8 keys and values are multiplied in f32. int8 and int4 ones are multiplied as
+// whole numbers: q is rounded to 32000 steps of its largest value, and softmax_j times the value's scale to 32000 steps of its largest in a
+// segment. Both errors are below a hundredth of what rounding keys and values to int8 costs. `scratch`: attention_scratch_floats(...)
+// floats.
 int64_t attention_scratch_floats(const KvGeometry& geometry, int64_t num_heads);
 void attention(Isa isa, const KvView& kv, const AttentionArgs& args, int64_t row_begin, int64_t row_end, int64_t kv_head, float* scratch);
 

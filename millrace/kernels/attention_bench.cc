@@ -49,10 +49,15 @@ Times measure_times(auto body) {
   return {*std::min_element(times.begin(), times.end()), times[times.size() / 2]};
 }
 
-const char* name_of(KvFormat format) { return format == KvFormat::kF32 ? "f32" : format == KvFormat::kBf16 ? "bf16" : "int8"; }
+struct Format {
+  const char* name;
+  KvFormat format;
+};
+constexpr Format kFormats[] = {
+    {"f32", KvFormat::kF32}, {"bf16", KvFormat::kBf16}, {"int8", KvFormat::kInt8}, {"fp8", KvFormat::kFp8E4M3}, {"int4", KvFormat::kInt4}};
 
-void measure(Isa isa, const Model& model, KvFormat format, int64_t num_rows, int64_t num_keys) {
-  const KvGeometry geometry{format, model.num_kv_heads, model.head_dim};
+void measure(Isa isa, const Model& model, const Format& format, int64_t num_rows, int64_t num_keys) {
+  const KvGeometry geometry{format.format, model.num_kv_heads, model.head_dim};
   const int64_t num_blocks = (num_keys + kBlockTokens - 1) / kBlockTokens, width = model.num_heads * model.head_dim;
   const int64_t num_layers = num_rows > 1 ? 1 : std::max<int64_t>(1, kDecodeBytes / (num_blocks * geometry.layer_bytes()));
   AlignedBuffer memory(static_cast<std::size_t>(num_layers * num_blocks * geometry.layer_bytes()));
@@ -92,12 +97,28 @@ void measure(Isa isa, const Model& model, KvFormat format, int64_t num_rows, int
     kv.base = memory.data() + layer * geometry.layer_bytes();
     for (int64_t h = 0; h < model.num_kv_heads; ++h) attention(isa, kv, args, 0, num_rows, h, scratch.data());
   });
+  if (num_rows == 1 && num_keys > kSegmentTokens) {
+    // What determinism costs (docs/determinism.md): segments of a fixed length, each computed from scratch and merged, where a split over
+    // threads alone would have one for each of them.
+    const int64_t num_segments = attention_num_segments(args, 0);
+    const int64_t partial_floats = model.num_heads / model.num_kv_heads * (model.head_dim + 2);
+    std::vector<float> partials(static_cast<std::size_t>(num_segments * partial_floats));
+    const auto part = [&](int64_t segment) { return partials.data() + segment * partial_floats; };
+    for (int64_t segment = 0; segment < num_segments; ++segment)
+      attention_partial(isa, kv, args, 0, 0, segment, part(segment), scratch.data());
+    const Times merge = measure_times([&] {
+      for (int64_t h = 0; h < model.num_kv_heads; ++h) attention_merge(isa, kv, args, 0, h, partials.data(), num_segments);
+    });
+    fmt::print("{:18} {:12} {:5} merging {:2} segments of {:5} keys: best {:5.2f} us, median {:5.2f} us, {:.2f} % of the decode\n",
+               isa_name(isa), model.name, format.name, num_segments, num_keys, merge.best_us, merge.median_us,
+               100 * merge.best_us / best_us);
+  }
   double seen = 0;
   for (int64_t i = 0; i < num_rows; ++i) seen += static_cast<double>(args.first_position + i + 1);
   const double gflops = 4.0 * seen * static_cast<double>(width) / best_us / 1e3;
   const double gb_per_s = static_cast<double>(num_blocks * geometry.layer_bytes()) / best_us / 1e3;
   fmt::print("{:18} {:12} {:5} {:7} of {:5} keys: best {:9.1f} us, median {:9.1f} us, {:6.1f} GFLOP/s", isa_name(isa), model.name,
-             name_of(format), num_rows == 1 ? "decode" : "prefill", num_keys, best_us, median_us, gflops);
+             format.name, num_rows == 1 ? "decode" : "prefill", num_keys, best_us, median_us, gflops);
   if (num_rows == 1) fmt::print(", {:5.1f} GB/s", gb_per_s);
   fmt::print("\n");
 }
@@ -111,9 +132,9 @@ int main(int argc, char** argv) {
   for (Isa isa : kAllIsas) {
     if (!isa_runnable(isa) || isa_name(isa).find(filter) == std::string_view::npos) continue;
     for (const Model& model : {Model{"9/3/64", 9, 3, 64}, Model{"32/8/128", 32, 8, 128}}) {
-      for (KvFormat format : {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8}) {
+      for (const Format& format : kFormats) {
         const auto wanted = [&](const char* kind) {
-          return fmt::format("{} {} {}", model.name, name_of(format), kind).find(what) != std::string::npos;
+          return fmt::format("{} {} {}", model.name, format.name, kind).find(what) != std::string::npos;
         };
         for (int64_t depth : {512, 4096}) {
           if (wanted("decode")) measure(isa, model, format, 1, depth);

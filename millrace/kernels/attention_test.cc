@@ -2,12 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -18,8 +20,72 @@
 namespace millrace {
 namespace {
 
-constexpr KvFormat kFormats[] = {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8};
-const char* name_of(KvFormat format) { return format == KvFormat::kF32 ? "f32" : format == KvFormat::kBf16 ? "bf16" : "int8"; }
+constexpr KvFormat kFormats[] = {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8, KvFormat::kFp8E4M3, KvFormat::kInt4};
+const char* name_of(KvFormat format) {
+  switch (format) {
+    case KvFormat::kF32: return "f32";
+    case KvFormat::kBf16: return "bf16";
+    case KvFormat::kInt8: return "int8";
+    case KvFormat::kFp8E4M3: return "fp8";
+    case KvFormat::kInt4: return "int4";
+  }
+  return "unknown";
+}
+bool has_scales(KvFormat format) { return format != KvFormat::kF32 && format != KvFormat::kBf16; }
+
+// The number of E4M3 nearest to |x| <= 448, found by looking at all of them but the subnormal ones; of two the one with an even code.
+float nearest_e4m3(float x) {
+  float best = 0;
+  int best_code = 0;
+  for (int code = 8; code <= 0x7e; ++code) {
+    const float value = std::ldexp(static_cast<float>(8 + code % 8), code / 8 - 10);
+    const float better_by = std::abs(std::abs(x) - best) - std::abs(std::abs(x) - value);
+    if (better_by > 0 || (better_by == 0 && code % 2 == 0 && best_code % 2 != 0)) best = value, best_code = code;
+  }
+  return std::copysign(best, x);
+}
+
+// From one number to the next, relative to values of deviation 1, of which the largest of head_dim is `largest` on average.
+double relative_step(KvFormat format, int64_t head_dim) {
+  const double largest = head_dim == 64 ? 2.6 : 2.8;
+  // Floating-point numbers' steps are proportional to the power of two below the value: 0.46 of the value in the mean square.
+  const double floating = std::sqrt(0.46);
+  switch (format) {
+    case KvFormat::kF32: return 0;
+    case KvFormat::kBf16: return 0x1p-7 * floating;
+    case KvFormat::kInt8: return largest / 127;
+    case KvFormat::kFp8E4M3: return 0x1p-3 * floating;
+    case KvFormat::kInt4: return (head_dim == 64 ? 4.7 : 5.2) / 15;  // from the smallest to the largest
+  }
+  return 0;
+}
+
+float to_bf16(float x) { return bf16_to_f32(f32_to_bf16(x)); }
+
+// The nearest of 16 steps about the middle of [least, most], whose size and middle are bf16; of two the higher.
+float nearest_int4(float x, float least, float most) {
+  const float scale = to_bf16((most - least) / 15.0f), centre = to_bf16((least + most) / 2.0f);
+  float best = centre - 7.5f * scale;
+  for (int code = 1; code <= 15; ++code) {
+    const float value = centre + scale * (static_cast<float>(code) - 7.5f);
+    if (std::abs(double{x} - value) <= std::abs(double{x} - best)) best = value;
+  }
+  return best;
+}
+
+// x as one of a head's `values`.
+float round_to_format(KvFormat format, float x, std::span<const float> values) {
+  float largest = 0;
+  for (float value : values) largest = std::max(largest, std::abs(value));
+  switch (format) {
+    case KvFormat::kF32: return x;
+    case KvFormat::kBf16: return to_bf16(x);
+    case KvFormat::kInt8: return static_cast<float>(std::lrint(x / (largest / 127.0f))) * (largest / 127.0f);
+    case KvFormat::kFp8E4M3: return nearest_e4m3(x / (largest / 448.0f)) * (largest / 448.0f);
+    case KvFormat::kInt4: return nearest_int4(x, *std::ranges::min_element(values), *std::ranges::max_element(values));
+  }
+  return x;
+}
 
 std::vector<Isa> runnable_isas() {
   std::vector<Isa> isas;
@@ -164,7 +230,7 @@ class Sequence {
     // AMX rounds queries and probabilities to bf16, by 2^-9 at most: a score of unit deviation by a third of that, three deviations of
     // which are 2^-9 again; over a sum of values of 2 at most.
     if (shape_.format == KvFormat::kBf16 && isa == Isa::kAmx) return f32_error + 2 * (0x1p-9 + 0x1p-9);
-    if (shape_.format != KvFormat::kInt8) return f32_error;
+    if (shape_.format != KvFormat::kInt8 && shape_.format != KvFormat::kInt4) return f32_error;
     // Half a step of the largest value of a query (about 4) is 4 / 64000, a third of which remains of it in a score of sqrt(head_dim)
     // roundings; three deviations of that. Probabilities err by half a step of 1 / 32000 each.
     return f32_error + 4.5 * (2 * 3 * 4.0 / 64000 / 1.7 + 3.0 / 64000);
@@ -268,6 +334,38 @@ TEST_P(AttentionFormats, EveryVariantMatchesDenseReference) {
   }
 }
 
+// What rounding keys and values costs, as the format's step foretells: of independent errors of relative size e, a weighted sum of values
+// keeps e, and the weights err by e times a score's deviation, which is 1 here, so that both together are sqrt(2) e.
+TEST_P(AttentionFormats, RoundingCostsWhatItsStepsForetell) {
+  if (GetParam() == KvFormat::kF32) GTEST_SKIP() << "f32 is not rounded";
+  for (int64_t head_dim : {64, 128}) {
+    const Shape shape{GetParam(), 8, 2, head_dim, 24, 600}, unrounded{KvFormat::kF32, 8, 2, head_dim, 24, 600};
+    const Sequence sequence(shape), judge(unrounded);
+    std::vector<float> unused = judge.empty_out();
+    const AttentionArgs args = judge.args(unused.data());
+    for (Isa isa : runnable_isas()) {
+      const std::vector<float> out = sequence.run(isa, shape.num_rows);
+      std::vector<double> want(static_cast<std::size_t>(head_dim));
+      double error = 0, size = 0;
+      for (int64_t row = 0; row < shape.num_rows; ++row) {
+        for (int64_t head = 0; head < shape.num_heads; ++head) {
+          attention_ref(judge.kv(), args, row, head, want.data());
+          for (int64_t d = 0; d < head_dim; ++d) {
+            const double x = want[static_cast<std::size_t>(d)];
+            error += std::pow(out[static_cast<std::size_t>(row * judge.out_stride() + head * head_dim + d)] - x, 2);
+            size += x * x;
+          }
+        }
+      }
+      // AMX rounds queries and probabilities to bf16, too.
+      const double roundings = GetParam() == KvFormat::kBf16 && isa == Isa::kAmx ? 4 : 2;
+      const double foretold = std::sqrt(roundings) * relative_step(GetParam(), head_dim) / std::sqrt(12);
+      EXPECT_LT(std::sqrt(error / size), 1.3 * foretold) << isa_name(isa);
+      EXPECT_GT(std::sqrt(error / size), 0.7 * foretold) << isa_name(isa);
+    }
+  }
+}
+
 TEST_P(AttentionFormats, RowDoesNotDependOnCompanyOrSplit) {
   for (const Shape& shape : shapes(GetParam())) {
     const Sequence sequence(shape);
@@ -328,7 +426,8 @@ TEST_P(AttentionFormats, WrittenTokensReadBackRoundedOnce) {
     };
     for_every_slot([&](int64_t block, int64_t token, int64_t head) {
       std::vector<float> kv_values(static_cast<std::size_t>(2 * head_dim));
-      for (float& x : kv_values) x = normal(random);
+      // Some far below the largest.
+      for (float& x : kv_values) x = std::ldexp(normal(random), -static_cast<int>(random() % 4 * (random() % 8)));
       kv_write(Isa::kScalar, kv, block, token, head, kv_values.data(), kv_values.data() + head_dim);
       written.push_back(kv_values);
     });
@@ -338,15 +437,11 @@ TEST_P(AttentionFormats, WrittenTokensReadBackRoundedOnce) {
       std::vector<float> got(want.size());
       kv_read(kv, block, token, head, got.data(), got.data() + head_dim);
       for (int64_t half = 0; half < 2; ++half) {
-        float largest = 0;
-        for (int64_t d = 0; d < head_dim; ++d) largest = std::max(largest, std::abs(want[static_cast<std::size_t>(half * head_dim + d)]));
-        const float scale = largest / 127.0f;
+        const auto values = std::span(want).subspan(static_cast<std::size_t>(half * head_dim), static_cast<std::size_t>(head_dim));
         for (int64_t d = 0; d < head_dim; ++d) {
           const float x = want[static_cast<std::size_t>(half * head_dim + d)];
-          const float rounded = format == KvFormat::kF32    ? x
-                                : format == KvFormat::kBf16 ? bf16_to_f32(f32_to_bf16(x))
-                                                            : static_cast<float>(std::lrint(x / scale)) * scale;
-          ASSERT_EQ(got[static_cast<std::size_t>(half * head_dim + d)], rounded) << name_of(format) << " head_dim " << head_dim;
+          ASSERT_EQ(got[static_cast<std::size_t>(half * head_dim + d)], round_to_format(format, x, values))
+              << name_of(format) << " head_dim " << head_dim;
         }
       }
     });
@@ -365,7 +460,7 @@ TEST_P(AttentionFormats, ExtremesAreRoundedOnce) {
   float k[9], v[9];
   kv_write(Isa::kScalar, kv, 0, 3, 0, values, broken);
   kv_read(kv, 0, 3, 0, k, v);
-  if (GetParam() == KvFormat::kInt8) {
+  if (has_scales(GetParam())) {
     for (float x : v) EXPECT_TRUE(std::isnan(x));
   } else {
     for (int i = 0; i < 9; ++i) {
@@ -396,7 +491,7 @@ TEST_P(AttentionFormats, BrokenKeyIsNotHidden) {
 }
 
 TEST_P(AttentionFormats, BrokenValueIsNotHidden) {
-  // int8 rounds what weighs the values: a scale of NaN must come through, and values that are all zero must not divide by their size.
+  // Where values have scales: one of NaN must come through, and values that are all zero must not divide by their size.
   const Shape shape{GetParam(), 4, 2, 64, 3, 40};
   Sequence sequence(shape);
   const std::vector<float> k(64, 1.0f), broken(64, std::nanf("")), zeros(64);

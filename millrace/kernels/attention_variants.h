@@ -37,19 +37,24 @@ inline constexpr int64_t kQueryStride = kSegmentTokens + 16;
 
 // Where things lie in one kv head of a block, in bytes.
 struct KvHeadLayout {
-  int64_t values_per_dword = 1;  // g
-  int64_t k_dwords = 0;          // ceil(head_dim / g): rows of 32 dwords
-  int64_t v_dim_padded = 0;      // head_dim to 16: dwords in each of 32 / g rows
+  int64_t values_per_dword = 1;  // g; of int4's V 4, beside as many of another dimension
+  int64_t k_dwords = 0;          // ceil(head_dim / g), of int4 / 8: rows of 32 dwords
+  int64_t v_dim_padded = 0;      // head_dim to 16, of int4 to 32
+  int64_t v_row_dwords = 0;      // in each of 32 / g rows: v_dim_padded, of int4 half of that
   int64_t v_offset = 0, k_scales_offset = 0, v_scales_offset = 0, size = 0;
 
   [[gnu::always_inline]] explicit constexpr KvHeadLayout(const KvGeometry& geometry) {
+    const bool is_int4 = geometry.format == KvFormat::kInt4;
     values_per_dword = geometry.format == KvFormat::kF32 ? 1 : geometry.format == KvFormat::kBf16 ? 2 : 4;
-    k_dwords = (geometry.head_dim + values_per_dword - 1) / values_per_dword;
-    v_dim_padded = (geometry.head_dim + 15) / 16 * 16;
+    const int64_t k_values = is_int4 ? 8 : values_per_dword, v_padding = is_int4 ? 32 : 16;
+    k_dwords = (geometry.head_dim + k_values - 1) / k_values;
+    v_dim_padded = (geometry.head_dim + v_padding - 1) / v_padding * v_padding;
+    v_row_dwords = is_int4 ? v_dim_padded / 2 : v_dim_padded;
     v_offset = k_dwords * kBlockTokens * 4;
-    k_scales_offset = v_offset + kBlockTokens / values_per_dword * v_dim_padded * 4;
+    k_scales_offset = v_offset + kBlockTokens / values_per_dword * v_row_dwords * 4;
     v_scales_offset = k_scales_offset + kBlockTokens * 4;
-    size = geometry.format == KvFormat::kInt8 ? v_scales_offset + kBlockTokens * 4 : k_scales_offset;
+    const bool has_scales = geometry.format != KvFormat::kF32 && geometry.format != KvFormat::kBf16;
+    size = has_scales ? v_scales_offset + kBlockTokens * 4 : k_scales_offset;
   }
 };
 

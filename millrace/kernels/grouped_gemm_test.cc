@@ -25,13 +25,15 @@ class RandomWeights : public GroupedWeights {
   enum class Codes { kRandom, kLowest, kHighest };
 
   RandomWeights(CodeKind code_kind, bool symmetric, DType scales, int64_t num_rows, int64_t num_k, int64_t group, uint32_t seed,
-                Codes which = Codes::kRandom) {
+                Codes which = Codes::kRandom, bool with_float_zeros = false) {
+    float_zeros = with_float_zeros;
     kind = code_kind;
     scale_dtype = scales;
     rows = num_rows;
     k = num_k;
     group_size = group;
     codebook = kNormalFloat;
+    if (kind == CodeKind::kNvfp4) unit = 1 / 37.25f;
     std::mt19937 random(seed);
     const int mask = (1 << code_bits(kind)) - 1;
     for (int64_t i = 0; i < rows * k; ++i) {
@@ -41,16 +43,19 @@ class RandomWeights : public GroupedWeights {
     }
     std::uniform_real_distribution<float> uniform(-1, 1);
     for (int64_t i = 0; i < rows * num_groups(); ++i) {
-      const float scale = kind == CodeKind::kMxfp4 ? std::ldexp(1.0f, static_cast<int>(random() % 5) - 4) : uniform(random);
-      scales_.push_back(scales == DType::kF16    ? f16_to_f32(f32_to_f16(scale))
-                        : scales == DType::kBf16 ? bf16_to_f32(f32_to_bf16(scale))
-                                                 : scale);
+      float scale = kind == CodeKind::kMxfp4 ? std::ldexp(1.0f, static_cast<int>(random() % 5) - 4) : uniform(random);
+      if (kind == CodeKind::kNvfp4) {
+        const auto byte = static_cast<std::byte>(random() % 0x7f);  // all 8-bit floats from 0 to 448
+        dequantize_row(DType::kF8E4M3, &byte, 1, &scale);
+      }
+      scales_.push_back(rounded(scales, scale));
+      if (float_zeros) float_zeros_.push_back(rounded(scales, (uniform(random) + 1) * static_cast<float>(mask) * 0.5f));
       zeros_.push_back(static_cast<uint8_t>(symmetric ? (mask + 1) / 2 : static_cast<int>(random()) & mask));
     }
-    stored_bytes =
-        (rows * k * code_bits(kind) +
-         rows * num_groups() * (kind == CodeKind::kMxfp4 ? 8 : (scales == DType::kF32 ? 32 : 16) + (symmetric ? 0 : code_bits(kind)))) /
-        8;
+    const int number_bits = scales == DType::kF32 ? 32 : 16;
+    int group_bits = float_zeros ? 2 * number_bits : number_bits + (symmetric ? 0 : code_bits(kind));
+    if (kind == CodeKind::kMxfp4 || kind == CodeKind::kNvfp4) group_bits = 8;
+    stored_bytes = (rows * k * code_bits(kind) + rows * num_groups() * group_bits) / 8;
   }
 
   void read_codes(int64_t row, uint8_t* codes) const override { std::copy_n(codes_.begin() + row * k, k, codes); }
@@ -58,13 +63,18 @@ class RandomWeights : public GroupedWeights {
   void read_zero_points(int64_t row, uint8_t* zeros) const override {
     std::copy_n(zeros_.begin() + row * num_groups(), num_groups(), zeros);
   }
+  void read_float_zeros(int64_t row, float* zeros) const override {
+    std::copy_n(float_zeros_.begin() + row * num_groups(), num_groups(), zeros);
+  }
 
   // The formula of grouped_weights.h.
   float value(int64_t row, int64_t i) const {
     const auto at = static_cast<std::size_t>(row * num_groups() + i / group_size);
     const uint8_t code = codes_[static_cast<std::size_t>(row * k + i)];
     if (kind == CodeKind::kMxfp4) return scales_[at] * kFp4Numbers[code];
+    if (kind == CodeKind::kNvfp4) return scales_[at] * unit * kFp4Numbers[code];
     if (kind == CodeKind::kCodebook4) return scales_[at] * codebook[code];
+    if (float_zeros) return scales_[at] * (static_cast<float>(code) - float_zeros_[at]);
     if (kind != CodeKind::kF8E4M3) return scales_[at] * static_cast<float>(code - zeros_[at]);
     float number;
     const auto byte = static_cast<std::byte>(code);
@@ -73,8 +83,13 @@ class RandomWeights : public GroupedWeights {
   }
 
  private:
+  static float rounded(DType dtype, float value) {
+    if (dtype == DType::kF32) return value;
+    return dtype == DType::kF16 ? f16_to_f32(f32_to_f16(value)) : bf16_to_f32(f32_to_bf16(value));
+  }
+
   std::vector<uint8_t> codes_, zeros_;
-  std::vector<float> scales_;
+  std::vector<float> scales_, float_zeros_;
 };
 
 struct Case {
@@ -84,6 +99,7 @@ struct Case {
   DType scales;
   int64_t group_size;  // 0: a row
   WeightClass weight_class;
+  bool float_zeros = false;
 };
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
@@ -102,7 +118,13 @@ constexpr Case kCases[] = {
     {"int8_zero_row_f32", CodeKind::kInt8, false, DType::kF32, 0, WeightClass::kInt8Zero},
     {"int8_zero_64_f16", CodeKind::kInt8, false, DType::kF16, 64, WeightClass::kInt8Zero},
     {"code4_64_f32", CodeKind::kCodebook4, true, DType::kF32, 64, WeightClass::kCode4},
+    {"nvfp4", CodeKind::kNvfp4, true, DType::kF32, 16, WeightClass::kNVFP4},
     {"mxfp4", CodeKind::kMxfp4, true, DType::kF32, 32, WeightClass::kMXFP4},
+    {"int2_float_zero_64_f16", CodeKind::kInt2, true, DType::kF16, 64, WeightClass::kInt2Zero, true},
+    {"int3_float_zero_32_bf16", CodeKind::kInt3, true, DType::kBf16, 32, WeightClass::kInt3Zero, true},
+    {"int4_float_zero_64_f16", CodeKind::kInt4, true, DType::kF16, 64, WeightClass::kInt4Zero, true},
+    {"int4_float_zero_row_f32", CodeKind::kInt4, true, DType::kF32, 0, WeightClass::kInt4Zero, true},
+    {"int8_float_zero_128_bf16", CodeKind::kInt8, true, DType::kBf16, 128, WeightClass::kInt8Zero, true},
     {"f8_row_f32", CodeKind::kF8E4M3, true, DType::kF32, 0, WeightClass::kF8E4M3},
     {"f8_128_bf16", CodeKind::kF8E4M3, true, DType::kBf16, 128, WeightClass::kF8E4M3},
     {"f8_row_f16", CodeKind::kF8E4M3, true, DType::kF16, 0, WeightClass::kF8E4M3},
@@ -110,7 +132,7 @@ constexpr Case kCases[] = {
 
 RandomWeights weights_of(const Case& c, int64_t rows, int64_t k, uint32_t seed,
                          RandomWeights::Codes which = RandomWeights::Codes::kRandom) {
-  return RandomWeights(c.kind, c.symmetric, c.scales, rows, k, c.group_size == 0 ? k : c.group_size, seed, which);
+  return RandomWeights(c.kind, c.symmetric, c.scales, rows, k, c.group_size == 0 ? k : c.group_size, seed, which, c.float_zeros);
 }
 
 PackedMatrix packed(const GroupedWeights& weights) {
@@ -297,6 +319,16 @@ TEST(GroupedWeights, WhatNoPanelCanHoldIsRefused) {
     }
   };
   EXPECT_EQ(PackedMatrix::pack(WithNan(), rows).status().message(), "[0, 5] is not a number (byte 0xff)");
+  class WithNegativeScale : public RandomWeights {
+   public:
+    WithNegativeScale() : RandomWeights(CodeKind::kNvfp4, true, DType::kF32, 1, 32, 16, 1) {}
+    void read_scales(int64_t row, float* scales) const override {
+      RandomWeights::read_scales(row, scales);
+      scales[1] = -2;
+    }
+  };
+  EXPECT_EQ(PackedMatrix::pack(WithNegativeScale(), rows).status().message(),
+            "the scale of [0, 16] is -2, expected 0 to 448 (an 8-bit float, E4M3)");
 }
 
 // FP4 of bitsandbytes: thirds, quarters and halves, and one number of 1/192.

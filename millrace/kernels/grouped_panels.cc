@@ -34,6 +34,12 @@ float load_scale(ScaleType type, const std::byte* header, int64_t row) {
   return type == ScaleType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
 }
 
+// The zero points follow the 16 scales.
+float load_zero(const GroupFormat& group, const std::byte* header, int64_t row) {
+  const std::byte* zeros = header + 16 * scale_bytes(group);
+  return group.float_zeros ? load_scale(group.scale_type, zeros, row) : static_cast<float>(zeros[row]);
+}
+
 // Where code i of row `row` lies in a block: byte, and lowest bit.
 struct CodePlace {
   int64_t byte;
@@ -126,14 +132,19 @@ Codebook make_codebook(const std::array<float, 16>& values) {
 GroupedRow::GroupedRow(const GroupedWeights& weights)
     : codes(static_cast<std::size_t>(weights.k)),
       zero_points(static_cast<std::size_t>(weights.num_groups())),
-      scales(static_cast<std::size_t>(weights.num_groups())) {}
+      scales(static_cast<std::size_t>(weights.num_groups())),
+      float_zeros(weights.float_zeros ? scales.size() : 0) {}
 
 Status GroupedRow::read(const GroupedWeights& weights, int64_t row) {
   if (const auto* rounded = dynamic_cast<const RoundedWeights*>(&weights))
     return rounded->read_row(row, codes.data(), scales.data(), zero_points.data());
   weights.read_codes(row, codes.data());
   weights.read_scales(row, scales.data());
-  if (is_integer_code(weights.kind)) weights.read_zero_points(row, zero_points.data());
+  if (weights.float_zeros) {
+    weights.read_float_zeros(row, float_zeros.data());
+  } else if (is_integer_code(weights.kind)) {
+    weights.read_zero_points(row, zero_points.data());
+  }
   return Status::ok();
 }
 
@@ -143,12 +154,14 @@ WeightClass grouped_class(const GroupedWeights& weights, std::span<const int32_t
     case CodeKind::kInt3: return WeightClass::kInt3Zero;
     case CodeKind::kCodebook4: return WeightClass::kCode4;
     case CodeKind::kMxfp4: return WeightClass::kMXFP4;
+    case CodeKind::kNvfp4: return WeightClass::kNVFP4;
     case CodeKind::kF8E4M3: return WeightClass::kF8E4M3;
     case CodeKind::kInt4:
     case CodeKind::kInt8: break;
   }
   const bool wide = weights.kind == CodeKind::kInt8;
   const uint8_t middle = wide ? 128 : 8;
+  if (weights.float_zeros) return wide ? WeightClass::kInt8Zero : WeightClass::kInt4Zero;
   if (const auto* rounded = dynamic_cast<const RoundedWeights*>(&weights)) {
     if (rounded->symmetric) return wide ? WeightClass::kInt8 : WeightClass::kInt4;
     return wide ? WeightClass::kInt8Zero : WeightClass::kInt4Zero;
@@ -178,13 +191,15 @@ int group_shift_of(int64_t group_size, int64_t k) {
 void pack_grouped_row(WeightClass weight_class, const GroupFormat& group, const GroupedRow& from, int64_t group_size, int64_t k,
                       int64_t row, std::byte* panel) {
   const PanelStride stride = panel_stride(weight_class, group);
-  const bool zeros = panel_layout(weight_class).has_minimum;
+  const bool has_zeros = panel_layout(weight_class).has_minimum;
   for (int64_t block = 0; block < k / kBlockK; ++block) {
     if (block % (int64_t{1} << group.group_shift) == 0) {
       const auto index = static_cast<std::size_t>(block * kBlockK / group_size);
       std::byte* header = panel + stride.header_offset(block);
       store_scale(group.scale_type, from.scales[index], header, row);
-      if (zeros) header[16 * scale_bytes(group) + row] = static_cast<std::byte>(from.zero_points[index]);
+      std::byte* zeros = header + 16 * scale_bytes(group);
+      if (has_zeros && group.float_zeros) store_scale(group.scale_type, from.float_zeros[index], zeros, row);
+      if (has_zeros && !group.float_zeros) zeros[row] = static_cast<std::byte>(from.zero_points[index]);
     }
     store_codes(weight_class, from.codes.data() + block * kBlockK, panel + stride.block_offset(block), row);
   }
@@ -195,8 +210,7 @@ BlockRow load_grouped_block_row(WeightClass weight_class, const GroupFormat& gro
   const std::byte *codes = panel + stride.block_offset(block), *header = panel + stride.header_offset(block);
   BlockRow result{};
   float scale = load_scale(group.scale_type, header, row);
-  if (panel_layout(weight_class).has_minimum)
-    result.minimum[0] = result.minimum[1] = -(scale * static_cast<float>(header[16 * scale_bytes(group) + row]));
+  if (panel_layout(weight_class).has_minimum) result.minimum[0] = result.minimum[1] = -(scale * load_zero(group, header, row));
   for (int i = 0; i < kBlockK; ++i) result.codes[i] = load_code(weight_class, codes, i, row);
   if (weight_class == WeightClass::kCode4) {
     for (int& code : result.codes) code = group.codebook->codes[code];
@@ -212,12 +226,12 @@ void unpack_grouped_block(WeightClass weight_class, const GroupFormat& group, co
   const PanelLayout layout = panel_layout(weight_class);
   const std::byte *codes = panel + at.block_offset(block), *header = panel + at.header_offset(block);
   const float scale = load_scale(group.scale_type, header, row);
-  const int zero = layout.has_minimum ? static_cast<int>(header[16 * scale_bytes(group) + row]) : layout.zero_point;
+  const float zero = layout.has_minimum ? load_zero(group, header, row) : static_cast<float>(layout.zero_point);
   for (int i = 0; i < kBlockK; ++i) {
     const int code = load_code(weight_class, codes, i, row);
     const float value = weight_class == WeightClass::kCode4    ? group.codebook->values[code]
                         : weight_class == WeightClass::kF8E4M3 ? f8_to_f32(code)
-                                                               : static_cast<float>(code - zero);
+                                                               : static_cast<float>(code) - zero;
     out[i * stride] = scale * value;
   }
 }

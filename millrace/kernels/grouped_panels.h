@@ -10,7 +10,7 @@ namespace millrace {
 // One row taken from a GroupedWeights; reused from row to row.
 struct GroupedRow {
   std::vector<uint8_t> codes, zero_points;
-  std::vector<float> scales;
+  std::vector<float> scales, float_zeros;
 
   explicit GroupedRow(const GroupedWeights& weights);
   Status read(const GroupedWeights& weights, int64_t row);  // fails only of RoundedWeights

@@ -12,7 +12,9 @@
 #include "millrace/kernels/grouped_panels.h"
 #include "millrace/kernels/small_block_panels.h"
 #include "millrace/kernels/panel_layout.h"
+#include "millrace/kernels/unaligned.h"
 #include "millrace/tensor/half.h"
+#include "millrace/tensor/round_to_nearest.h"
 
 namespace millrace {
 namespace {
@@ -34,17 +36,7 @@ std::optional<WeightClass> class_of(DType dtype) {
   }
 }
 
-template <class T>
-T load(const std::byte* bytes) {
-  T value;
-  std::memcpy(&value, bytes, sizeof value);
-  return value;
-}
-template <class T>
-void store(std::byte* bytes, T value) {
-  std::memcpy(bytes, &value, sizeof value);
-}
-float load_f16(const std::byte* bytes) { return f16_to_f32(load<uint16_t>(bytes)); }
+using unaligned::load, unaligned::store, unaligned::load_f16;
 
 // A quad in a register: byte j is the code of k = 4 quad + j. All work on codes below is on four of them at once.
 using Quads = uint32_t[8];
@@ -212,6 +204,28 @@ Status pack_mxfp4_row(const GroupedRow& from, int64_t source, int64_t k, int64_t
   return Status::ok();
 }
 
+constexpr int64_t kNvfp4Group = 16;
+
+// GGUF's blocks of NVFP4 for one row: four groups of 16, whose low halves are elements 0-7 and whose high halves are 8-15. Invalid: a scale
+// below zero or that is no 8-bit float.
+Status pack_nvfp4_row(const GroupedRow& from, int64_t source, int64_t k, int64_t row, std::byte* panel) {
+  const DTypeInfo& info = dtype_info(DType::kNVFP4);
+  std::vector<std::byte> blocks(static_cast<std::size_t>((k + info.block_elements - 1) / info.block_elements * info.block_bytes));
+  for (int64_t group = 0; group < k / kNvfp4Group; ++group) {
+    const float scale = from.scales[static_cast<std::size_t>(group)];
+    if (!(scale >= 0 && scale <= 448)) {
+      return Status::invalid_argument(
+          fmt::format("the scale of [{}, {}] is {}, expected 0 to 448 (an 8-bit float, E4M3)", source, group * kNvfp4Group, scale));
+    }
+    std::byte* block = &blocks[static_cast<std::size_t>(group / 4 * info.block_bytes)];
+    block[group % 4] = static_cast<std::byte>(f32_to_f8e4m3(scale) & 0x7f);
+    const uint8_t* codes = from.codes.data() + group * kNvfp4Group;
+    for (int i = 0; i < 8; ++i) block[4 + group % 4 * 8 + i] = static_cast<std::byte>(codes[i] | codes[i + 8] << 4);
+  }
+  pack_row(WeightClass::kNVFP4, DType::kNVFP4, blocks.data(), k, row, panel);
+  return Status::ok();
+}
+
 struct WeightMemory {
   std::byte* data;  // zero-filled
   std::shared_ptr<const AlignedBuffer> owner;
@@ -262,15 +276,19 @@ Result<PackedMatrix> PackedMatrix::plan(DType dtype, int64_t rows, int64_t k) {
 Result<PackedMatrix> PackedMatrix::plan(const GroupedWeights& weights, std::span<const int32_t> rows) {
   if (weights.k <= 0 || weights.k % kBlockK != 0)
     return Status::unsupported(fmt::format("quantized weights with {} columns: expected a multiple of {}", weights.k, kBlockK));
-  if (weights.group_size < weights.k && (weights.group_size <= 0 || weights.group_size % kBlockK != 0)) {
-    return Status::unsupported(fmt::format("groups of {} weights: expected a multiple of {}", weights.group_size, kBlockK));
+  const int64_t multiple = weights.kind == CodeKind::kNvfp4 ? kNvfp4Group : kBlockK;
+  if (weights.group_size < weights.k && (weights.group_size <= 0 || weights.group_size % multiple != 0)) {
+    return Status::unsupported(fmt::format("groups of {} weights: expected a multiple of {}", weights.group_size, multiple));
   }
   GroupedRow buffer(weights);
   PackedMatrix matrix;
   matrix.rows_ = static_cast<int64_t>(rows.size());
   matrix.k_ = weights.k;
   matrix.class_ = grouped_class(weights, rows, buffer);
-  matrix.group_ = {scale_type_of(weights.scale_dtype), group_shift_of(weights.group_size, weights.k), nullptr};
+  matrix.group_ = {.scale_type = scale_type_of(weights.scale_dtype),
+                   .group_shift = group_shift_of(weights.group_size, weights.k),
+                   .unit = weights.unit,
+                   .float_zeros = weights.float_zeros};
   if (!weights.columns.empty()) matrix.columns_ = std::make_shared<const std::vector<int32_t>>(weights.columns);
   if (matrix.class_ == WeightClass::kCode4) {
     matrix.codebook_ = std::make_shared<const Codebook>(make_codebook(weights.codebook));
@@ -295,6 +313,8 @@ Status PackedMatrix::pack_panel(const GroupedWeights& weights, std::span<const i
     }
     if (class_ == WeightClass::kMXFP4) {
       MR_RETURN_IF_ERROR(pack_mxfp4_row(buffer, rows[row], weights.k, static_cast<int64_t>(row), panel));
+    } else if (class_ == WeightClass::kNVFP4) {
+      MR_RETURN_IF_ERROR(pack_nvfp4_row(buffer, rows[row], weights.k, static_cast<int64_t>(row), panel));
     } else {
       pack_grouped_row(class_, group_, buffer, weights.group_size, weights.k, static_cast<int64_t>(row), panel);
     }
@@ -370,7 +390,13 @@ BlockRow load_block_row(WeightClass weight_class, const GroupFormat& group, cons
   const std::byte* from = panel + block_offset(layout, block);
   const std::byte* header =
       layout.header_bytes > 0 ? panel + block_offset(layout, block / kSuperBlocks * kSuperBlocks) - layout.header_bytes : nullptr;
-  if (is_small_block(weight_class)) return load_small_block_row(weight_class, from, header, row);
+  if (is_small_block(weight_class)) {
+    BlockRow result = load_small_block_row(weight_class, from, header, row);
+    if (weight_class == WeightClass::kNVFP4) {
+      for (float& scale : result.scale) scale *= group.unit;
+    }
+    return result;
+  }
   BlockRow result{};
   if (weight_class == WeightClass::kQ8_0) {
     for (int i = 0; i < kBlockK; ++i) result.codes[i] = load<int8_t>(from + i / 4 * 64 + row * 4 + i % 4);

@@ -55,7 +55,7 @@ enum class WeightClass : uint8_t {
   kIQ3_S,
 };
 
-// What a grouped class leaves to the matrix: how many k share a scale, and how scales are stored.
+// What a grouped class (and NVFP4) leaves to the matrix: how many k share a scale, and how scales are stored.
 enum class ScaleType : uint8_t { kF16, kBf16, kF32 };
 
 // The 16 numbers of kCode4. The fast path multiplies `codes`, of which one unit is `unit`: the nearest that 8 bits offer. The exact path
@@ -71,6 +71,8 @@ struct GroupFormat {
   ScaleType scale_type = ScaleType::kF32;
   int group_shift = 0;                 // a scale serves 2^group_shift blocks of 32 k
   const Codebook* codebook = nullptr;  // of kCode4
+  float unit = 1;                      // of kNVFP4: what its scales are multiplied with
+  bool float_zeros = false;            // of the Zero classes: zero points are numbers of scale_type, not bytes
 };
 
 // How a GEMM wants its activations. A bit set, since the consumers of one activation may differ.
@@ -88,7 +90,8 @@ class PackedMatrix {
   // whole panel are padded with zero weights. Unsupported: a dtype without a class, or k no multiple of its block (the error says which).
   static Result<PackedMatrix> pack(DType dtype, std::span<const std::byte* const> rows, int64_t k);
 
-  // Packed row i is row rows[i] of `weights`. Unsupported: k or the group size no multiple of 32. Invalid: numbers that no weight can be.
+  // Packed row i is row rows[i] of `weights`. Unsupported: k or the group size no multiple of 32 (NVFP4: 16). Invalid: numbers that no
+  // weight can be.
   static Result<PackedMatrix> pack(const GroupedWeights& weights, std::span<const int32_t> rows);
 
   // What pack() would give, before anything is packed: class and size, and no panels to read until with_panels().

@@ -29,7 +29,8 @@
 //   IQ4_NL    4-bit plane, f16 d                                                         value = d table[code]
 //   IQ4_XS    4-bit plane, s8 scale                                                      value = d scale table[code]
 //   MXFP4     4-bit plane, u8 e (E8M0)                                                   value = 2^(e - 128) table[code]
-//   NVFP4     4-bit plane, u8 e (E4M3, no sign) of k 0-15, the same of k 16-31           value = e / 2 table[code]
+//   NVFP4     4-bit plane, u8 e (E4M3, no sign) of k 0-15, the same of k 16-31           value = e / 2 unit table[code]
+// (NVFP4's unit is the matrix's, GroupFormat::unit; of GGUF it is 1.)
 // Q2_K, Q3_K, TQ2_0 and IQ4_XS have a header in front of every 8 blocks: f16 d[16], of Q2_K also f16 dmin[16].
 //
 // The code-book classes (tensor/grid_blocks.h): value = d (2 scale + 1) unit code. A header in front of every 8 blocks: f16 d[16]. A line
@@ -44,7 +45,7 @@
 // u8 scales: of k 0-15 in the low nibble, of k 16-31 in the high one.
 //
 // Grouped classes: blocks of codes only, and in front of every 2^group_shift of them (GroupFormat) a header: the scales [16], as f16, bf16
-// or f32, and for the Zero classes u8 zero[16].
+// or f32, and for the Zero classes u8 zero[16], or, where zero points are no whole numbers (float_zeros), zero[16] as the scales.
 //   INT2_ZP          the 2-bit plane: 2 lines, line p, bits 2i and 2i + 1: quad 4p + i      value = scale (code - zero)
 //   INT3_ZP          the same, and a line of third bits; bit q of a byte: quad q            the same
 //   INT4, INT4_ZP    the 4-bit plane                                                        value = scale (code - 8), or - zero
@@ -153,7 +154,8 @@ inline constexpr int kHeaderShiftMax = 30;  // more blocks than any row has: one
 MR_PANEL_INLINE PanelStride panel_stride(WeightClass weight_class, const GroupFormat& group) {
   const PanelLayout layout = panel_layout(weight_class);
   if (!is_grouped(weight_class)) return {layout.block_bytes, layout.header_bytes, layout.header_bytes > 0 ? 3 : kHeaderShiftMax};
-  return {layout.block_bytes, 16 * (group.scale_type == ScaleType::kF32 ? 4 : 2) + (layout.has_minimum ? 16 : 0), group.group_shift};
+  const int64_t scales = 16 * (group.scale_type == ScaleType::kF32 ? 4 : 2);
+  return {layout.block_bytes, scales + (!layout.has_minimum ? 0 : group.float_zeros ? scales : 16), group.group_shift};
 }
 static_assert(kSuperBlocks == 1 << 3);
 

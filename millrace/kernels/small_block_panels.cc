@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "millrace/kernels/unaligned.h"
 #include "millrace/tensor/grid_blocks.h"
 #include "millrace/tensor/grid_tables.h"
 #include "millrace/tensor/half.h"
@@ -10,17 +11,7 @@
 namespace millrace {
 namespace {
 
-template <class T>
-T load(const std::byte* bytes) {
-  T value;
-  std::memcpy(&value, bytes, sizeof value);
-  return value;
-}
-template <class T>
-void store(std::byte* bytes, T value) {
-  std::memcpy(bytes, &value, sizeof value);
-}
-float load_f16(const std::byte* bytes) { return f16_to_f32(load<uint16_t>(bytes)); }
+using unaligned::load, unaligned::store, unaligned::load_f16;
 
 DType dtype_of_grid(WeightClass weight_class) {
   switch (weight_class) {

@@ -177,7 +177,8 @@ void compute_bf16_segment(QueryTile& tile, int64_t segment) {
   for (int64_t i = 0; i < num_queries; ++i) {
     float* scores = tile.scores + i * kQueryStride;
     const KeyRange seen = tile.seen[i];
-    if (!seen.empty()) tile.denominators[i] = exponentials(scores, seen, tile.maxima[i]);
+    const auto unchanged = [](F32 p, int64_t) __attribute__((always_inline)) { return p; };
+    if (!seen.empty()) tile.denominators[i] = exponentials(scores, seen, tile.maxima[i], unchanged);
     // A block's 32 bf16 take the place of its first floats.
     for (int64_t block = block_begin; block < block_end; ++block) {
       float* at = scores + block * kBlockTokens;

@@ -17,12 +17,6 @@ namespace {
 
 }  // namespace
 
-void gemm_iq1_s(const GemmCall& call) { gemm_quantized<WeightClass::kIQ1_S>(call); }
-void gemm_iq1_m(const GemmCall& call) { gemm_quantized<WeightClass::kIQ1_M>(call); }
-void gemm_iq2_xxs(const GemmCall& call) { gemm_quantized<WeightClass::kIQ2_XXS>(call); }
-void gemm_iq2_xs(const GemmCall& call) { gemm_quantized<WeightClass::kIQ2_XS>(call); }
-void gemm_iq2_s(const GemmCall& call) { gemm_quantized<WeightClass::kIQ2_S>(call); }
-void gemm_iq3_xxs(const GemmCall& call) { gemm_quantized<WeightClass::kIQ3_XXS>(call); }
-void gemm_iq3_s(const GemmCall& call) { gemm_quantized<WeightClass::kIQ3_S>(call); }
+#include "millrace/kernels/cpu/gemm_grid_classes.inc"
 
 }  // namespace millrace::avx512

@@ -17,12 +17,6 @@ namespace {
 
 }  // namespace
 
-void gemm_int2_zero(const GemmCall& call) { gemm_quantized<WeightClass::kInt2Zero>(call); }
-void gemm_int3_zero(const GemmCall& call) { gemm_quantized<WeightClass::kInt3Zero>(call); }
-void gemm_int4(const GemmCall& call) { gemm_quantized<WeightClass::kInt4>(call); }
-void gemm_int4_zero(const GemmCall& call) { gemm_quantized<WeightClass::kInt4Zero>(call); }
-void gemm_int8(const GemmCall& call) { gemm_quantized<WeightClass::kInt8>(call); }
-void gemm_int8_zero(const GemmCall& call) { gemm_quantized<WeightClass::kInt8Zero>(call); }
-void gemm_code4(const GemmCall& call) { gemm_quantized<WeightClass::kCode4>(call); }
+#include "millrace/kernels/cpu/gemm_grouped_classes.inc"
 
 }  // namespace millrace::avx512

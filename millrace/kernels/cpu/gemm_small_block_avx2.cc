@@ -14,12 +14,6 @@ namespace {
 
 }  // namespace
 
-void gemm_q2_k(const GemmCall& call) { gemm_quantized<WeightClass::kQ2_K>(call); }
-void gemm_q3_k(const GemmCall& call) { gemm_quantized<WeightClass::kQ3_K>(call); }
-void gemm_tq2_0(const GemmCall& call) { gemm_quantized<WeightClass::kTQ2_0>(call); }
-void gemm_iq4_nl(const GemmCall& call) { gemm_quantized<WeightClass::kIQ4_NL>(call); }
-void gemm_iq4_xs(const GemmCall& call) { gemm_quantized<WeightClass::kIQ4_XS>(call); }
-void gemm_mxfp4(const GemmCall& call) { gemm_quantized<WeightClass::kMXFP4>(call); }
-void gemm_nvfp4(const GemmCall& call) { gemm_quantized<WeightClass::kNVFP4>(call); }
+#include "millrace/kernels/cpu/gemm_small_block_classes.inc"
 
 }  // namespace millrace::avx2
