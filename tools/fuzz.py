@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -44,6 +45,20 @@ def http_requests():
     yield b"\x02GET http://a.example:1/b?c HTTP/1.1\r\nHost: [::1]:80\r\nConnection: close\r\nUpgrade: h2c\r\n\r\n"
 
 
+# Checkpoints of one quantized matrix, as fuzz_weight_encoding.cc takes them apart.
+def weight_encodings():
+    for case in json.loads(next(files("tests/golden/weight_encodings.json")))["cases"]:
+        header, data = {}, b""
+        for name, tensor in case["tensors"].items():
+            content = bytes.fromhex(tensor["hex"])
+            header[f"m.{name}"] = {"dtype": tensor["dtype"], "shape": tensor["shape"], "data_offsets": [len(data), len(data) + len(content)]}
+            data += content
+        config = json.dumps({"quantization_config": case["quantization_config"], "rows": case["rows"], "k": case["k"]}).encode()
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        yield struct.pack("<H", len(config)) + config + struct.pack("<Q", len(text)) + text + data
+
+
 # Target: its seeds, the largest input, and words that mutations use.
 TARGETS = {
     "gguf": (lambda: files("tests/fuzz/corpus/gguf/*"), 4096, []),
@@ -52,6 +67,8 @@ TARGETS = {
                   ["\"type\"", "BPE", "Unigram", "WordPiece", "ByteLevel", "Metaspace", "Sequence", "Split", "Regex", "Replace", "Precompiled", "TemplateProcessing", "added_tokens"]),
     "chat_template": (chat_templates, 4096, ["{%", "%}", "{{", "}}", "for", "endfor", "if", "endif", "macro", "set", "namespace", "range(", "|join", "|tojson", "|map", "loop.", "[::-1]", "%s", "*9999999"]),
     "config": (lambda: files("tests/golden/models/*/config.json"), 8192, ["num_hidden_layers", "head_dim", "rope_scaling", "1e999", "-1", "null", "9223372036854775807"]),
+    "weight_encoding": (weight_encodings, 16384, ["quant_method", "gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "mxfp4", "hqq", "group_size", "bits", "config_groups", "strategy",
+                                                  "\"m.weight\"", "\"m.qweight\"", "data_offsets", "F8_E4M3", "BF16", "I32"]),
     "family": (lambda: files("millrace/model/families/*.json"), 16384, ["layers", "count", "attention", "exists(", " ?? ", " ? ", "i % 2", "config", "gguf"]),
     "http": (http_requests, 2048, ["\r\n", "\r\n\r\n", "Host: ", "Content-Length: ", "Transfer-Encoding: chunked", "Expect: 100-continue", " HTTP/1.1\r\n", "0\r\n\r\n"]),
 }

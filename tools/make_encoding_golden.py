@@ -3,10 +3,11 @@
 
 The layout (which bit of which word is which weight) comes from the library that writes it, called here; the numbers are the formula
 scale * (code - zero point), or scale * codebook[code], in float32, from what was handed to the library. Needs torch, transformers,
-compressed-tensors and bitsandbytes; of auto-gptq and autoawq only the sources, since their packages want a GPU:
+compressed-tensors and bitsandbytes; of auto-gptq, autoawq and hqq only the sources, since their packages want a GPU:
 
-    pip download --no-deps auto-gptq==0.7.1 autoawq==0.2.9   # unpacked into DIRECTORY
+    pip download --no-deps auto-gptq==0.7.1 autoawq==0.2.9 hqq==0.2.8.post1   # unpacked into DIRECTORY
     tools/make_encoding_golden.py --sources DIRECTORY
+    tools/make_encoding_golden.py --sources DIRECTORY --only hqq              # the cases of other methods stay as they are
 """
 import argparse
 import importlib.util
@@ -173,13 +174,90 @@ def fp8_cases(generator):
     yield case("fp8_tensor", {"quant_method": "fp8", "activation_scheme": "static"}, {"weight": numbers, "weight_scale": scale, "input_scale": torch.tensor(0.5)}, scale * numbers.float(), "torch")
 
 
+def hqq_cases(sources):
+    sys.modules.setdefault("termcolor", types.SimpleNamespace(colored=lambda text, *_: text))
+    sys.path.insert(0, str(sources))
+    import hqq
+    from hqq.core.quantize import HQQLinear, Quantizer, hqq_base_quant_config
+
+    generator = torch.Generator().manual_seed(21)
+    for name, bits, group, dtype, rows, k, float_view in [("8bit_64", 8, 64, torch.float16, 16, 64, False), ("4bit_64", 4, 64, torch.float16, ROWS, 128, False),
+                                                          ("3bit_64", 3, 64, torch.float16, 16, 64, False), ("2bit_32", 2, 32, torch.bfloat16, 16, 64, False),
+                                                          ("1bit_64", 1, 64, torch.float16, 16, 64, False), ("4bit_row", 4, None, torch.bfloat16, 16, 96, False),
+                                                          ("3bit_two_rows", 3, 128, torch.float16, 18, 64, False), ("4bit_float_view", 4, 64, torch.float16, 16, 64, True)]:
+        linear = torch.nn.Linear(k, rows, bias=False)
+        linear.weight.data = torch.randn((rows, k), generator=generator) * 0.1
+        config = hqq_base_quant_config(nbits=bits, group_size=group, axis=1, view_as_float=float_view)
+        layer = HQQLinear(linear, config, compute_dtype=dtype, device="cpu")
+        state = layer.state_dict()
+        meta, packed = layer.meta, layer.W_q.data
+        size = meta["group_size"]
+        words = packed.view(meta["unpack_view_dtype"]) if float_view else packed
+        codes = Quantizer.unpack[meta["packing"]](words, dtype=torch.float32)[: rows * k // size]
+        expected = ((codes - meta["zero"].float()) * meta["scale"].float()).reshape(rows, k)
+        difference = (layer.dequantize().float() - expected).abs().max().item()
+        assert difference <= expected.abs().max().item() * 0.02, difference  # it computes in 16 bits
+        assert bits == 1 or ((meta["zero"].float() % 1) != 0).any(), "zero points that are no whole numbers"
+        stored_config = {"quant_method": "hqq", "quant_config": {"weight_quant_params": config["weight_quant_params"], "scale_quant_params": None, "zero_quant_params": None}, "skip_modules": ["lm_head"]}
+        yield case("hqq_" + name, stored_config, {key: torch.as_tensor(value) for key, value in state.items()}, expected, f"hqq {hqq.__version__}")
+
+
+def fp4_cases():
+    import compressed_tensors
+    from compressed_tensors.compressors.mxfp4.base import MXFP4PackedCompressor
+    from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    writer = f"compressed-tensors {compressed_tensors.__version__}"
+    generator = torch.Generator().manual_seed(22)
+    numbers = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    for layout, compressor, group in (("nvfp4", NVFP4PackedCompressor, 16), ("mxfp4", MXFP4PackedCompressor, 32)):
+        k = 96
+        codes = torch.randint(0, 16, (ROWS, k), generator=generator)
+        codes[codes == 8] = 0  # rounding makes no -0
+        if layout == "nvfp4":
+            bytes_ = torch.randint(1, 0x7f, (ROWS, k // group), generator=generator)
+            bytes_.view(-1)[:126] = torch.arange(1, 127)  # every positive 8-bit float
+            scales = bytes_.to(torch.uint8).view(torch.float8_e4m3fn).float()
+            global_scale = torch.tensor([37.25])
+            factor = scales * (1 / global_scale)
+            args = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": group, "scale_dtype": "torch.float8_e4m3fn"}
+        else:
+            scales = 2.0 ** torch.randint(-20, 6, (ROWS, k // group), generator=generator)
+            global_scale = None
+            factor = scales
+            args = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "group", "group_size": group, "scale_dtype": "torch.uint8"}
+        expected = numbers[codes] * factor.repeat_interleave(group, dim=1)
+        scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args))
+        state = {"weight": expected.clone(), "weight_scale": scales}
+        if global_scale is not None:
+            state["weight_global_scale"] = global_scale
+        compressed = compressor.compress(state, scheme)
+        again = compressor.decompress(dict(compressed), scheme)["weight"].float()
+        assert ((again - expected).abs() <= expected.abs() * 0.01).all(), "decompressed in 16 bits"
+        packed = compressed["weight_packed"]
+        assert torch.equal(torch.stack((packed & 15, packed >> 4), dim=2).view(ROWS, k).long(), codes)  # nothing was rounded
+        if layout == "nvfp4":
+            compressed["input_global_scale"] = torch.tensor([12.0])
+        stored_config = {"quant_method": "compressed-tensors", "format": f"{layout}-pack-quantized", "config_groups": {"group_0": {"targets": ["Linear"], "weights": args}}}
+        yield case(f"compressed_{layout}", stored_config, compressed, expected, writer)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", type=pathlib.Path, required=True, help="folder with the unpacked auto_gptq and awq packages")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).resolve().parents[1] / "tests/golden/weight_encodings.json")
+    parser.add_argument("--only", nargs="+", choices=("hqq", "fp4"), help="make the cases of these methods, which draw from generators of their own, and keep all others")
     options = parser.parse_args()
-    generator = torch.Generator().manual_seed(20)
-    cases = [*gptq_cases(options.sources, generator), *awq_cases(options.sources, generator), *bitsandbytes_cases(generator), *compressed_cases(generator), *fp8_cases(generator)]
+    kept, makers = [], {"hqq": lambda: hqq_cases(options.sources), "fp4": fp4_cases}
+    if options.only:
+        kept = json.loads(options.out.read_text())["cases"]
+    else:
+        generator = torch.Generator().manual_seed(20)
+        kept = [*gptq_cases(options.sources, generator), *awq_cases(options.sources, generator), *bitsandbytes_cases(generator), *compressed_cases(generator), *fp8_cases(generator)]
+    made = [made for name, make in makers.items() if not options.only or name in options.only for made in make()]
+    names = {made_case["name"] for made_case in made}
+    cases = [kept_case for kept_case in kept if kept_case["name"] not in names] + made
     options.out.write_text(json.dumps({"made_with": {"torch": torch.__version__}, "cases": cases}, indent=None, separators=(",", ":")).replace('{"name"', '\n{"name"') + "\n")
     print(f"{len(cases)} cases, {options.out.stat().st_size} bytes: {options.out}")
 

@@ -15,23 +15,23 @@ PAGE = ROOT / "docs/models.md"
 
 HEAD = """# Models that run
 
-This page is made by `tools/make_models_doc.py` from `millrace/model/families/*.json`, `tests/golden/models/*` and `tests/golden/encoders/*`; a test holds it to that.
+This page is made by `tools/make_models_doc.py` from `millrace/model/families/*.json`, `tests/golden/{models,encoders,seq2seq}/*`; a test holds it to that.
 
 A model runs when its family is known: the network described in JSON, for Hugging Face directories by `architectures` of `config.json`, for GGUF files by
 `general.architecture`. `--family file.json` adds one without recompiling ([add-a-model.md](add-a-model.md)). Which file types are read stands in [formats.md](formats.md).
 
-| family | `architectures` | GGUF architecture | proven on (tests/golden/models, encoders) |
+| family | `architectures` | GGUF architecture | proven on (tests/golden/models, encoders, seq2seq) |
 |---|---|---|---|
 """
 
 TAIL = """
-"Proven on" names tiny models with random weights, whose logits and greedy text (of encoders: hidden states, embeddings or class logits) transformers computed; the words are what is particular about each. Every one passes
+"Proven on" names tiny models with random weights, whose logits and greedy text (of encoders: hidden states, embeddings or class logits; of encoder-decoders also the encoder's hidden states) transformers computed; the words are what is particular about each. Every one passes
 
 ```
 millrace verify tests/golden/models/NAME --reference tests/golden/models/NAME/golden.json
 ```
 
-(encoders: `tests/golden/encoders/NAME`) and `tests/cli/test_numbers.py` runs that for all of them. Of the real models only the demo model, SmolLM2-135M-Instruct (GGUF, Q4_1), is part of the tests
+(encoders: `tests/golden/encoders/NAME`, encoder-decoders: `tests/golden/seq2seq/NAME`) and `tests/cli/test_numbers.py` runs that for all of them. Of the real models only the demo model, SmolLM2-135M-Instruct (GGUF, Q4_1), is part of the tests
 (`tests/golden/real`); `tools/make_reference.py` makes a reference of any other, see [verify.md](verify.md).
 
 ## Families from outside
@@ -49,7 +49,7 @@ def names(value):
 
 def page():
     goldens = {}
-    for directory in sorted(path for kind in ("models", "encoders") for path in (ROOT / "tests/golden" / kind).iterdir()):
+    for directory in sorted(path for kind in ("models", "encoders", "seq2seq") for path in (ROOT / "tests/golden" / kind).iterdir()):
         architecture = json.loads((directory / "config.json").read_text())["architectures"][0]
         note = json.loads((directory / "golden.json").read_text()).get("note", "")
         goldens.setdefault(architecture, []).append(f"`{directory.name}`: {note}")

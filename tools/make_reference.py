@@ -4,7 +4,8 @@
 usage: make_reference.py MODEL [--out golden.json] [--prompts FILE] [--text TEXT]... [--greedy N] [--seed N]
 
 Of an encoder (architectures ...Model, ...ForMaskedLM, ...ForSequenceClassification) the reference has its last hidden state and its embedding, pooled as
-modules.json says (without one the normalized mean), or its class logits.
+modules.json says (without one the normalized mean), or its class logits. Of an encoder-decoder (...ForConditionalGeneration, MarianMTModel) the prompts
+are source texts, and the reference has the encoder's last hidden state, the logits of the decoder's first step and its greedy answer.
 
 MODEL is a Hugging Face directory, or a GGUF file whose architecture transformers can read (its weights are then de-quantised to
 float32). Without --prompts and --text there are three prompts of 1, 17 and 70 random token ids. --prompts FILE is an earlier reference
@@ -84,7 +85,7 @@ def load(path):
         fail(f"{path} is neither a directory nor a file")
     model = model.to(torch.float32).eval()
     if model.config.is_encoder_decoder:
-        fail(f"{path}: {type(model).__name__} is an encoder-decoder network; references are made of decoders only")
+        fail(f"{path}: {type(model).__name__} is an encoder-decoder network; of those references are made from directories only")
     other = sorted({str(p.dtype) for p in model.parameters()} - {"torch.float32"})
     if other:
         fail(f"{path}: some weights are {', '.join(other)} after loading, expected float32")
@@ -100,14 +101,70 @@ def load(path):
 
 
 def encoder_kind(path):
-    """"encoder", "classify", or None of a decoder."""
+    """"encoder", "classify", "seq2seq", or None of a decoder."""
     if not os.path.isdir(path):
         return None
     with open(os.path.join(path, "config.json"), encoding="utf8") as file:
         architecture = (json.load(file).get("architectures") or [""])[0]
     if architecture.endswith("ForSequenceClassification"):
         return "classify"
+    if architecture.endswith(("ForConditionalGeneration", "MTModel")):
+        return "seq2seq"
     return "encoder" if architecture.endswith("ForMaskedLM") or (architecture.endswith("Model") and not architecture.endswith("LMHeadModel")) else None
+
+
+def compute_answer(model, start, name, text, ids, num_greedy):
+    """Of a source text: every greedy step computes the whole answer anew."""
+    import torch
+
+    source = torch.tensor([ids])
+    hidden = model.get_encoder()(input_ids=source).last_hidden_state
+
+    def forward(tokens):
+        return model(input_ids=source, decoder_input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
+
+    result = {"name": name, **({"text": text} if text is not None else {}), "ids": ids, "encoder_last_hidden": {
+        "l2": rounded(hidden.double().norm(), 8), "first_token_first16": [rounded(v) for v in hidden[0, 0, :FIRST]],
+        "last_token_first16": [rounded(v) for v in hidden[0, -1, :FIRST]]}}
+    answer, last = [start], forward([start])
+    result["first_step_logits"] = describe_logits(last)
+    margins = []
+    for step in range(num_greedy):
+        values, best = last.topk(2)
+        answer.append(int(best[0]))
+        margins.append(rounded(values[0].double() - values[1].double(), 6))
+        if step + 1 < num_greedy:
+            last = forward(answer)
+    result.update(decoder_start_token_id=start, greedy=answer[1:], greedy_margins=margins)
+    if margins:
+        result["min_margin"] = min(margins)
+    return result
+
+
+def write_seq2seq_reference(path, prompts, out, about_prompts, num_greedy):
+    import torch
+    import transformers
+    from tokenizers import Tokenizer
+
+    with torch.no_grad():
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+        if callable(prompts):
+            prompts = prompts(model.get_input_embeddings().weight.shape[0],
+                              lambda text: Tokenizer.from_file(os.path.join(path, "tokenizer.json")).encode(text).ids)
+        start = model.config.decoder_start_token_id
+        if start is None:
+            start = model.generation_config.decoder_start_token_id
+        if start is None:
+            fail(f"{path}: neither config.json nor generation_config.json has a decoder_start_token_id")
+        results = [compute_answer(model, start, *prompt, num_greedy) for prompt in prompts]
+    reference = {"format": FORMAT, "name": os.path.basename(os.path.normpath(path)), "kind": "seq2seq", **about_prompts, "weights_dtype": stored_dtype(path),
+                 "computed": "float32, eager attention, no KV cache, CPU", "made_with": {"transformers": transformers.__version__, "torch": torch.__version__},
+                 "model_type": model.config.model_type, "hf_class": type(model).__name__}
+    with open(out, "w", encoding="utf8") as file:
+        lines = ",\n  ".join(json.dumps(result, ensure_ascii=False) for result in results)
+        file.write(f'{json.dumps(reference)[:-1]},\n "results": [\n  {lines}\n]}}\n')
+    print(f"{out}: {len(results)} source texts of {', '.join(str(len(r['ids'])) for r in results)} token ids, "
+          f"smallest greedy margin {min((r.get('min_margin', float('inf')) for r in results)):.4g}")
 
 
 def load_encoder(path, kind):
@@ -260,6 +317,8 @@ def compute(model, name, text, ids, num_greedy):
 def write_reference(path, prompts, out, about_prompts, num_greedy=24):
     """Writes the reference file of the model at `path`. `prompts`: (name, text or None, ids) each, or a function of (vocab_size, encode)."""
     kind = encoder_kind(path)
+    if kind == "seq2seq":
+        return write_seq2seq_reference(path, prompts, out, about_prompts, num_greedy)
     if kind:
         return write_encoder_reference(path, kind, prompts, out, about_prompts)
     import torch

@@ -5,7 +5,7 @@ usage: make_tiny_models.py [--list] [--out DIR] [NAME ...]
 
 Each becomes a directory as a published checkpoint has it: config.json in the style of the family's own checkpoints, model.safetensors in bf16,
 the tokenizer of another golden model, and golden.json (tools/make_reference.py). Weights depend on the name alone, so a model can be made
-again. Without --out it goes to tests/golden/models, encoders to tests/golden/encoders; families that the binary must not know go to
+again. Without --out it goes to tests/golden/models, encoders to tests/golden/encoders, encoder-decoders to tests/golden/seq2seq; families that the binary must not know go to
 tests/golden/outside.
 
     build/venv-reference/bin/python tools/make_tiny_models.py olmo2 mpt
@@ -26,7 +26,7 @@ GOLDEN = ROOT / "tests/golden"
 
 # Whose tokenizer files are copied, and the ids that go with it.
 TOKENIZERS = {"wordpiece": ("../encoders/bert", 620, {"pad_token_id": 0}), "bpe": ("llama", 640, {"bos_token_id": 0, "eos_token_id": 2}), "gpt2": ("gpt2", 600, {"bos_token_id": 0, "eos_token_id": 0}),
-              "spm": ("llama2-spm", 876, {"bos_token_id": 1, "eos_token_id": 2})}
+              "t5": ("../seq2seq/t5", 600, {"pad_token_id": 0, "eos_token_id": 1}), "spm": ("llama2-spm", 876, {"bos_token_id": 1, "eos_token_id": 2})}
 
 SIZES = {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
          "max_position_embeddings": 256}
@@ -48,11 +48,20 @@ GPT_OSS = {
     "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 32, "truncate": False},
     "num_local_experts": 4, "num_experts_per_tok": 2, "experts_per_token": 2, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"],
     "swiglu_limit": 0.8, "attention_bias": True, "tie_word_embeddings": False}
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", **SIZES, "intermediate_size": 96, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "rope_scaling": None, "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}
 ENCODER = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.02}
 MODERNBERT = {
     "model_type": "modernbert", **ENCODER, "intermediate_size": 64, "num_hidden_layers": 4, "hidden_activation": "gelu", "global_attn_every_n_layers": 3, "local_attention": 16,
     "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "norm_eps": 1e-5, "norm_bias": False, "attention_bias": False, "mlp_bias": False,
     "classifier_activation": "gelu", "classifier_bias": False, "classifier_pooling": "mean", "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+# Heads whose values fill no vector, other sizes on both sides.
+T5 = {"d_model": 48, "d_kv": 12, "d_ff": 96, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 3, "relative_attention_num_buckets": 16,
+      "relative_attention_max_distance": 40, "layer_norm_epsilon": 1e-6, "is_encoder_decoder": True, "decoder_start_token_id": 0}
+BART = {"d_model": 48, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 80,
+        "decoder_ffn_dim": 96, "max_position_embeddings": 128, "activation_function": "gelu", "is_encoder_decoder": True, "normalize_before": False,
+        "add_final_layer_norm": False}
 
 # name: (tokenizer, what is particular about it, the fields of config.json)
 MODELS = {
@@ -144,8 +153,34 @@ MODELS = {
         "topk_group": 2, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True, "routed_scaling_factor": 2.5,
         "num_nextn_predict_layers": 0,
         "rope_scaling": {"type": "yarn", "factor": 8, "original_max_position_embeddings": 32, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}}),
+    "lfm2-adjusted": ("bpe", "the size of the mlp computed from block_ff_dim, attention layers by index, four taps, biases", {
+        "architectures": ["Lfm2ForCausalLM"], "model_type": "lfm2", "hidden_size": 48, "block_ff_dim": 144, "block_auto_adjust_ff_dim": True, "block_multiple_of": 16,
+        "block_ffn_dim_multiplier": 1.2, "num_hidden_layers": 3, "full_attn_idxs": [1], "num_attention_heads": 3, "num_key_value_heads": 1, "conv_L_cache": 4,
+        "conv_bias": True, "norm_eps": 1e-5, "rope_theta": 1000000.0, "max_position_embeddings": 256, "tie_embedding": True, "pad_token_id": 3}),
+    "lfm2_moe": ("bpe", "short convolutions, a dense layer, then top 2 of 6 experts by corrected sigmoid scores", {
+        "architectures": ["Lfm2MoeForCausalLM"], "model_type": "lfm2_moe", "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_hidden_layers": 3,
+        "layer_types": ["conv", "full_attention", "conv"], "num_attention_heads": 4, "num_key_value_heads": 2, "num_dense_layers": 1, "num_experts": 6,
+        "num_experts_per_tok": 2, "use_expert_bias": True, "routed_scaling_factor": 1.5, "norm_topk_prob": True, "conv_L_cache": 3, "conv_bias": False, "norm_eps": 1e-5,
+        "rope_theta": 1000000.0, "max_position_embeddings": 256, "tie_embedding": True, "pad_token_id": 3}),
+    "falcon_mamba": ("gpt2", "mamba with norms of the step width, b and c", {
+        "architectures": ["FalconMambaForCausalLM"], "model_type": "falcon_mamba", "hidden_size": 64, "expand": 2, "state_size": 13, "conv_kernel": 4,
+        "num_hidden_layers": 2, "hidden_act": "silu", "layer_norm_epsilon": 1e-5, "mixer_rms_eps": 1e-6, "use_bias": False, "use_conv_bias": True, "time_step_rank": 5,
+        "intermediate_size": 128, "tie_word_embeddings": False, "pad_token_id": 0}),
+    "mamba2": ("gpt2", "state space with one decay a head, two groups, the step width unlimited", {
+        "architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "hidden_size": 64, "expand": 2, "num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 16,
+        "conv_kernel": 4, "num_hidden_layers": 2, "hidden_act": "silu", "layer_norm_epsilon": 1e-5, "use_bias": False, "use_conv_bias": True, "chunk_size": 32,
+        "time_step_rank": 4, "time_step_limit": [0.0, float("inf")], "rms_norm": True, "residual_in_fp32": True, "tie_word_embeddings": False, "pad_token_id": 0}),
+    "mamba2-limited": ("gpt2", "one group, heads of 24 channels, biases, limits of the step width that many tokens reach", {
+        "architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "hidden_size": 48, "expand": 2, "num_heads": 4, "head_dim": 24, "n_groups": 1, "state_size": 9,
+        "conv_kernel": 3, "num_hidden_layers": 2, "hidden_act": "silu", "layer_norm_epsilon": 1e-5, "use_bias": True, "use_conv_bias": False, "chunk_size": 16,
+        "time_step_rank": 3, "time_step_limit": [0.5, 0.8], "rms_norm": True, "residual_in_fp32": True, "tie_word_embeddings": True, "pad_token_id": 0}),
     "gpt_oss": ("bpe", "attention sinks, windows on every second layer, stacked experts with biases and limited activations, YaRN", GPT_OSS),
     "gpt_oss-mxfp4": ("bpe", "gpt_oss with its experts in MXFP4", GPT_OSS),
+    "llama-hqq-int4": ("bpe", "HQQ, 4 bits, groups of 32 along rows, zero points that are no whole numbers", LLAMA),
+    "llama-ct-nvfp4": ("bpe", "compressed-tensors nvfp4-pack-quantized: FP4 in groups of 16, E4M3 scales and one of the matrix; FP4 activations at run time", LLAMA),
+    "mixtral-gptq-act-order": ("bpe", "GPTQ act-order in a mixture: gate and up of an expert share an order of columns, down has its own; all experts are taken, so that none is by a tie", {
+        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", **SIZES, "intermediate_size": 96, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "num_local_experts": 4, "num_experts_per_tok": 4, "sliding_window": None, "tie_word_embeddings": False}),
     "distilbert": ("wordpiece", "no token types", {
         "architectures": ["DistilBertModel"], "model_type": "distilbert", "dim": 48, "hidden_dim": 96, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128,
         "activation": "gelu", "sinusoidal_pos_embds": False, "tie_weights_": True}),
@@ -153,6 +188,18 @@ MODELS = {
         "architectures": ["DistilBertForSequenceClassification"], "model_type": "distilbert", "dim": 48, "hidden_dim": 96, "n_layers": 2, "n_heads": 4,
         "max_position_embeddings": 128, "activation": "gelu", "sinusoidal_pos_embds": False, "tie_weights_": True,
         "id2label": {"0": "negative", "1": "neutral", "2": "positive"}, "label2id": {"negative": 0, "neutral": 1, "positive": 2}}),
+    "mpnet": ("wordpiece", "relative position biases, positions after the padding's", {
+        "architectures": ["MPNetModel"], "model_type": "mpnet", **ENCODER, "hidden_act": "gelu", "layer_norm_eps": 1e-5, "relative_attention_num_buckets": 32, "pad_token_id": 1}),
+    "t5-relu": ("t5", "first version: a plain mlp with relu, tied and scaled logits", {
+        "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", **T5, "relative_attention_max_distance": 128, "feed_forward_proj": "relu", "tie_word_embeddings": True}),
+    "mt5": ("t5", "gated gelu, tied, 16 buckets to distance 40", {
+        "architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5", **T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "bart": ("t5", "norms after, learned positions from 2 on both sides, a bias of the logits", {
+        "architectures": ["BartForConditionalGeneration"], "model_type": "bart", **BART, "scale_embedding": False, "bos_token_id": 0, "pad_token_id": 1,
+        "eos_token_id": 2, "decoder_start_token_id": 2, "forced_bos_token_id": 0}),
+    "marian": ("t5", "sinusoidal positions, a scaled embedding, a bias of the logits", {
+        "architectures": ["MarianMTModel"], "model_type": "marian", **BART, "activation_function": "swish", "scale_embedding": True, "static_position_embeddings": True,
+        "share_encoder_decoder_embeddings": True, "pad_token_id": 599, "eos_token_id": 0, "decoder_start_token_id": 599}),
     "nomic_bert": ("wordpiece", "rope, a gated mlp, no biases but the norms'", {
         "architectures": ["NomicBertModel"], "model_type": "nomic_bert", **ENCODER, "hidden_act": "silu", "type_vocab_size": 2, "layer_norm_eps": 1e-12,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}),
@@ -169,12 +216,15 @@ MODELS = {
         "partial_rotary_factor": 0.5, "rope_theta": 10000.0, "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}),
 }
 OUTSIDE = ("gpt_neo", "nemotron")
-ENCODERS = ("distilbert", "distilbert-classify", "nomic_bert", "modernbert", "modernbert-classify")
+SEQ2SEQ = ("t5-relu", "mt5", "bart", "marian")
+ENCODERS = ("distilbert", "distilbert-classify", "mpnet", "nomic_bert", "modernbert", "modernbert-classify")
 
 
 def draw(name, tensor, generator, torch):
     """Numbers that make every part of the network matter: logits of a size of one or two, norms near one, biases that show."""
     noise = torch.randn(tensor.shape, generator=generator)
+    if name.endswith((".D", "A_log", "dt_bias")):
+        return (1 if name.endswith(".D") else 0) + 0.5 * noise
     if tensor.dim() == 1 or "norm" in name:
         return (1 if name.endswith("weight") else 0) + 0.1 * noise
     if "embed" in name or "wte" in name or "wpe" in name or "lm_head" in name:
@@ -213,9 +263,88 @@ def store_experts_as_mxfp4(directory, torch):
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+# Quantized matrices [rows, k]: codes are drawn, and scales such that the numbers are as large as those of draw(). Each gives the tensors of the
+# module, by the ends of their names, and the numbers they mean. The layouts are those that make_encoding_golden.py checks with their libraries.
+
+def as_hqq(shape, _, generator, torch):
+    rows, k = shape
+    groups, size = rows * k // 32, 32
+    codes = torch.randint(0, 16, (groups, size), generator=generator)
+    scale = ((0.5 + torch.rand((groups, 1), generator=generator)) * 0.25 / k ** 0.5).half()
+    zero = (6 + 3 * torch.rand((groups, 1), generator=generator)).half()
+    text = {"packing": "4bit_u8", "unpack_view_dtype": "torch.uint8", "compute_dtype": "torch.float16"}
+    flags = {"view_as_float": 0, "quant_scale": 0, "quant_zero": 0, "offload_meta": 0, "encoded_state_dict": 1, "stores_quant_config": 1, "channel_wise": 1, "optimize": 1, "round_zero": 0}
+    tensors = {"W_q": (codes[:groups // 2] << 4 | codes[groups // 2:]).to(torch.uint8), "scale": scale, "zero": zero, "shape": torch.tensor([rows, k])}
+    tensors |= {key: torch.tensor(value, dtype=torch.int32) for key, value in {"nbits": 4, "group_size": size, "axis": 1}.items()}
+    tensors |= {key: torch.tensor([ord(c) for c in value], dtype=torch.uint8) for key, value in text.items()}
+    tensors |= {key: torch.tensor(value, dtype=torch.uint8) for key, value in flags.items()}
+    return tensors, ((codes - zero.float()) * scale.float()).reshape(rows, k)
+
+
+def as_nvfp4(shape, _, generator, torch):
+    rows, k = shape
+    codes = torch.randint(0, 16, shape, generator=generator)
+    scale = (50 + 300 * torch.rand((rows, k // 16), generator=generator)).to(torch.float8_e4m3fn)
+    divisor = torch.tensor([700 * k ** 0.5])
+    numbers = torch.tensor(FP4 + [-number for number in FP4])[codes]
+    tensors = {"weight_packed": (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.uint8), "weight_scale": scale, "weight_global_scale": divisor, "input_global_scale": torch.tensor([30.0])}
+    return tensors, numbers * (scale.float() / divisor).repeat_interleave(16, dim=1)
+
+
+def as_gptq_act_order(shape, name, generator, torch):
+    rows, k = shape
+    own = torch.Generator().manual_seed(zlib.crc32(name.replace(".w3", ".w1").encode()))  # gate and up have one input, and so one order
+    group_of = (torch.arange(k) // 32)[torch.randperm(k, generator=own)]
+    codes = torch.randint(0, 16, (k, rows), generator=generator)
+    scales = ((0.5 + torch.rand((k // 32, rows), generator=generator)) * 0.25 / k ** 0.5).half()
+
+    def packed(fields):  # eight a word along the first dimension, low bits first
+        words = sum(fields[i::8].long() << (4 * i) for i in range(8))
+        return torch.where(words >= 2 ** 31, words - 2 ** 32, words).int()
+
+    zeros = torch.full((rows, k // 32), 7)  # one less than the zero point
+    tensors = {"qweight": packed(codes), "qzeros": packed(zeros).t().contiguous(), "scales": scales, "g_idx": group_of.int()}
+    return tensors, (scales.float()[group_of] * (codes - 8)).t().contiguous()
+
+
+FP4_ARGS = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": 16, "scale_dtype": "torch.float8_e4m3fn"}
+# name: how its matrices are stored, and quantization_config.
+QUANTIZED = {
+    "llama-hqq-int4": (as_hqq, {"quant_method": "hqq", "skip_modules": ["lm_head"], "quant_config": {
+        "weight_quant_params": {"nbits": 4, "group_size": 32, "axis": 1, "channel_wise": True, "optimize": True, "round_zero": False, "view_as_float": False},
+        "scale_quant_params": None, "zero_quant_params": None, "offload_meta": False}}),
+    "llama-ct-nvfp4": (as_nvfp4, {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "quantization_status": "compressed", "ignore": ["lm_head"],
+                                  "config_groups": {"group_0": {"targets": ["Linear"], "weights": FP4_ARGS, "input_activations": {**FP4_ARGS, "dynamic": "local"}, "output_activations": None,
+                                                                "format": "nvfp4-pack-quantized"}}}),
+    "mixtral-gptq-act-order": (as_gptq_act_order, {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True, "sym": True, "true_sequential": True, "lm_head": False}),
+}
+
+
+def quantize(directory, name, generator, torch):
+    """Gives matrices the numbers that their quantized form means, in model.safetensors, and returns a function that rewrites it in that form."""
+    from safetensors.torch import load_file, save_file
+    store, quantization_config = QUANTIZED[name]
+    plain, stored = load_file(directory / "model.safetensors"), {}
+    for tensor_name in sorted(plain):
+        tensor, module = plain[tensor_name], tensor_name.removesuffix(".weight")
+        if tensor.dim() != 2 or "embed" in tensor_name or "lm_head" in tensor_name or module.endswith(("block_sparse_moe.gate", "mlp.gate")):
+            stored[tensor_name] = tensor
+            continue
+        parts, plain[tensor_name] = store(tensor.shape, module, generator, torch)
+        stored |= {f"{module}.{part}": value.contiguous() for part, value in parts.items()}
+    save_file(plain, directory / "model.safetensors", {"format": "pt"})
+
+    def rewrite():
+        save_file(stored, directory / "model.safetensors", {"format": "pt"})
+        config = json.loads((directory / "config.json").read_text())
+        config["quantization_config"] = quantization_config
+        (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return rewrite
+
+
 def make(name, out):
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
     tokenizer, note, fields = MODELS[name]
     source, vocab_size, ids = TOKENIZERS[tokenizer]
@@ -227,29 +356,43 @@ def make(name, out):
         shutil.copyfile(GOLDEN / "models" / source / file, directory / file)
 
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    loader = {"encoder": AutoModel, "classify": AutoModelForSequenceClassification}.get(make_reference.encoder_kind(str(directory)), AutoModelForCausalLM)
+    loader = {"encoder": AutoModel, "classify": AutoModelForSequenceClassification, "seq2seq": AutoModelForSeq2SeqLM}.get(make_reference.encoder_kind(str(directory)), AutoModelForCausalLM)
     model = loader.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
+            if "Sinusoidal" in type(model.get_submodule(parameter_name.rpartition(".")[0])).__name__:
+                continue
             parameter.copy_(draw(parameter_name, parameter, generator, torch))
+            if "d_kv" in fields and parameter_name.endswith("Attention.q.weight"):
+                parameter.mul_(fields["d_kv"] ** -0.5)  # scores are not scaled: T5's weights begin so
+            if name == "t5-relu" and parameter_name == "shared.weight":  # also the head, of logits that are divided by the root of the width
+                parameter.mul_(5)
             kind = type(model.get_submodule(parameter_name.rpartition(".")[0])).__name__
             if kind in ("NemotronLayerNorm1P", "GemmaRMSNorm") and parameter_name.endswith("weight"):
                 parameter.sub_(1)  # stored as a difference from one
             if name == "gpt_oss-mxfp4" and parameter_name.endswith(("experts.gate_up_proj", "experts.down_proj")):
                 parameter.copy_(to_mxfp4(parameter.transpose(1, 2), torch)[2].transpose(1, 2))
         for buffer_name, buffer in model.named_buffers():
-            if buffer_name.endswith("e_score_correction_bias"):
+            if buffer_name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
+            if buffer_name.endswith("final_logits_bias"):
+                buffer.copy_(0.5 * torch.randn(buffer.shape, generator=generator))
     saved = directory / "saved"
-    model.to(torch.bfloat16).save_pretrained(saved)
+    model.to(torch.float32 if name in QUANTIZED else torch.bfloat16).save_pretrained(saved)
     shutil.move(saved / "model.safetensors", directory / "model.safetensors")
     shutil.rmtree(saved)
+    store_quantized = quantize(directory, name, generator, torch) if name in QUANTIZED else None
 
     choose = random.Random(zlib.crc32(name.encode()))
     prompts = [(f"len{n}", None, [choose.randrange(vocab_size) for _ in range(n)]) for n in make_reference.RANDOM_LENGTHS]
     make_reference.write_reference(str(directory), prompts, str(directory / "golden.json"), {"note": note})
     if name == "gpt_oss-mxfp4":
         store_experts_as_mxfp4(directory, torch)
+    if store_quantized:
+        store_quantized()
+        golden = json.loads((directory / "golden.json").read_text())
+        text = (directory / "golden.json").read_text().replace(json.dumps(golden["weights_dtype"]), json.dumps("quantized; the rest float32"), 1)
+        (directory / "golden.json").write_text(text)
     print(f"{directory}: {sum(f.stat().st_size for f in directory.iterdir()) // 1024} KiB")
 
 
@@ -267,7 +410,7 @@ def main():
     if unknown:
         sys.exit(f"error: unknown model {', '.join(unknown)}; known are {', '.join(MODELS)}")
     for name in options.names or MODELS:
-        make(name, options.out or GOLDEN / ("outside" if name in OUTSIDE else "encoders" if name in ENCODERS else "models"))
+        make(name, options.out or GOLDEN / ("outside" if name in OUTSIDE else "encoders" if name in ENCODERS else "seq2seq" if name in SEQ2SEQ else "models"))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ import xml.etree.ElementTree
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEMO_MODEL = os.path.join(ROOT, "models", "SmolLM2-135M-Instruct.Q4_1.gguf")
-ROOMS = ["base", "tensor", "kernels", "formats", "tokenizer", "sampling", "model", "measure", "quality", "engine", "server"]
+ROOMS = ["base", "tensor", "kernels", "formats", "tokenizer", "sampling", "model", "measure", "quality", "engine", "server", "load"]
 # Parsers and engine under AddressSanitizer; threads under ThreadSanitizer.
-ASAN_ROOMS = ["base", "tensor", "formats", "tokenizer", "sampling", "model", "quality", "engine", "server"]
+ASAN_ROOMS = ["base", "tensor", "formats", "tokenizer", "sampling", "model", "quality", "engine", "server", "load"]
 TSAN_ROOMS = ["base", "engine", "server"]
 
 
@@ -94,10 +94,12 @@ def suites(full):
         for preset, build in (("release", release), ("asan", asan), ("tsan", tsan)):
             yield Suite(f"{preset}/soak", pytest("tests/server", 1800, MILLRACE_BINARY=f"{build}/millrace", MILLRACE_BUILD=build, MILLRACE_SOAK_SECONDS="120",
                                                  MILLRACE_SANITIZED="" if preset == "release" else "1"))
+        yield Suite("release/endurance", pytest("tests/cli/test_endurance_bench.py", 1200, MILLRACE_BINARY=f"{release}/millrace", MILLRACE_BUILD=release,
+                                                MILLRACE_ENDURANCE_REQUESTS="100000"))
         yield Suite("oracles", pytest("tests/oracles", 3600, MILLRACE_BINARY=f"{release}/millrace", MILLRACE_BUILD=release))
 
 
-FULL_ONLY = "ThreadSanitizer, the 2-minute soak, the oracles and the browser matrix: only with --full"
+FULL_ONLY = "ThreadSanitizer, the 2-minute soak, 100,000 requests, the oracles and the browser matrix: only with --full"
 
 
 # What a reason is about, as the last line says it.

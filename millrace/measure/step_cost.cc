@@ -19,8 +19,10 @@ Arithmetic arithmetic_of(ActivationForm form) {
 
 Arithmetic arithmetic_of(KvDType dtype) {
   switch (dtype) {
-    case KvDType::kInt8: return Arithmetic::kInt8;
+    case KvDType::kInt8:
+    case KvDType::kInt4: return Arithmetic::kInt8;
     case KvDType::kBf16: return Arithmetic::kBf16;
+    case KvDType::kFp8E4M3:
     case KvDType::kF32: return Arithmetic::kF32;
   }
   return Arithmetic::kF32;
@@ -72,6 +74,12 @@ OpCost attention_cost(const CpuExecutor& executor, const Op& op, const StepPlan&
   OpCost cost;
   for (const auto& sequence : plan.sequences) {
     const int64_t first = sequence.first_position, end = first + sequence.row_end - sequence.row_begin, window = layer.window.value_or(end);
+    if (layer.cross) {
+      cost.kv_bytes += sequence.num_source_tokens * kv_token_bytes(executor.program().kv_groups[static_cast<std::size_t>(op.kv_group)]);
+      operations(cost, arithmetic_of(executor.options().kv_dtype)) +=
+          4.0 * static_cast<double>(layer.head_dim * layer.num_heads * sequence.num_source_tokens * (end - first));
+      continue;
+    }
     cost.kv_bytes += (end - std::max<int64_t>(0, first + 1 - window)) *
                      kv_token_bytes(executor.program().kv_groups[static_cast<std::size_t>(op.kv_group)]);
     int64_t keys = 0;
@@ -82,6 +90,25 @@ OpCost attention_cost(const CpuExecutor& executor, const Op& op, const StepPlan&
     operations(cost, arithmetic_of(executor.options().kv_dtype)) +=
         4.0 * static_cast<double>(layer.head_dim * layer.num_heads) * static_cast<double>(keys);
   }
+  return cost;
+}
+
+// A sequence's state is read and written once. Of the weights a convolution's kernel is read, and of a state space its decays.
+OpCost state_cost(const Op& op, const StepPlan& plan) {
+  const StateOperands& state = *op.state;
+  OpCost cost;
+  cost.kv_bytes = 2 * static_cast<int64_t>(plan.sequences.size()) * state.state_floats() * static_cast<int64_t>(sizeof(float));
+  double operations_per_row = 0;
+  if (state.space != nullptr) {
+    const StateSpace& space = *state.space;
+    cost.weight_bytes = static_cast<int64_t>((space.a.size() + space.d.size() + space.dt_bias.size()) * sizeof(float));
+    operations_per_row = 6.0 * static_cast<double>(space.num_channels * space.num_states);
+  } else {
+    const CausalConvolution& convolution = *state.convolution;
+    cost.weight_bytes = static_cast<int64_t>((convolution.weights.size() + convolution.bias.size()) * sizeof(float));
+    operations_per_row = 2.0 * static_cast<double>(convolution.num_channels * convolution.num_taps);
+  }
+  operations(cost, Arithmetic::kF32) = operations_per_row * static_cast<double>(plan.tokens.size());
   return cost;
 }
 
@@ -127,6 +154,8 @@ std::vector<OpCost> step_cost(const CpuExecutor& executor, const StepPlan& plan)
         if (op.kv_write) cost.kv_bytes = num_rows * kv_token_bytes(executor.program().kv_groups[static_cast<std::size_t>(op.kv_group)]);
         break;
       case OpKind::kAttention: cost = attention_cost(executor, op, plan); break;
+      case OpKind::kConvolve:
+      case OpKind::kScan: cost = state_cost(op, plan); break;
       case OpKind::kGather:
       case OpKind::kPool:
         // Without a wanted row the executor stops here.

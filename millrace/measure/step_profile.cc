@@ -25,6 +25,13 @@ OpLabel norm_label(const Network& network, const Op& op) {
   if (layer.attention.latent && (op.norm == &layer.attention.latent->kv_norm || is(layer.attention.latent->q_norm, op.norm)))
     return {"attention", "latent norm"};
   if (is(layer.attention.sum_norm, op.norm)) return {"attention", "norm of the sum"};
+  if (layer.convolution && is(layer.convolution->norm, op.norm)) return {"state", "norm"};
+  if (layer.state_space && is(layer.state_space->norm, op.norm)) return {"state", "norm"};
+  if (layer.state_space && layer.state_space->selection && is(layer.state_space->selection->norm, op.norm))
+    return {"state", "selection norm"};
+  if (layer.state_space && is(layer.state_space->gated_norm, op.norm)) return {"state", "gated norm"};
+  if (layer.cross && is(layer.cross->norm, op.norm)) return {"cross attention", "norm"};
+  if (layer.cross && is(layer.cross->sum_norm, op.norm)) return {"cross attention", "norm of the sum"};
   if (is(layer.mlp.sum_norm, op.norm)) return {"mlp", "norm of the sum"};
   if (is(layer.mlp.norm, op.norm)) return {"mlp", "norm"};
   if (is(layer.mlp.post_norm, op.norm)) return {"mlp", "norm after"};
@@ -38,10 +45,23 @@ OpLabel linear_label(const Network& network, const Weights& weights, const Op& o
   const AttentionLayer& attention = layer.attention;
   if (linear == &attention.q || linear == &attention.k || linear == &attention.v) return {"attention", "q k v"};
   if (linear == &attention.o) return {"attention", "output"};
+  if (layer.cross && linear == &layer.cross->q) return {"cross attention", "q"};
+  if (layer.cross && linear == &layer.cross->o) return {"cross attention", "output"};
   if (const auto& latent = attention.latent) {
     if (latent->q_down && linear == &*latent->q_down) return {"attention", "q latent"};
     if (linear == &latent->kv_down || linear == &latent->k_rope) return {"attention", "kv latent"};
     if (linear == &latent->k_up) return {"attention", "k v"};
+  }
+  if (const auto& convolution = layer.convolution) {
+    if (linear == &convolution->in) return {"state", "projections"};
+    if (linear == &convolution->out) return {"state", "output"};
+  }
+  if (const auto& space = layer.state_space) {
+    if (linear == &space->in) return {"state", "projections"};
+    if (linear == &space->out) return {"state", "output"};
+    if (space->selection &&
+        (linear == &space->selection->dt_down || linear == &space->selection->b_c || linear == &space->selection->dt_up))
+      return {"state", "selection"};
   }
   if (const auto& mixture = layer.mlp.mixture) {
     if (linear == &mixture->router) return {"experts", "router"};
@@ -72,6 +92,8 @@ OpLabel op_label(const CpuExecutor& executor, const Op& op) {
     case OpKind::kHeadsNorm: return {"attention", "q k norm"};
     case OpKind::kPosition: return {"attention", "rope and KV"};
     case OpKind::kAttention: return {"attention", "attention"};
+    case OpKind::kConvolve: return {"state", "convolution"};
+    case OpKind::kScan: return {"state", "scan"};
     case OpKind::kActivate: return {"mlp", "activation"};
     case OpKind::kGather: return {"head", "gather"};
     case OpKind::kPool: return {"head", "pooling"};

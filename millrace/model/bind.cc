@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "millrace/model/bind_layer.h"
 #include "millrace/model/bind_parts.h"
@@ -89,23 +90,63 @@ Status bind_positions(const BindContext& context, const BindPlace& place, Networ
   return Status::ok();
 }
 
-Status bind_layers(const BindContext& context, Network& network) {
-  const json::array& stacks = context.family.description().at("layers").get_array();
+// The positions of Attention Is All You Need (arXiv:1706.03762), sines in a row's first half and cosines in the other, computed in f64.
+Status bind_sinusoids(const BindContext& context, const BindPlace& place, Network& network) {
+  MR_ASSIGN_OR_RETURN(const bool sinusoidal, place.words.flag("sinusoidal", "false"));
+  if (!sinusoidal) return Status::ok();
+  constexpr int64_t kNumbersMax = int64_t{1} << 26;
+  const int64_t hidden = network.hidden_size, half = (hidden + 1) / 2;
+  if (network.positions || network.max_positions > kNumbersMax / hidden) {
+    return Status::invalid_argument(fmt::format("{}: {} positions of {} numbers, expected at most {} numbers, and none that are learned",
+                                                context.config.where(place.words.place("sinusoidal")), network.max_positions, hidden,
+                                                kNumbersMax));
+  }
+  network.sinusoids.reserve(static_cast<std::size_t>(network.max_positions * hidden));
+  for (int64_t position = 0; position < network.max_positions; ++position) {
+    for (int64_t i = 0; i < hidden; ++i) {
+      const int64_t pair = i < half ? i : i - half;
+      const double angle = static_cast<double>(position) / std::pow(10000.0, 2.0 * static_cast<double>(pair) / static_cast<double>(hidden));
+      network.sinusoids.push_back(static_cast<float>(i < half ? std::sin(angle) : std::cos(angle)));
+    }
+  }
+  return Status::ok();
+}
+
+// `root` is the family, or its encoder, whose words `place_prefix` comes before.
+Status bind_layers(const BindContext& context, const json::object& root, const std::string& place_prefix, Network& network) {
+  const json::array& stacks = root.at("layers").get_array();
   std::optional<int64_t> reach;
   for (std::size_t stack = 0; stack < stacks.size(); ++stack) {
     const json::object& description = stacks[stack].get_object();
-    const std::string place = fmt::format("layers[{}]", stack);
+    const std::string place = fmt::format("{}layers[{}]", place_prefix, stack);
     const BindWords words(context.config, &description, place, std::nullopt);
     MR_ASSIGN_OR_RETURN(const int64_t count, words.integer("count", "", 0, kLayersMax));
     for (int64_t n = 0; n < count; ++n) {
       const int64_t layer = static_cast<int64_t>(network.layers.size());
-      MR_ASSIGN_OR_RETURN(BoundLayer bound, bind_layer(context, description, place, layer));
+      MR_ASSIGN_OR_RETURN(BoundLayer bound, bind_layer(context, description, place, place_prefix, layer));
       reach = std::min(reach.value_or(bound.max_positions), bound.max_positions);
       network.layers.push_back(std::move(bound.layer));
     }
   }
   if (network.layers.empty()) return Status::invalid_argument(fmt::format("{}: the network has no layers", context.config.where("layers")));
   if (!network.positions) network.max_positions = *reach;
+  return Status::ok();
+}
+
+// A number for each token that is added to its logit. Most published ones are zeros, which are not worth an addition.
+Status bind_logits_bias(const BindContext& context, const BindPlace& place, Network& network) {
+  const json::value* names = place.words.find("logits_bias");
+  if (names == nullptr) return Status::ok();
+  const SourceTensor* tensor = context.tensors.find(*names, nullptr, std::nullopt, "");
+  if (tensor == nullptr) return Status::ok();
+  MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {1, network.vocab_size}, "[1, vocab_size]", "head.logits_bias", ""));
+  MR_ASSIGN_OR_RETURN(std::vector<float> bias, context.tensors.read(*tensor));
+  if (std::all_of(bias.begin(), bias.end(), [](float number) { return number == 0; })) return Status::ok();
+  if (!network.head.bias.empty() || network.logits_multiplier != 1.0f) {
+    return Status::unsupported(
+        fmt::format("{}: \"{}\" beside a head that has a bias or a multiplier", context.checkpoint.path(), tensor->name));
+  }
+  network.head.bias = std::move(bias);
   return Status::ok();
 }
 
@@ -119,7 +160,7 @@ Status bind_head(const BindContext& context, const BindPlace& place, Network& ne
     MR_ASSIGN_OR_RETURN(const StoredLinear head,
                         bind_linear(context, place, "weight", network.vocab_size, "vocab_size", context.hidden_size, "hidden_size"));
     network.head = head.take(consecutive_rows(0, network.vocab_size));
-    return Status::ok();
+    return bind_logits_bias(context, place, network);
   }
   network.head.weight = network.embedding;
   // Some files store a tied head a second time; the reference does not read it either.
@@ -129,7 +170,7 @@ Status bind_head(const BindContext& context, const BindPlace& place, Network& ne
       copy != nullptr && copy != network.embedding.tensor) {
     context.tensors.set_aside(*copy, "head, tied to the embedding");
   }
-  return Status::ok();
+  return bind_logits_bias(context, place, network);
 }
 
 // A decoder's layers look back, and their keys and values are kept; an encoder's look both ways, and nothing is.
@@ -140,6 +181,34 @@ Status check_directions(const BindConfig& config, const Network& network) {
         "{}: layer {} is {}causal, expected that all layers of a network with a \"head\" are, and none of one that is \"pooled\"",
         config.where("layers"), i, network.is_encoder() ? "" : "not "));
   }
+  return Status::ok();
+}
+
+// The encoder beside a decoder, with the decoder's embedding.
+Status bind_encoder(const BindContext& context, const BindPlace& root, Network& network) {
+  const json::value* description = root.words.find("encoder");
+  if (description == nullptr) return Status::ok();
+  const BindPlace place{root.words.object("encoder"), nullptr, "encoder", false};
+  const BindPlace embedding{place.words.object("embedding"), nullptr, "encoder.embedding", false};
+  auto encoder = std::make_shared<Network>();
+  encoder->family = network.family;
+  encoder->feeds_decoder = true;
+  encoder->vocab_size = network.vocab_size;
+  encoder->hidden_size = network.hidden_size;
+  encoder->max_positions = context.max_positions;
+  encoder->embedding = network.embedding;
+  encoder->embedding_multiplier = network.embedding_multiplier;
+  MR_ASSIGN_OR_RETURN(encoder->embedding_norm, bind_norm(context, embedding, "norm", network.hidden_size, "hidden_size"));
+  MR_RETURN_IF_ERROR(bind_positions(context, embedding, *encoder));
+  MR_RETURN_IF_ERROR(bind_sinusoids(context, embedding, *encoder));
+  MR_RETURN_IF_ERROR(bind_layers(context, description->get_object(), "encoder.", *encoder));
+  MR_ASSIGN_OR_RETURN(encoder->final_norm, bind_norm(context, place, "final_norm", network.hidden_size, "hidden_size"));
+  MR_RETURN_IF_ERROR(check_directions(context.config, *encoder));
+  MR_ASSIGN_OR_RETURN(const int64_t start, place.words.integer("start_token", "", 0, network.vocab_size - 1));
+  MR_ASSIGN_OR_RETURN(const auto second, place.words.optional_integer("second_token", "none", 0, network.vocab_size - 1));
+  network.start_tokens = {static_cast<int32_t>(start)};
+  if (second) network.start_tokens.push_back(static_cast<int32_t>(*second));
+  network.encoder = std::move(encoder);
   return Status::ok();
 }
 
@@ -174,7 +243,9 @@ Result<Network> bind_network(const Family& family, const Checkpoint& checkpoint)
   MR_ASSIGN_OR_RETURN(network.embedding_norm, bind_norm(context, embedding, "norm", network.hidden_size, "hidden_size"));
   MR_RETURN_IF_ERROR(bind_token_types(context, embedding, network));
   MR_RETURN_IF_ERROR(bind_positions(context, embedding, network));
-  MR_RETURN_IF_ERROR(bind_layers(context, network));
+  MR_RETURN_IF_ERROR(bind_sinusoids(context, embedding, network));
+  MR_RETURN_IF_ERROR(bind_encoder(context, root, network));
+  MR_RETURN_IF_ERROR(bind_layers(context, description, "", network));
   MR_ASSIGN_OR_RETURN(network.final_norm, bind_norm(context, root, "final_norm", network.hidden_size, "hidden_size"));
   if (description.contains("head")) {
     MR_RETURN_IF_ERROR(bind_head(context, {root.words.object("head"), nullptr, "head", false}, network));

@@ -20,7 +20,7 @@ namespace millrace {
 namespace {
 
 using gguf_test::Conversion, gguf_test::conversion_of, gguf_test::converted, gguf_test::kConversions, gguf_test::numbers_of,
-    gguf_test::Tensor, gguf_test::Writer;
+    gguf_test::kEncoderConversions, gguf_test::Tensor, gguf_test::Writer;
 using testing::HasSubstr;
 
 std::vector<float> numbers_of(const MatrixSource& matrix) {
@@ -61,8 +61,12 @@ void expect_same(const Mixture& a, const Mixture& b) {
   EXPECT_EQ(a.rule.num_experts, b.rule.num_experts);
   EXPECT_EQ(a.rule.experts_per_token, b.rule.experts_per_token);
   EXPECT_EQ(a.rule.scoring, b.rule.scoring);
+  EXPECT_EQ(a.rule.correction, b.rule.correction);
+  EXPECT_EQ(a.rule.group_score, b.rule.group_score);
   EXPECT_EQ(a.rule.normalize, b.rule.normalize);
   EXPECT_EQ(a.rule.scale, b.rule.scale);
+  EXPECT_EQ(a.rule.num_groups, b.rule.num_groups);
+  EXPECT_EQ(a.rule.groups_per_token, b.rule.groups_per_token);
   expect_same(a.router, b.router);
   ASSERT_EQ(a.experts.size(), b.experts.size());
   for (std::size_t e = 0; e < a.experts.size(); ++e) expect_same(a.experts[e], b.experts[e]);
@@ -70,6 +74,20 @@ void expect_same(const Mixture& a, const Mixture& b) {
   if (a.shared) expect_same(*a.shared, *b.shared);
   ASSERT_EQ(a.shared_gate.has_value(), b.shared_gate.has_value());
   if (a.shared_gate) expect_same(*a.shared_gate, *b.shared_gate);
+}
+
+void expect_same(const LatentAttention& a, const LatentAttention& b) {
+  ASSERT_EQ(a.q_down.has_value(), b.q_down.has_value());
+  if (a.q_down) expect_same(*a.q_down, *b.q_down);
+  expect_same(a.q_norm, b.q_norm);
+  expect_same(a.kv_down, b.kv_down);
+  expect_same(a.kv_norm, b.kv_norm);
+  expect_same(a.k_rope, b.k_rope);
+  expect_same(a.k_up, b.k_up);
+  expect_same(a.v_up, b.v_up);
+  EXPECT_EQ(a.rope_dim, b.rope_dim);
+  EXPECT_EQ(a.value_dim, b.value_dim);
+  EXPECT_EQ(a.value_columns, b.value_columns);
 }
 
 void expect_same(const DecoderLayer& a, const DecoderLayer& b, std::string_view golden) {
@@ -94,6 +112,10 @@ void expect_same(const DecoderLayer& a, const DecoderLayer& b, std::string_view 
   expect_same(a.attention.o, b.attention.o);
   expect_same(a.attention.norm, b.attention.norm);
   expect_same(a.attention.post_norm, b.attention.post_norm);
+  expect_same(a.attention.sum_norm, b.attention.sum_norm);
+  EXPECT_EQ(a.attention.causal, b.attention.causal);
+  ASSERT_EQ(a.attention.latent.has_value(), b.attention.latent.has_value());
+  if (a.attention.latent) expect_same(*a.attention.latent, *b.attention.latent);
   expect_same(a.attention.q_norm, b.attention.q_norm);
   expect_same(a.attention.k_norm, b.attention.k_norm);
   if (golden != "gemma2") {  // that golden has a scale that no published size has, and the converter drops it
@@ -123,13 +145,13 @@ void expect_same(const DecoderLayer& a, const DecoderLayer& b, std::string_view 
   if (a.mlp.mixture) expect_same(*a.mlp.mixture, *b.mlp.mixture);
   expect_same(a.mlp.norm, b.mlp.norm);
   expect_same(a.mlp.post_norm, b.mlp.post_norm);
+  expect_same(a.mlp.sum_norm, b.mlp.sum_norm);
 }
 
 class BindConvertedGguf : public testing::TestWithParam<Conversion> {};
 
-TEST_P(BindConvertedGguf, IsTheNetworkOfTheDirectory) {
-  const Conversion& conversion = GetParam();
-  const Result<Checkpoint> directory = Checkpoint::open((source_dir() / "tests/golden/models" / conversion.golden).string());
+void expect_network_of_directory(const Conversion& conversion, const std::filesystem::path& goldens) {
+  const Result<Checkpoint> directory = Checkpoint::open((goldens / conversion.golden).string());
   ASSERT_TRUE(directory.is_ok()) << directory.status().message();
   const Result<Network> want = bind_network(choose_family(*directory, std::nullopt).value(), *directory);
   ASSERT_TRUE(want.is_ok()) << want.status().message();
@@ -139,7 +161,8 @@ TEST_P(BindConvertedGguf, IsTheNetworkOfTheDirectory) {
   const Result<Network> got = bind_network(choose_family(file, std::nullopt).value(), file);
   ASSERT_TRUE(got.is_ok()) << got.status().message();
 
-  EXPECT_EQ(got->family, want->family == "mixtral" ? "llama" : want->family);  // GGUF has one architecture for both
+  // GGUF has one architecture for both.
+  EXPECT_EQ(got->family, want->family == "mixtral" ? "llama" : want->family == "deepseek_v3" ? "deepseek_v2" : want->family);
   EXPECT_EQ(got->vocab_size, want->vocab_size);
   EXPECT_EQ(got->max_positions, want->max_positions);
   EXPECT_EQ(got->tied_head, want->tied_head);
@@ -156,7 +179,44 @@ TEST_P(BindConvertedGguf, IsTheNetworkOfTheDirectory) {
     SCOPED_TRACE(layer);
     expect_same(got->layers[layer], want->layers[layer], conversion.golden);
   }
+  ASSERT_EQ(got->token_types.has_value(), want->token_types.has_value());
+  EXPECT_EQ(numbers_of(got->token_types.value_or(MatrixSource())), numbers_of(want->token_types.value_or(MatrixSource())));
+  EXPECT_EQ(numbers_of(got->positions.value_or(MatrixSource())), numbers_of(want->positions.value_or(MatrixSource())));
+  ASSERT_EQ(got->pooled.has_value(), want->pooled.has_value());
+  if (got->pooled) {
+    EXPECT_EQ(got->pooled->pooling, want->pooled->pooling);
+    EXPECT_EQ(got->pooled->unit_norm.has_value(), want->pooled->unit_norm.has_value());
+  }
   std::filesystem::remove(path);
+}
+
+TEST_P(BindConvertedGguf, IsTheNetworkOfTheDirectory) { expect_network_of_directory(GetParam(), source_dir() / "tests/golden/models"); }
+
+class BindConvertedEncoder : public testing::TestWithParam<Conversion> {};
+
+TEST_P(BindConvertedEncoder, IsTheNetworkOfTheDirectory) {
+  expect_network_of_directory(GetParam(), source_dir() / "tests/golden/encoders");
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, BindConvertedEncoder, testing::ValuesIn(kEncoderConversions),
+                         [](const auto& conversion) { return std::string(conversion.param.golden); });
+
+TEST(BindGguf, TheFileSaysHowAnEncoderIsPooled) {
+  const Checkpoint directory = Checkpoint::open((source_dir() / "tests/golden/encoders/bert").string()).value();
+  const Network network = bind_network(choose_family(directory, std::nullopt).value(), directory).value();
+  const auto bound_with = [&](uint32_t pooling_type) {
+    Conversion conversion = kEncoderConversions[0];
+    conversion.metadata = [&](Writer& gguf, const std::string& prefix) { gguf_test::encoder_metadata(gguf, prefix, pooling_type); };
+    const std::filesystem::path path = std::filesystem::path(testing::TempDir()) / fmt::format("millrace_pooling_{}.gguf", pooling_type);
+    const Checkpoint file = converted(conversion, directory, network, path);
+    Result<Network> bound = bind_network(choose_family(file, std::nullopt).value(), file);
+    std::filesystem::remove(path);
+    return bound;
+  };
+  EXPECT_EQ(bound_with(2)->pooled->pooling, Pooling::kFirst);
+  EXPECT_EQ(bound_with(3)->pooled->pooling, Pooling::kLast);
+  EXPECT_THAT(bound_with(4).status().message(), HasSubstr("pooling_type"));
+  EXPECT_THAT(bound_with(0).status().message(), HasSubstr("pooling_type"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, BindConvertedGguf, testing::ValuesIn(kConversions), [](const auto& conversion) {

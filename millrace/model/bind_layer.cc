@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include "millrace/model/bind_mlp.h"
+#include "millrace/model/bind_state.h"
+#include "millrace/model/relative_bias.h"
 #include "millrace/model/rope_scaling.h"
 #include "millrace/model/transforms.h"
 
@@ -16,21 +18,44 @@ constexpr int64_t kHeadsMax = 4096, kHeadDimMax = 512, kRankMax = int64_t{1} << 
 struct BoundPosition {
   std::optional<Rope> rope;
   std::vector<float> alibi_slopes;
+  std::optional<RelativeBias> relative_bias;
   Rope::Pairing stored_pairing = Rope::Pairing::kHalf;
   int64_t max_positions = 0;
 };
 
-Result<BoundPosition> bind_position(const BindContext& context, const BindPlace& attention, const AttentionGeometry& geometry) {
+// The table is named from the root: most networks have one for all layers.
+Result<RelativeBias> bind_relative_bias(const BindContext& context, const BindPlace& place, int64_t num_heads, bool both_ways) {
+  constexpr int64_t kBucketsMax = 1024, kDistanceMax = 4096;
+  const BindWords& words = place.words;
+  const json::value* names = words.find("bias");
+  if (names == nullptr)
+    return Status::invalid_argument(
+        fmt::format("{}: this word is missing, which a relative position has", context.config.where(words.place("bias"))));
+  MR_ASSIGN_OR_RETURN(const int64_t buckets, words.integer("buckets", "relative_attention_num_buckets ?? 32", 4, kBucketsMax));
+  MR_ASSIGN_OR_RETURN(const int64_t max_distance,
+                      words.integer("max_distance", "relative_attention_max_distance ?? 128", buckets / 2 + 1, kDistanceMax));
+  const SourceTensor* tensor = context.tensors.find(*names, nullptr, place.layer(), ".weight");
+  if (tensor == nullptr) return missing_tensor(context, {words, nullptr, place.role, false}, "bias", *names, ".weight");
+  MR_RETURN_IF_ERROR(context.tensors.use(*tensor, {buckets, num_heads}, "[buckets, num_heads]", place.role_of("bias"), "by distance"));
+  MR_ASSIGN_OR_RETURN(const std::vector<float> stored, context.tensors.read(*tensor));
+  return spread_relative_bias(stored, num_heads, both_ways, buckets, max_distance);
+}
+
+Result<BoundPosition> bind_position(const BindContext& context, const BindPlace& attention, const AttentionGeometry& geometry,
+                                    bool causal) {
   BoundPosition position;
   position.max_positions = context.max_positions;
   if (attention.words.find("position") == nullptr) return position;
   const BindPlace place{attention.words.object("position"), attention.scopes, attention.role_of("position"), false};
   const BindWords& words = place.words;
-  static constexpr std::string_view kKinds[] = {"rope", "alibi", "none"};
+  static constexpr std::string_view kKinds[] = {"rope", "alibi", "relative", "none"};
   MR_ASSIGN_OR_RETURN(const int kind, words.choice("kind", "none", kKinds));
   if (kind == 1) {
     MR_ASSIGN_OR_RETURN(const double max_bias, words.number("max_bias", "8", 1e-6, 64));
     position.alibi_slopes = alibi_slopes(geometry.num_heads, max_bias);
+  }
+  if (kind == 2) {
+    MR_ASSIGN_OR_RETURN(position.relative_bias, bind_relative_bias(context, place, geometry.num_heads, !causal));
   }
   if (kind != 0) return position;
 
@@ -155,11 +180,21 @@ Status bind_latent(const BindContext& context, const BindPlace& place, const Att
   MR_ASSIGN_OR_RETURN(std::optional<Norm> kv_norm, bind_norm(context, own, "kv_norm", kv_rank, "kv_rank"));
   if (!kv_norm) return Status::invalid_argument(fmt::format("{}: expected a norm", context.config.where(words.place("kv_norm"))));
   latent.kv_norm = std::move(*kv_norm);
-  MR_ASSIGN_OR_RETURN(const StoredLinear kv_up,
-                      bind_linear(context, own, "kv_up", geometry.num_heads * up_dim, "num_heads * (head_dim - rope_dim + value_dim)",
-                                  kv_rank, "kv_rank", "split into k, v of each head"));
-  latent.k_up = kv_up.take(rows_of_blocks(geometry.num_heads, up_dim, 0, own_dim));
-  latent.v_up = kv_up.take(rows_of_blocks(geometry.num_heads, up_dim, own_dim, up_dim));
+  // Beside the parts the whole matrix is an alternative.
+  if (words.find("kv_up") != nullptr && (words.find("k_up") == nullptr || has_linear(context, own, "kv_up"))) {
+    MR_ASSIGN_OR_RETURN(const StoredLinear kv_up,
+                        bind_linear(context, own, "kv_up", geometry.num_heads * up_dim, "num_heads * (head_dim - rope_dim + value_dim)",
+                                    kv_rank, "kv_rank", "split into k, v of each head"));
+    latent.k_up = kv_up.take(rows_of_blocks(geometry.num_heads, up_dim, 0, own_dim));
+    latent.v_up = kv_up.take(rows_of_blocks(geometry.num_heads, up_dim, own_dim, up_dim));
+  } else {
+    MR_ASSIGN_OR_RETURN(const StoredLinear k_up, bind_stack(context, own, "k_up", geometry.num_heads, "num_heads", own_dim,
+                                                            "head_dim - rope_dim", kv_rank, "kv_rank", true));
+    MR_ASSIGN_OR_RETURN(const StoredLinear v_up, bind_stack(context, own, "v_up", geometry.num_heads, "num_heads", latent.value_dim,
+                                                            "value_dim", kv_rank, "kv_rank", false));
+    latent.k_up = k_up.take(consecutive_rows(0, geometry.num_heads * own_dim));
+    latent.v_up = v_up.take(consecutive_rows(0, geometry.num_heads * latent.value_dim));
+  }
   if (latent.value_dim < geometry.head_dim)
     latent.value_columns = rows_of_blocks(geometry.num_heads, geometry.head_dim, 0, latent.value_dim);
   attention.latent = std::move(latent);
@@ -194,7 +229,7 @@ Result<AttentionLayer> bind_attention(const BindContext& context, const BindPlac
   MR_ASSIGN_OR_RETURN(attention.causal, words.flag("causal", "true"));
   MR_ASSIGN_OR_RETURN(attention.window, words.optional_integer("window", "none", 1, kPositionsMax));
 
-  MR_ASSIGN_OR_RETURN(BoundPosition position, bind_position(context, place, geometry));
+  MR_ASSIGN_OR_RETURN(BoundPosition position, bind_position(context, place, geometry, attention.causal));
   MR_ASSIGN_OR_RETURN(attention.norm, bind_norm(context, place, "norm", context.hidden_size, "hidden_size"));
   const bool has_latent = words.find("latent") != nullptr;
   MR_RETURN_IF_ERROR(has_latent ? bind_latent(context, place, geometry, position, attention)
@@ -226,13 +261,15 @@ Result<AttentionLayer> bind_attention(const BindContext& context, const BindPlac
   }
   attention.rope = std::move(position.rope);
   attention.alibi_slopes = std::move(position.alibi_slopes);
+  attention.relative_bias = std::move(position.relative_bias);
   max_positions = position.max_positions;
   return attention;
 }
 
 }  // namespace
 
-Result<BoundLayer> bind_layer(const BindContext& context, const json::object& description, std::string place, int64_t layer) {
+Result<BoundLayer> bind_layer(const BindContext& context, const json::object& description, std::string place, std::string_view role_prefix,
+                              int64_t layer) {
   const BindWords words(context.config, &description, std::move(place), layer);
   const json::value& scopes = description.at("scope");
   BoundLayer bound;
@@ -240,9 +277,24 @@ Result<BoundLayer> bind_layer(const BindContext& context, const json::object& de
   MR_ASSIGN_OR_RETURN(bound.layer.parallel_residual, words.flag("parallel_residual", "false"));
   MR_ASSIGN_OR_RETURN(const double multiplier, words.number("residual_multiplier", "1", -1e6, 1e6));
   bound.layer.residual_multiplier = static_cast<float>(multiplier);
-  const std::string role = fmt::format("layers.{}", layer);
-  const BindPlace attention{words.object("attention"), &scopes, role + ".attention", transposed};
-  MR_ASSIGN_OR_RETURN(bound.layer.attention, bind_attention(context, attention, bound.max_positions));
+  const std::string role = fmt::format("{}layers.{}", role_prefix, layer);
+  bound.max_positions = context.max_positions;
+  MR_ASSIGN_OR_RETURN(const bool has_state, bind_state(context, words, {words, &scopes, role, transposed}, bound.layer));
+  if (!has_state) {
+    const BindPlace attention{words.object("attention"), &scopes, role + ".attention", transposed};
+    MR_ASSIGN_OR_RETURN(bound.layer.attention, bind_attention(context, attention, bound.max_positions));
+  }
+  if (words.find("cross") != nullptr) {
+    int64_t unlimited = 0;
+    MR_ASSIGN_OR_RETURN(bound.layer.cross,
+                        bind_attention(context, {words.object("cross"), &scopes, role + ".cross", transposed}, unlimited));
+    bound.layer.cross->cross = true;
+    bound.layer.cross->causal = false;
+    if (bound.layer.parallel_residual)
+      return Status::unsupported(fmt::format("{}: \"cross\" beside \"parallel_residual\"", context.config.where(words.place("cross"))));
+  }
+  bound.layer.has_mlp = words.find("mlp") != nullptr || words.find("moe") != nullptr;
+  if (!bound.layer.has_mlp) return bound;
   MR_ASSIGN_OR_RETURN(bound.layer.mlp, bind_mlp(context, words, {words, &scopes, role + ".mlp", transposed}));
   if (bound.layer.parallel_residual && (bound.layer.attention.sum_norm || bound.layer.mlp.sum_norm)) {
     return Status::invalid_argument(fmt::format("{}: \"sum_norm\" beside \"parallel_residual\": both branches would be of different sums",

@@ -10,7 +10,9 @@ struct BoundLayer {
   int64_t max_positions = 0;
 };
 
-// Resolves one object of the family's "layers" for layer `layer`. `place` names the object: "layers[0]".
-Result<BoundLayer> bind_layer(const BindContext& context, const json::object& words, std::string place, int64_t layer);
+// Resolves one object of the family's "layers", or of its encoder's, for layer `layer`. `place` names the object: "layers[0]";
+// `role_prefix` comes before the roles of its tensors: "" or "encoder.".
+Result<BoundLayer> bind_layer(const BindContext& context, const json::object& words, std::string place, std::string_view role_prefix,
+                              int64_t layer);
 
 }  // namespace millrace

@@ -37,7 +37,11 @@ Status bind_common(const BindContext& context, const BindPlace& place, MlpLayer&
   static constexpr std::string_view kKinds[] = {"gated", "plain"};
   MR_ASSIGN_OR_RETURN(const int kind, words.choice("kind", "gated", kKinds));
   mlp.gated = kind == 0;
-  if (mlp.gated != (words.find("gate_up") != nullptr || words.find("gate") != nullptr)) {
+  // Where an expression says which kind it is, the names of a gate stand for the networks that have one.
+  const bool has_gate = words.find("gate_up") != nullptr || words.find("gate") != nullptr;
+  const json::value* kind_word = words.find("kind");
+  const bool written_plain = kind_word != nullptr && kind_word->is_string() && kind_word->get_string() == kKinds[1];
+  if (mlp.gated ? !has_gate : has_gate && written_plain) {
     return Status::invalid_argument(fmt::format("{}: a gated mlp has \"gate\" and \"up\" or \"gate_up\", a plain one only \"up\"",
                                                 context.config.where(words.place("kind"))));
   }
@@ -57,17 +61,18 @@ Status bind_common(const BindContext& context, const BindPlace& place, MlpLayer&
   return Status::ok();
 }
 
-Result<Expert> bind_dense(const BindContext& context, const BindPlace& place, int64_t size) {
+Result<Expert> bind_dense(const BindContext& context, const BindPlace& place, int64_t size, bool gated) {
   Expert mlp;
   // Beside its parts the fused matrix is an alternative.
-  const bool fused = place.words.find("gate_up") != nullptr && (place.words.find("up") == nullptr || has_linear(context, place, "gate_up"));
+  const bool fused =
+      gated && place.words.find("gate_up") != nullptr && (place.words.find("up") == nullptr || has_linear(context, place, "gate_up"));
   if (fused) {
     MR_ASSIGN_OR_RETURN(const StoredLinear gate_up, bind_linear(context, place, "gate_up", 2 * size, "2 * intermediate_size",
                                                                 context.hidden_size, "hidden_size", "split into gate, up"));
     mlp.gate = gate_up.take(consecutive_rows(0, size));
     mlp.up = gate_up.take(consecutive_rows(size, size));
   } else {
-    if (place.words.find("gate") != nullptr) {
+    if (gated) {
       MR_ASSIGN_OR_RETURN(const StoredLinear gate,
                           bind_linear(context, place, "gate", size, "intermediate_size", context.hidden_size, "hidden_size"));
       mlp.gate = gate.take(consecutive_rows(0, size));
@@ -134,12 +139,13 @@ Status bind_all_experts(const BindContext& context, const BindPlace& place, int6
   return Status::ok();
 }
 
-// Experts' rows are copied from the router's input, in its order of columns: act-order would need a gather for every expert.
+// A rounded logit would choose another expert, so that no quantizer has the router among its matrices; and the experts' rows are copied
+// from its input.
 Status refuse_act_order(const BindContext& context, const Linear& linear) {
   if (linear.weight.grouped == nullptr || linear.weight.grouped->columns.empty()) return Status::ok();
   return Status::unsupported(
       fmt::format("{}: \"{}\": columns in act-order (desc_act, a g_idx that is not i / group_size), expected columns in order: "
-                  "act-order is not supported in a mixture's router and experts",
+                  "act-order is not supported in a mixture's router and the gate of its shared expert",
                   context.checkpoint.path(), linear.weight.tensor->name));
 }
 
@@ -165,7 +171,8 @@ Result<Mixture> bind_mixture(const BindContext& context, const BindPlace& place)
   static constexpr std::string_view kGroupScores[] = {"largest", "two_largest"};
   MR_ASSIGN_OR_RETURN(const int group_score, words.choice("group_score", "largest", kGroupScores));
   rule.group_score = group_score == 0 ? RoutingRule::GroupScore::kLargest : RoutingRule::GroupScore::kTwoLargest;
-  if (words.find("correction") != nullptr) {
+  MR_ASSIGN_OR_RETURN(const bool corrected, words.flag("corrected", "true"));
+  if (corrected && words.find("correction") != nullptr) {
     MR_ASSIGN_OR_RETURN(rule.correction, bind_own_vector(context, place, "correction", rule.num_experts, "num_experts"));
   }
   MR_ASSIGN_OR_RETURN(rule.normalize, words.flag("normalize", "true"));
@@ -180,16 +187,14 @@ Result<Mixture> bind_mixture(const BindContext& context, const BindPlace& place)
   mixture.experts.resize(static_cast<std::size_t>(rule.num_experts));
   MR_RETURN_IF_ERROR(bind_all_experts(context, of_experts, size, mixture.experts));
   MR_RETURN_IF_ERROR(refuse_act_order(context, mixture.router));
-  for (const Expert& expert : mixture.experts) {
-    for (const Linear* linear : {&expert.gate, &expert.up, &expert.down}) MR_RETURN_IF_ERROR(refuse_act_order(context, *linear));
-  }
 
   if (words.find("shared") == nullptr) return mixture;
   const BindPlace shared{words.object("shared"), place.scopes, place.role_of("shared"), place.transposed};
   MR_ASSIGN_OR_RETURN(const bool has_shared, shared.words.flag("when", "true"));
   if (!has_shared) return mixture;
+  const bool has_gate = shared.words.find("gate") != nullptr || shared.words.find("gate_up") != nullptr;
   MR_ASSIGN_OR_RETURN(const int64_t shared_size, shared.words.integer("intermediate_size", "", 1, kIntermediateMax));
-  MR_ASSIGN_OR_RETURN(mixture.shared, bind_dense(context, shared, shared_size));
+  MR_ASSIGN_OR_RETURN(mixture.shared, bind_dense(context, shared, shared_size, has_gate));
   if (shared.words.find("output_gate") == nullptr) return mixture;
   MR_ASSIGN_OR_RETURN(const StoredLinear gate, bind_linear(context, shared, "output_gate", 1, "1", context.hidden_size, "hidden_size"));
   mixture.shared_gate = gate.take({0});
@@ -225,7 +230,7 @@ Result<MlpLayer> bind_mlp(const BindContext& context, const BindWords& layer, co
   own.words = layer.object("mlp");
   MR_RETURN_IF_ERROR(bind_common(context, own, mlp));
   MR_ASSIGN_OR_RETURN(const int64_t size, own.words.integer("intermediate_size", "intermediate_size", 1, kIntermediateMax));
-  MR_ASSIGN_OR_RETURN(Expert dense, bind_dense(context, own, size));
+  MR_ASSIGN_OR_RETURN(Expert dense, bind_dense(context, own, size, mlp.gated));
   mlp.gate = std::move(dense.gate);
   mlp.up = std::move(dense.up);
   mlp.down = std::move(dense.down);

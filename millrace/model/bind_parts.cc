@@ -110,12 +110,16 @@ Result<std::optional<EncodedMatrix>> find_encoded(const BindContext& context, co
 std::string describe(const GroupedWeights& weights) {
   const std::string_view kind = weights.kind == CodeKind::kCodebook4 ? "4-bit code book"
                                 : weights.kind == CodeKind::kMxfp4   ? "FP4 (E2M1)"
+                                : weights.kind == CodeKind::kNvfp4   ? "FP4 (E2M1)"
                                 : weights.kind == CodeKind::kF8E4M3  ? "8-bit float"
                                                                      : "integer";
   const std::string bits = is_integer_code(weights.kind) ? fmt::format("{}-bit ", code_bits(weights.kind)) : "";
   const std::string group = weights.group_size == weights.k ? "rows" : fmt::format("{} weights", weights.group_size);
-  return fmt::format("{}{}, {} scales of {}{}", bits, kind, weights.kind == CodeKind::kMxfp4 ? "E8M0" : dtype_name(weights.scale_dtype),
-                     group, weights.columns.empty() ? "" : ", act-order");
+  const std::string_view scales = weights.kind == CodeKind::kMxfp4   ? "E8M0"
+                                  : weights.kind == CodeKind::kNvfp4 ? "E4M3"
+                                                                     : dtype_name(weights.scale_dtype);
+  return fmt::format("{}{}, {} scales{} of {}{}", bits, kind, scales, weights.float_zeros ? " and zero points" : "", group,
+                     weights.columns.empty() ? "" : ", act-order");
 }
 
 bool all_zero(const std::vector<float>& numbers) {
@@ -304,6 +308,26 @@ Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const
   }
   if (!experts.empty()) MR_RETURN_IF_ERROR(bind_expert_biases(context, place, word, rows, rows_words, transforms, experts));
   return experts;
+}
+
+Result<StoredLinear> bind_stack(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count,
+                                std::string_view count_words, int64_t rows, std::string_view rows_words, int64_t k,
+                                std::string_view k_words, bool transposed) {
+  const json::value& names = names_of(*place.words.find(word));
+  const SourceTensor* tensor = context.tensors.find(names, place.scopes, place.layer(), ".weight");
+  if (tensor == nullptr) return missing_tensor(context, place, word, names, ".weight");
+  const bool unpacked = transposed && dtype_info(tensor->dtype).block_elements > 1;
+  MR_RETURN_IF_ERROR(context.tensors.use(
+      *tensor, transposed ? std::vector<int64_t>{count, k, rows} : std::vector<int64_t>{count, rows, k},
+      fmt::format("[{}, {}, {}]", count_words, transposed ? k_words : rows_words, transposed ? rows_words : k_words), place.role_of(word),
+      unpacked     ? "transposed, as F32: its blocks run along the other dimension"
+      : transposed ? "transposed"
+                   : ""));
+  StoredLinear stored;
+  stored.weight = tensor;
+  stored.transposed = transposed;
+  stored.k = k;
+  return stored;
 }
 
 Result<int64_t> stored_rows(const BindContext& context, const BindPlace& place, std::string_view word, int64_t most) {

@@ -77,6 +77,11 @@ Result<std::vector<StoredLinear>> bind_experts(const BindContext& context, const
                                                int64_t rows, std::string_view rows_words, int64_t k, std::string_view k_words,
                                                std::string_view transforms = "");
 
+// A stack [count, rows, k] of matrices (transposed: [count, k, rows]) as one of count * rows rows.
+Result<StoredLinear> bind_stack(const BindContext& context, const BindPlace& place, std::string_view word, int64_t count,
+                                std::string_view count_words, int64_t rows, std::string_view rows_words, int64_t k,
+                                std::string_view k_words, bool transposed);
+
 // The first dimension of the matrix that `word` names, for what no configuration counts. Errors: missing, not from 1 to `most`.
 Result<int64_t> stored_rows(const BindContext& context, const BindPlace& place, std::string_view word, int64_t most);
 

@@ -17,6 +17,8 @@ KvFormat kv_format(KvDType dtype) {
     case KvDType::kF32: return KvFormat::kF32;
     case KvDType::kBf16: return KvFormat::kBf16;
     case KvDType::kInt8: return KvFormat::kInt8;
+    case KvDType::kFp8E4M3: return KvFormat::kFp8E4M3;
+    case KvDType::kInt4: return KvFormat::kInt4;
   }
   return KvFormat::kF32;
 }
@@ -53,15 +55,17 @@ CpuExecutor::CpuExecutor(const Network& network, std::shared_ptr<const Weights> 
   for (KvGroupSpec& group : program_.kv_groups) {
     const KvGeometry geometry{kv_format(options.kv_dtype), group.num_kv_heads, group.head_dim};
     kv_geometry_.push_back(geometry);
-    group.block_bytes = group.num_layers * geometry.layer_bytes();
+    group.block_bytes =
+        group.state_floats > 0 ? group.state_floats * static_cast<int64_t>(sizeof(float)) : group.num_layers * geometry.layer_bytes();
   }
   info_.hidden_size = network.hidden_size;
   info_.is_encoder = network.is_encoder();
-  info_.output_size = network.is_encoder() ? network.pooled->size : network.vocab_size;
+  info_.output_size = network.pooled ? network.pooled->size : network.feeds_decoder ? 0 : network.vocab_size;
   info_.num_token_types = network.token_types ? network.token_types->rows() : 0;
   if (!info_.is_encoder) info_.kv_groups = program_.kv_groups;
   const std::size_t num_groups = program_.kv_groups.size();
   kv_memory_.resize(num_groups);
+  kv_base_.resize(num_groups, nullptr);
   attention_items_.resize(num_groups);
   num_segments_.resize(num_groups);
   attention_merges_.resize(num_groups);
@@ -73,7 +77,7 @@ CpuExecutor::CpuExecutor(const Network& network, std::shared_ptr<const Weights> 
 
 void CpuExecutor::plan_buffers() {
   const int64_t max_rows = options_.max_rows;
-  int64_t width_max = 0, k_max = 0, attention_floats = 0;
+  int64_t width_max = 0, k_max = 0, attention_floats = 0, state_floats = 0;
   // Columns beyond a buffer's width stay zero: whole panels are written, whole blocks are read.
   buffers_.resize(program_.buffers.size());
   for (std::size_t i = 0; i < buffers_.size(); ++i) {
@@ -93,6 +97,8 @@ void CpuExecutor::plan_buffers() {
     for (BufferId id : {op.in, op.out, op.residual, op.shared, op.shared_gate}) {
       if (id >= 0) used[static_cast<std::size_t>(id)] = true;
     }
+    for (std::size_t id = 0; op.state && id < used.size(); ++id) used[id] = used[id] || op.state->reads(static_cast<BufferId>(id));
+    state_floats = std::max(state_floats, state_scratch_floats(op));
     for (const LinearSegment& segment : op.segments) k_max = std::max(k_max, weights_[segment.weight].k());
   }
   for (std::size_t i = 0; i < buffers_.size(); ++i) {
@@ -134,7 +140,8 @@ void CpuExecutor::plan_buffers() {
     scratch.tile = AlignedBuffer(bytes_of(tile_floats, sizeof(float)));
     scratch.attention = AlignedBuffer(bytes_of(attention_floats, sizeof(float)));
     scratch.row = AlignedBuffer(bytes_of(width_max, sizeof(float)));
-    for (const AlignedBuffer* buffer : {&scratch.gemm, &scratch.tile, &scratch.attention, &scratch.row})
+    scratch.state = AlignedBuffer(bytes_of(state_floats, sizeof(float)));
+    for (const AlignedBuffer* buffer : {&scratch.gemm, &scratch.tile, &scratch.attention, &scratch.row, &scratch.state})
       activation_bytes_ += static_cast<int64_t>(buffer->size());
   }
 }
@@ -240,6 +247,10 @@ Status CpuExecutor::allocate_kv(std::span<const int64_t> num_blocks) {
     auto memory = AlignedBuffer::allocate(bytes_of(num_blocks[g] * info_.kv_groups[g].block_bytes, 1));
     if (!memory.is_ok()) return memory.status().with_context("KV cache");
     kv_memory_[g] = std::move(memory).value();
+    kv_base_[g] = kv_memory_[g].data();
+  }
+  for (std::size_t g = 0; g < group_read_.size(); ++g) {
+    if (group_read_[g] >= 0) encoder_->kv_base_[g] = kv_base_[static_cast<std::size_t>(group_read_[g])];
   }
   return Status::ok();
 }
@@ -286,6 +297,7 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
     const int64_t bytes = info_.kv_groups[g].block_bytes;
     std::memcpy(kv_memory_[g].data() + copy.to * bytes, kv_memory_[g].data() + copy.from * bytes, static_cast<std::size_t>(bytes));
   }
+  if (!plan.sources.empty()) read_sources();
   plan_attention();
   std::size_t num_stages = stages_.size();
   if (num_outputs_ == 0) {  // a prefill chunk of which nothing is wanted but its keys and values
@@ -309,9 +321,11 @@ void CpuExecutor::enqueue(const StepPlan& plan) {
         if (times_ != nullptr) times_->add_busy(op_index(stage), worker, steady_ns() - begin_ns);
         if (!stage.upcoming.empty() && has_few_rows()) pool_.fetch_when_idle(worker, stage.upcoming[static_cast<std::size_t>(worker)]);
       });
-  const Rows& logits = rows(program_.logits);
-  output_.logits_stride = logits.f32_stride;
-  output_.logits = {logits.f32.as<float>(), static_cast<std::size_t>(num_outputs_ * logits.f32_stride)};
+  if (program_.logits >= 0) {
+    const Rows& logits = rows(program_.logits);
+    output_.logits_stride = logits.f32_stride;
+    output_.logits = {logits.f32.as<float>(), static_cast<std::size_t>(num_outputs_ * logits.f32_stride)};
+  }
   if (program_.hidden >= 0) {
     const Rows& hidden = rows(program_.hidden);
     output_.hidden_stride = hidden.f32_stride;
@@ -335,7 +349,9 @@ void CpuExecutor::reserve_step_kv() {
     step_blocks_.push_back(static_cast<int32_t>(step_blocks_.size()));
   for (std::size_t g = 0; g < kv_memory_.size(); ++g) {
     const std::size_t bytes = bytes_of(step_block_begin_.back(), static_cast<std::size_t>(program_.kv_groups[g].block_bytes));
+    if (program_.kv_groups[g].cross) continue;
     if (kv_memory_[g].size() < bytes) kv_memory_[g] = AlignedBuffer(bytes);
+    kv_base_[g] = kv_memory_[g].data();
   }
 }
 
@@ -393,6 +409,8 @@ int64_t CpuExecutor::stage_units(const Stage& stage) const {
     case OpKind::kCombine: return num_rows_;
     case OpKind::kPosition: return num_rows_ * (op.attention->num_heads + op.attention->num_kv_heads);
     case OpKind::kAttention: return static_cast<int64_t>(stage.merges ? attention_merges_[group].size() : attention_items_[group].size());
+    case OpKind::kConvolve:
+    case OpKind::kScan: return state_units(op);
     case OpKind::kGather:
     case OpKind::kPool:
     case OpKind::kSample: return num_outputs_;
@@ -414,6 +432,8 @@ void CpuExecutor::run_stage(const Stage& stage, int64_t begin, int64_t end, Work
     case OpKind::kHeadsNorm: return heads_norm(op, begin, end);
     case OpKind::kPosition: return position(op, begin, end);
     case OpKind::kAttention: return stage.merges ? merge(op, begin, end) : attention(stage, begin, end, scratch);
+    case OpKind::kConvolve: return convolve(op, begin, end, scratch);
+    case OpKind::kScan: return scan(op, begin, end, scratch);
     case OpKind::kActivate: return activate(op, begin, end);
     case OpKind::kAdd: return add(op, begin, end, scratch);
     case OpKind::kGather: return gather(op, begin, end);

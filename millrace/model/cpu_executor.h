@@ -34,6 +34,9 @@ class CpuExecutor final : public Executor {
   void enqueue(const StepPlan& plan) override;
   const StepOutput& wait() override { return output_; }
 
+  // Of an encoder-decoder's decoder: what reads its source texts, an executor of lower_encoder()'s program. Before allocate_kv().
+  void take_encoder(std::unique_ptr<CpuExecutor> encoder);
+
   const CpuExecutorOptions& options() const { return options_; }
   const Program& program() const { return program_; }
   const Weights& weights() const { return weights_; }
@@ -60,6 +63,8 @@ class CpuExecutor final : public Executor {
   static constexpr int64_t kPromptPanels = 16;
   // Query rows that share each visit to a KV block.
   static constexpr int64_t kAttentionRows = 16;
+  // Channels of a unit of an operation with a state: their state stays in the first cache level.
+  static constexpr int64_t kStateChannels = 64;
   // A norm of at most this many rows is computed by every worker.
   static constexpr int64_t kAbsorbedRows = 4;
   // From so many rows on a stage is long enough for more and smaller chunks, and what its beginning costs does not count.
@@ -80,7 +85,7 @@ class CpuExecutor final : public Executor {
     Rows absorbed;  // the norm before absorbed_op, of step absorbed_step
     int64_t absorbed_step = -1;
     const Op* absorbed_op = nullptr;
-    AlignedBuffer gemm, tile, attention, row;
+    AlignedBuffer gemm, tile, attention, row, state;
     SamplingScratch sampling;
   };
   // One unit of attention: some rows of one sequence and one kv head; or one segment of one row (decode over long contexts).
@@ -154,6 +159,20 @@ class CpuExecutor final : public Executor {
   int64_t partial_floats(const Op& op) const;
   float* partials_of(const Op& op, const AttentionItem& item);
   void finish_rows(const Op& op, const AttentionItem& item);
+  // Some channels, all of one group, of one sequence.
+  struct StateUnit {
+    int32_t sequence;
+    int64_t group, channel, size;
+  };
+  int64_t state_units(const Op& op) const;
+  StateUnit state_unit(const Op& op, int64_t unit) const;
+  float* state_at(const Op& op, int32_t sequence, int32_t position);
+  void load_state(const Op& op, const StateUnit& unit, int64_t num_rows, float* state);
+  static bool keeps_state(const StepPlan::Sequence& sequence, int32_t row);
+  static int64_t state_scratch_floats(const Op& op);
+  void step_widths(const Op& op, const StateUnit& unit, int64_t row, float* dt);
+  void convolve(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
+  void scan(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
   void activate(const Op& op, int64_t begin, int64_t end);
   void add(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch);
   void gather(const Op& op, int64_t begin, int64_t end);
@@ -167,6 +186,7 @@ class CpuExecutor final : public Executor {
   void store_forms(Rows& buffer, int64_t r, int64_t column, const float* values, int64_t count);
   KvView kv_view(const Op& op);
   void reserve_step_kv();
+  void read_sources();
   std::span<const int32_t> block_table(int32_t group, int32_t sequence) const;
   AttentionArgs attention_args(const Op& op, int32_t sequence);
 
@@ -179,6 +199,7 @@ class CpuExecutor final : public Executor {
   ExecutorInfo info_;
   std::vector<KvGeometry> kv_geometry_;   // [groups]
   std::vector<AlignedBuffer> kv_memory_;  // [groups]; of an encoder, of the step's texts: grows to the most that a step has had
+  std::vector<std::byte*> kv_base_;       // [groups] its beginning; of an encoder's cross groups it is the decoder's
   std::vector<int64_t> partial_floats_;   // [groups] floats of one attention partial, of the layer with most heads
   std::vector<Rows> buffers_;
   std::vector<AlignedBuffer> rope_cos_, rope_sin_;  // [ropes] of [max_rows, rotary_dim / 2]
@@ -187,6 +208,10 @@ class CpuExecutor final : public Executor {
   int64_t chunk_units_ = 1;                         // of the stage being computed
   int64_t step_ = 0, num_stages_ = 0;
   int64_t activation_bytes_ = 0;
+
+  std::unique_ptr<CpuExecutor> encoder_;
+  std::vector<int32_t> group_read_;  // [the encoder's groups] the group of this executor that it writes, or -1: the encoder's own
+  StepPlan source_plan_;
 
   // Of the step being computed.
   const StepPlan* plan_ = nullptr;

@@ -44,6 +44,8 @@ void CpuExecutor::embed(const Op& op, int64_t begin, int64_t end) {
     if (op.multiplier != 1.0f) scale_row(isa, x, op.multiplier, network_.hidden_size, x);
     if (network_.token_types) Weights::add_row(*network_.token_types, plan_->token_types.empty() ? 0 : plan_->token_types[index], x);
     if (network_.positions) Weights::add_row(*network_.positions, positions_[index] + network_.position_offset, x);
+    if (!network_.sinusoids.empty())
+      add_row(isa, network_.sinusoids.data() + positions_[index] * network_.hidden_size, network_.hidden_size, x);
     if (op.norm != nullptr) apply_norm(isa, *op.norm, x, network_.hidden_size, x);
     const bool rope_long = plan_->sequences[static_cast<std::size_t>(sequence_of_row_[index])].rope_long;
     for (std::size_t t = 0; t < program_.ropes.size(); ++t) {
@@ -73,18 +75,25 @@ void CpuExecutor::norm(const Op& op, int64_t begin, int64_t end, Rows& out, Work
       continue;
     }
     float* y = op.in_place ? in.row(r) : out.has(ActivationForm::kF32) ? out.row(r) : temporary;
-    apply_norm(options_.isa, *op.norm, in.row(r), in.width, y);
+    const int64_t size = in.width / op.norm_groups;
+    for (int64_t first = 0; first < in.width; first += size) apply_norm(options_.isa, *op.norm, in.row(r) + first, size, y + first, first);
     store_forms(out, r, 0, y, in.width);
   }
 }
 
 void CpuExecutor::convert(const Op& op, int64_t begin, int64_t end, WorkerScratch& scratch) {
   Rows &in = rows(op.in), &out = rows(op.out);
+  std::size_t expert = 0;  // whose row this is: rows lie expert by expert
   for (int64_t r = begin; r < end; ++r) {
     const float* x = in.row(r);
-    if (op.columns != nullptr) {
+    const std::vector<int32_t>* columns = op.columns;
+    if (!op.expert_columns.empty()) {
+      while (expert_begin_[expert + 1] <= r) ++expert;
+      columns = op.expert_columns[expert];
+    }
+    if (columns != nullptr) {
       float* gathered = scratch.row.as<float>();
-      for (int64_t i = 0; i < out.width; ++i) gathered[i] = x[(*op.columns)[static_cast<std::size_t>(i)]];
+      for (int64_t i = 0; i < out.width; ++i) gathered[i] = x[(*columns)[static_cast<std::size_t>(i)]];
       x = gathered;
     }
     store_forms(out, r, 0, x, out.width);
@@ -293,11 +302,11 @@ void CpuExecutor::position_head(const Op& op, int64_t r, int64_t head) {
 
 KvView CpuExecutor::kv_view(const Op& op) {
   const auto g = static_cast<std::size_t>(op.kv_group);
-  return {kv_memory_[g].data() + op.kv_layer * kv_geometry_[g].layer_bytes(), program_.kv_groups[g].block_bytes, kv_geometry_[g]};
+  return {kv_base_[g] + op.kv_layer * kv_geometry_[g].layer_bytes(), program_.kv_groups[g].block_bytes, kv_geometry_[g]};
 }
 
 std::span<const int32_t> CpuExecutor::block_table(int32_t group, int32_t sequence) const {
-  if (info_.is_encoder) {
+  if (info_.is_encoder && !program_.kv_groups[static_cast<std::size_t>(group)].cross) {
     const auto first = static_cast<std::size_t>(step_block_begin_[static_cast<std::size_t>(sequence)]);
     const auto last = static_cast<std::size_t>(step_block_begin_[static_cast<std::size_t>(sequence) + 1]);
     return {step_blocks_.data() + first, last - first};
@@ -325,6 +334,7 @@ void CpuExecutor::plan_attention() {
       const auto& sequence = plan_->sequences[s];
       const int32_t count = sequence.row_end - sequence.row_begin;
       AttentionArgs args{.num_rows = count, .first_position = sequence.first_position, .window = program_.kv_groups[g].window};
+      if (program_.kv_groups[g].cross) args.num_keys = sequence.num_source_tokens;
       const int64_t segments = count == 1 && split ? attention_num_segments(args, 0) : 1;
       // An item's rows are computed in one way.
       const int32_t of_prompt = info_.prompt_differs ? std::clamp(sequence.num_prompt_tokens - sequence.first_position, 0, count) : 0;
@@ -366,11 +376,15 @@ AttentionArgs CpuExecutor::attention_args(const Op& op, int32_t index) {
   args.num_heads = layer.num_heads;
   args.first_position = sequence.first_position;
   args.blocks = block_table(op.kv_group, index);
-  if (!layer.causal) args.num_keys = args.num_rows;
+  if (!layer.causal) args.num_keys = layer.cross ? sequence.num_source_tokens : args.num_rows;
   args.scale = layer.scale;
   args.softcap = layer.softcap;
   args.window = layer.window;
   args.alibi_slopes = layer.alibi_slopes.empty() ? nullptr : layer.alibi_slopes.data();
+  if (layer.relative_bias) {
+    args.relative_bias = layer.relative_bias->table.data();
+    args.relative_reach = layer.relative_bias->reach;
+  }
   args.sinks = layer.sinks.empty() ? nullptr : layer.sinks.data();
   return args;
 }

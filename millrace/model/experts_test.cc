@@ -8,6 +8,7 @@
 #include <cmath>
 #include <deque>
 #include <map>
+#include <numeric>
 #include <random>
 
 #include "millrace/base/test_data.h"
@@ -93,7 +94,7 @@ void expect_same_logits(const Network& stored, const Network& numbers, const Che
 
 TEST(Experts, AreComputedInTheFormatTheyAreStoredIn) {
   std::mt19937 random(3);
-  for (const char* golden : {"olmoe", "granite_moe"}) {  // a tensor for each expert; stacked ones
+  for (const char* golden : {"olmoe", "granite_moe", "gpt_oss"}) {  // a tensor for each expert; stacked ones; those transposed
     for (const DType dtype : {DType::kF16, DType::kQ4_0, DType::kQ5_1, DType::kQ8_0}) {
       SCOPED_TRACE(fmt::format("{} {}", golden, dtype_name(dtype)));
       const Checkpoint checkpoint = Checkpoint::open((source_dir() / "tests/golden/models" / golden).string()).value();
@@ -160,6 +161,12 @@ class ShuffledWeights final : public GroupedWeights {
   std::vector<float> scales_;   // [rows, num_groups]
 };
 
+std::vector<int32_t> in_order(int64_t k) {
+  std::vector<int32_t> columns(static_cast<std::size_t>(k));
+  std::iota(columns.begin(), columns.end(), 0);
+  return columns;
+}
+
 TEST(Experts, TheSharedExpertMayBeInActOrder) {
   std::mt19937 random(5);
   const Checkpoint checkpoint = Checkpoint::open((source_dir() / "tests/golden/models/qwen2_moe").string()).value();
@@ -176,6 +183,38 @@ TEST(Experts, TheSharedExpertMayBeInActOrder) {
     }
   }
   expect_same_logits(stored, numbers, checkpoint);
+}
+
+// GPTQ gives gate and up of an expert one order, since they have one input, and every expert another.
+TEST(Experts, EachMayBeInAnActOrderOfItsOwn) {
+  std::mt19937 random(7);
+  const Checkpoint checkpoint = Checkpoint::open((source_dir() / "tests/golden/models/mixtral").string()).value();
+  enum class Orders { kShared, kEach, kOneExpert, kOnlyDown };
+  for (const Orders orders : {Orders::kShared, Orders::kEach, Orders::kOneExpert, Orders::kOnlyDown}) {
+    SCOPED_TRACE(static_cast<int>(orders));
+    Network stored = bind_network(choose_family(checkpoint, std::nullopt).value(), checkpoint).value();
+    Network numbers = bind_network(choose_family(checkpoint, std::nullopt).value(), checkpoint).value();
+    std::deque<Made> made;
+    for (std::size_t layer = 0; layer < stored.layers.size(); ++layer) {
+      auto &packed = stored.layers[layer].mlp.mixture->experts, &plain = numbers.layers[layer].mlp.mixture->experts;
+      for (std::size_t e = 0; e < packed.size(); ++e) {
+        const auto make_grouped = [&](Linear& a, Linear& b, const std::vector<int32_t>* columns) {
+          const auto weights = std::make_shared<ShuffledWeights>(a.weight.rows(), a.weight.k, random);
+          if (columns != nullptr) weights->columns = *columns;
+          b.weight.tensor = make(made, *a.weight.tensor, DType::kF32, weights->numbers());
+          if (weights->columns == in_order(a.weight.k)) weights->columns.clear();
+          a.weight.grouped = weights;
+          return weights->columns;
+        };
+        const std::vector<int32_t> plain_order = in_order(64);
+        const bool ordered = orders == Orders::kOneExpert ? e == 1 : orders != Orders::kOnlyDown;
+        const std::vector<int32_t> of_gate = make_grouped(packed[e].gate, plain[e].gate, ordered ? nullptr : &plain_order);
+        make_grouped(packed[e].up, plain[e].up, !ordered ? &plain_order : orders == Orders::kShared ? &of_gate : nullptr);
+        make_grouped(packed[e].down, plain[e].down, nullptr);
+      }
+    }
+    expect_same_logits(stored, numbers, checkpoint);
+  }
 }
 
 }  // namespace

@@ -44,12 +44,21 @@ constexpr Word kNormDefaultWords[] = {
 constexpr Word kLinearWords[] = {{"name", Kind::kNames, {}, true}, {"bias", Kind::kExpression}, {"transposed", Kind::kExpression}};
 
 constexpr Word kPositionWords[] = {
-    {"kind", Kind::kExpression, {}, true}, {"pairing", Kind::kExpression},
-    {"stored_pairing", Kind::kExpression}, {"theta", Kind::kExpression},
-    {"rotary_dim", Kind::kExpression},     {"max_bias", Kind::kExpression},
-    {"parameters", Kind::kExpression},     {"original_max_positions", Kind::kExpression},
-    {"truncate", Kind::kExpression},       {"frequency_factors", Kind::kNames},
-    {"short_factors", Kind::kNames},       {"long_factors", Kind::kNames},
+    {"kind", Kind::kExpression, {}, true},
+    {"pairing", Kind::kExpression},
+    {"stored_pairing", Kind::kExpression},
+    {"theta", Kind::kExpression},
+    {"rotary_dim", Kind::kExpression},
+    {"max_bias", Kind::kExpression},
+    {"parameters", Kind::kExpression},
+    {"original_max_positions", Kind::kExpression},
+    {"truncate", Kind::kExpression},
+    {"frequency_factors", Kind::kNames},
+    {"short_factors", Kind::kNames},
+    {"long_factors", Kind::kNames},
+    {"bias", Kind::kNames},
+    {"buckets", Kind::kExpression},
+    {"max_distance", Kind::kExpression},
 };
 
 constexpr Word kLatentWords[] = {
@@ -59,7 +68,9 @@ constexpr Word kLatentWords[] = {
     {"kv_rank", Kind::kExpression, {}, true},
     {"kv_down", Kind::kLinearOrNames, {}, true},
     {"kv_norm", Kind::kNormOrNames, {}, true},
-    {"kv_up", Kind::kLinearOrNames, {}, true},
+    {"kv_up", Kind::kLinearOrNames},
+    {"k_up", Kind::kLinearOrNames},
+    {"v_up", Kind::kLinearOrNames},
     {"rope_dim", Kind::kExpression, {}, true},
     {"value_dim", Kind::kExpression, {}, true},
 };
@@ -89,6 +100,53 @@ constexpr Word kAttentionWords[] = {
     {"sinks", Kind::kNames},
     {"latent", Kind::kObject, kLatentWords},
     {"position", Kind::kObject, kPositionWords},
+};
+
+constexpr Word kConvolutionWords[] = {
+    {"when", Kind::kExpression},
+    {"norm", Kind::kNormOrNames},
+    {"post_norm", Kind::kNormOrNames},
+    {"sum_norm", Kind::kNormOrNames},
+    {"bias", Kind::kExpression},
+    {"in", Kind::kLinearOrNames, {}, true},
+    {"kernel", Kind::kLinearOrNames, {}, true},
+    {"kernel_size", Kind::kExpression, {}, true},
+    {"out", Kind::kLinearOrNames, {}, true},
+};
+
+constexpr Word kStateSpaceWords[] = {
+    {"when", Kind::kExpression},
+    {"norm", Kind::kNormOrNames},
+    {"post_norm", Kind::kNormOrNames},
+    {"sum_norm", Kind::kNormOrNames},
+    {"bias", Kind::kExpression},
+    {"num_channels", Kind::kExpression, {}, true},
+    {"num_heads", Kind::kExpression},
+    {"num_groups", Kind::kExpression},
+    {"num_states", Kind::kExpression, {}, true},
+    {"in", Kind::kLinearOrNames, {}, true},
+    {"kernel", Kind::kLinearOrNames, {}, true},
+    {"kernel_size", Kind::kExpression, {}, true},
+    {"selection", Kind::kLinearOrNames},
+    {"selection_norm", Kind::kNormOrNames},
+    {"dt_rank", Kind::kExpression},
+    {"dt", Kind::kLinearOrNames},
+    {"dt_bias", Kind::kNames},
+    {"dt_min", Kind::kExpression},
+    {"dt_max", Kind::kExpression},
+    {"a", Kind::kNames, {}, true},
+    {"a_is_log", Kind::kExpression},
+    {"d", Kind::kNames, {}, true},
+    {"gated_norm", Kind::kNormOrNames},
+    {"out", Kind::kLinearOrNames, {}, true},
+};
+
+constexpr Word kCrossWords[] = {
+    {"norm", Kind::kNormOrNames},          {"post_norm", Kind::kNormOrNames},     {"sum_norm", Kind::kNormOrNames},
+    {"q", Kind::kLinearOrNames, {}, true}, {"k", Kind::kLinearOrNames, {}, true}, {"v", Kind::kLinearOrNames, {}, true},
+    {"o", Kind::kLinearOrNames, {}, true}, {"bias", Kind::kExpression},           {"num_heads", Kind::kExpression},
+    {"num_kv_heads", Kind::kExpression},   {"head_dim", Kind::kExpression},       {"scale", Kind::kExpression},
+    {"softcap", Kind::kExpression},
 };
 
 constexpr Word kMlpWords[] = {
@@ -122,6 +180,7 @@ constexpr Word kMoeWords[] = {
     {"groups_per_token", Kind::kExpression},
     {"group_score", Kind::kExpression},
     {"correction", Kind::kNames},
+    {"corrected", Kind::kExpression},
     {"normalize", Kind::kExpression},
     {"scale", Kind::kExpression},
     {"kind", Kind::kExpression},
@@ -139,21 +198,40 @@ constexpr Word kMoeWords[] = {
 };
 
 constexpr Word kLayerWords[] = {
-    {"count", Kind::kExpression, {}, true},     {"scope", Kind::kNames, {}, true},
-    {"transposed", Kind::kExpression},          {"parallel_residual", Kind::kExpression},
-    {"residual_multiplier", Kind::kExpression}, {"attention", Kind::kObject, kAttentionWords, true},
-    {"mlp", Kind::kObject, kMlpWords},          {"moe", Kind::kObject, kMoeWords},
+    {"count", Kind::kExpression, {}, true},
+    {"scope", Kind::kNames, {}, true},
+    {"transposed", Kind::kExpression},
+    {"parallel_residual", Kind::kExpression},
+    {"residual_multiplier", Kind::kExpression},
+    {"attention", Kind::kObject, kAttentionWords},
+    {"convolution", Kind::kObject, kConvolutionWords},
+    {"state_space", Kind::kObject, kStateSpaceWords},
+    {"mlp", Kind::kObject, kMlpWords},
+    {"moe", Kind::kObject, kMoeWords},
+    {"cross", Kind::kObject, kCrossWords},
 };
 
 constexpr Word kEmbeddingWords[] = {
     {"tokens", Kind::kNames, {}, true}, {"multiplier", Kind::kExpression},      {"norm", Kind::kNormOrNames},
     {"positions", Kind::kNames},        {"position_offset", Kind::kExpression}, {"token_types", Kind::kNames},
+    {"sinusoidal", Kind::kExpression},
 };
+
+// Of an encoder beside a decoder: the tokens' rows are the decoder's.
+constexpr Word kEncoderEmbeddingWords[] = {
+    {"norm", Kind::kNormOrNames}, {"positions", Kind::kNames}, {"position_offset", Kind::kExpression}, {"sinusoidal", Kind::kExpression}};
+
+constexpr Word kEncoderWords[] = {{"embedding", Kind::kObject, kEncoderEmbeddingWords},
+                                  {"layers", Kind::kObjects, kLayerWords, true},
+                                  {"final_norm", Kind::kNormOrNames},
+                                  {"start_token", Kind::kExpression, {}, true},
+                                  {"second_token", Kind::kExpression}};
 
 constexpr Word kHeadWords[] = {{"weight", Kind::kLinearOrNames, {}, true},
                                {"tied_when", Kind::kExpression},
                                {"multiplier", Kind::kExpression},
-                               {"softcap", Kind::kExpression}};
+                               {"softcap", Kind::kExpression},
+                               {"logits_bias", Kind::kNames}};
 
 constexpr Word kDenseWords[] = {{"weight", Kind::kLinearOrNames, {}, true},
                                 {"bias", Kind::kExpression},
@@ -181,6 +259,7 @@ constexpr Word kFamilyWords[] = {
     {"embedding", Kind::kObject, kEmbeddingWords, true},
     {"layers", Kind::kObjects, kLayerWords, true},
     {"final_norm", Kind::kNormOrNames},
+    {"encoder", Kind::kObject, kEncoderWords},
     {"head", Kind::kObject, kHeadWords},
     {"pooled", Kind::kObject, kPooledWords},
     {"classes", Kind::kObject, kClassesWords},
@@ -286,6 +365,8 @@ Status check_qkv(const json::object& attention, const std::string& place) {
       if (words.contains(part) != words.contains("q_rank"))
         return fail(below(place + ".latent", part), "\"q_rank\", \"q_down\" and \"q_norm\" belong together");
     }
+    if (words.contains("k_up") != words.contains("v_up")) return fail(place + ".latent.v_up", "\"k_up\" and \"v_up\" belong together");
+    if (!words.contains("kv_up") && !words.contains("k_up")) return fail(place + ".latent.kv_up", "this word is missing");
     return Status::ok();
   }
   for (const std::string_view part : {"q", "k", "v"}) {
@@ -293,6 +374,25 @@ Status check_qkv(const json::object& attention, const std::string& place) {
     if (!attention.contains("qkv") && !attention.contains(part)) return fail(below(place, part), "this word is missing");
   }
   if (attention.contains("qkv") != attention.contains("layout")) return fail(place + ".layout", "\"layout\" and \"qkv\" belong together");
+  return Status::ok();
+}
+
+// Of a selection there are three words, or none; without it the step width has a bias of its own.
+Status check_state_space(const json::object& space, const std::string& place) {
+  for (const std::string_view part : {"dt_rank", "dt"}) {
+    if (space.contains(part) != space.contains("selection"))
+      return fail(below(place, part), "\"selection\", \"dt_rank\" and \"dt\" belong together");
+  }
+  if (space.contains("dt_bias") == space.contains("selection"))
+    return fail(below(place, "dt_bias"), "either \"dt_bias\" stands or \"selection\", whose \"dt\" has it");
+  if (const json::value* norm = space.if_contains("selection_norm"); norm != nullptr) {
+    if (!space.contains("selection")) return fail(below(place, "selection_norm"), "goes with \"selection\"");
+    if (!norm->is_object() || norm->get_object().contains("name"))
+      return fail(below(place, "selection_norm"), "has no weights: expected an object without \"name\"");
+  }
+  const json::value* norm = space.if_contains("gated_norm");
+  if (norm != nullptr && norm->is_object() && !norm->get_object().contains("name"))
+    return fail(place + ".gated_norm.name", "this word is missing");
   return Status::ok();
 }
 
@@ -306,8 +406,13 @@ Status check_mlp(const json::object& mlp, const std::string& place) {
 }
 
 Status check_layer(const json::object& layer, const std::string& place) {
-  MR_RETURN_IF_ERROR(check_qkv(layer.at("attention").get_object(), place + ".attention"));
+  const json::value *attention = layer.if_contains("attention"), *space = layer.if_contains("state_space");
+  if (attention != nullptr) MR_RETURN_IF_ERROR(check_qkv(attention->get_object(), place + ".attention"));
+  if (space != nullptr) MR_RETURN_IF_ERROR(check_state_space(space->get_object(), place + ".state_space"));
+  // Layers with a state may stand in place of attention, and a state space is often all that a layer has.
+  if (attention == nullptr && space == nullptr && !layer.contains("convolution")) return fail(place + ".attention", "this word is missing");
   const json::value *mlp = layer.if_contains("mlp"), *moe = layer.if_contains("moe");
+  if (mlp == nullptr && moe == nullptr && attention == nullptr && space != nullptr) return Status::ok();
   if (mlp == nullptr && moe == nullptr) return fail(place + ".mlp", "this word is missing, and so is \"moe\"");
   if (mlp != nullptr) MR_RETURN_IF_ERROR(check_mlp(mlp->get_object(), place + ".mlp"));
   if (moe == nullptr) return Status::ok();
@@ -317,12 +422,33 @@ Status check_layer(const json::object& layer, const std::string& place) {
   return shared != nullptr ? check_mlp(shared->get_object(), place + ".moe.shared") : Status::ok();
 }
 
+// An encoder beside the decoder, whose layers all read it.
+Status check_encoder(const json::object& description) {
+  const json::value* encoder = description.if_contains("encoder");
+  const json::array& layers = description.at("layers").get_array();
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].get_object().contains("cross") == (encoder != nullptr)) continue;
+    return fail(fmt::format("layers[{}].cross", i), encoder != nullptr ? "this word is missing: the layers read the encoder by it"
+                                                                       : "reads an \"encoder\", which the family does not have");
+  }
+  if (encoder == nullptr) return Status::ok();
+  if (!description.contains("head")) return fail("encoder", "stands beside a decoder, which has a \"head\"");
+  const json::array& own = encoder->get_object().at("layers").get_array();
+  for (std::size_t i = 0; i < own.size(); ++i) {
+    const std::string place = fmt::format("encoder.layers[{}]", i);
+    MR_RETURN_IF_ERROR(check_layer(own[i].get_object(), place));
+    if (own[i].get_object().contains("cross")) return fail(place + ".cross", "an encoder reads no other");
+  }
+  return Status::ok();
+}
+
 }  // namespace
 
 Status check_family_words(const json::object& description) {
   MR_RETURN_IF_ERROR(check_object(description, kFamilyWords, ""));
   const json::array& layers = description.at("layers").get_array();
   for (std::size_t i = 0; i < layers.size(); ++i) MR_RETURN_IF_ERROR(check_layer(layers[i].get_object(), fmt::format("layers[{}]", i)));
+  MR_RETURN_IF_ERROR(check_encoder(description));
   const bool head = description.contains("head"), pooled = description.contains("pooled");
   if (head && pooled) return fail("pooled", "stands beside \"head\": a decoder has a head, an encoder gives pooled rows");
   if (!head && !pooled) return fail("head", "this word is missing, and so is \"pooled\", which an encoder has");

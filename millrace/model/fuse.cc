@@ -7,7 +7,7 @@ namespace {
 
 bool reads(const Op& op, BufferId buffer) {
   return op.in == buffer || op.residual == buffer || op.shared == buffer || op.shared_gate == buffer ||
-         (op.kind == OpKind::kPosition && op.out == buffer);
+         (op.kind == OpKind::kPosition && op.out == buffer) || (op.state && op.state->reads(buffer));
 }
 
 // Whether anything after op `index` sees what it left in `buffer`.
@@ -20,6 +20,9 @@ bool read_later(const Program& program, std::size_t index, BufferId buffer) {
 }
 
 const Buffer& buffer_of(const Program& program, BufferId id) { return program.buffers[static_cast<std::size_t>(id)]; }
+
+// Whether it only puts values into other forms, which whoever makes them can do as well.
+bool only_converts(const Op& op) { return op.kind == OpKind::kConvert && op.columns == nullptr && op.expert_columns.empty(); }
 
 bool only_f32(const Program& program, BufferId id) { return buffer_of(program, id).forms == kF32Only; }
 
@@ -36,16 +39,20 @@ std::optional<Op> merged(const Program& program, std::size_t i) {
     return op;
   }
   // The hidden state of a post-norm network is read as f32 by the residual, too.
-  if (first.kind == OpKind::kNorm && first.in == first.out && first.residual < 0 && second.kind == OpKind::kConvert &&
-      second.in == first.out && second.columns == nullptr) {
+  if (first.kind == OpKind::kNorm && first.in == first.out && first.residual < 0 && only_converts(second) && second.in == first.out) {
     Op op = first;
     op.out = second.out;
     op.in_place = true;
     return op;
   }
   if (second.in != first.out || first.out < 0 || read_later(program, i + 1, first.out)) return std::nullopt;
-  if (second.kind == OpKind::kConvert && second.columns == nullptr) {
-    const bool producer = first.kind == OpKind::kNorm || (first.kind == OpKind::kLinear && first.activation);
+  if (only_converts(second)) {
+    // A scan works group by group, and quantizes what it has only where groups fill whole blocks of 32.
+    const auto is_state = [](const Op& op) {
+      if (op.kind != OpKind::kScan) return op.kind == OpKind::kConvolve;
+      return op.state->space->num_groups == 1 || op.state->space->num_channels / op.state->space->num_groups % 32 == 0;
+    };
+    const bool producer = first.kind == OpKind::kNorm || (first.kind == OpKind::kLinear && first.activation) || is_state(first);
     // Attention works head by head, so it can quantize its output only where a group's heads fill whole blocks of 32.
     const bool attention =
         first.kind == OpKind::kAttention &&
@@ -110,7 +117,7 @@ void fuse(Program& program) {
   for (std::size_t i = 0; i < program.ops.size(); ++i) {
     const Op& op = program.ops[i];
     if (op.kind != OpKind::kConvert && op.kind != OpKind::kActivate && op.kind != OpKind::kAdd) continue;
-    const char* why = op.columns != nullptr
+    const char* why = op.columns != nullptr || !op.expert_columns.empty()
                           ? "its columns are gathered, in the weights' act-order or without the zeros after values narrower than keys"
                       : op.kind == OpKind::kConvert ? "a group's heads do not fill blocks of 32, or the producer has another reader"
                                                     : "no producer to merge with";

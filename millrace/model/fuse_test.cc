@@ -57,7 +57,7 @@ TEST(Fuse, ChangesNoBitOfAnyFamily) {
     load(entry.path(), pool, model);
     ASSERT_TRUE(model && model->weights);
     for (GemmPath path : {GemmPath::kFast, GemmPath::kExact}) {
-      for (KvDType kv_dtype : {KvDType::kF32, KvDType::kBf16, KvDType::kInt8}) {
+      for (KvDType kv_dtype : kAllKvDTypes) {
         SCOPED_TRACE(fmt::format("{} path {} kv {}", entry.path().filename().string(), static_cast<int>(path), static_cast<int>(kv_dtype)));
         const Program unfused = lower_network(model->network, *model->weights, isa, path);
         Program fused = unfused;

@@ -54,7 +54,8 @@ struct Conversion {
   std::map<std::string_view, std::string_view> names;  // ends of Hugging Face names -> GGUF's; layers' are put under blk.N
   std::function<Tensor(std::string_view gguf_name, const Tensor&)> change;
   std::function<void(Writer&, const std::string& prefix)> metadata;
-  bool stacks = true;  // tensors of one expert or head become one of all
+  bool stacks = true;        // tensors of one expert or head become one of all
+  int64_t latent_heads = 0;  // if any: DeepSeek's kv_b is split into k_b, transposed, and v_b, stacks of so many heads with keys of 8
 };
 
 inline const std::map<std::string_view, std::string_view> kLlamaNames = {
@@ -144,6 +145,42 @@ inline const std::map<std::string_view, std::string_view> kExpertNames = {{"mlp.
                                                                           {"shared_mlp.up_linear", "ffn_up_shexp"},
                                                                           {"shared_mlp.output_linear", "ffn_down_shexp"}};
 
+inline std::map<std::string_view, std::string_view> deepseek_names() {
+  return with(with(kLlamaNames, kExpertNames), {{"self_attn.q_a_proj", "attn_q_a"},
+                                                {"self_attn.q_a_layernorm", "attn_q_a_norm"},
+                                                {"self_attn.q_b_proj", "attn_q_b"},
+                                                {"self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa"},
+                                                {"self_attn.kv_a_layernorm", "attn_kv_a_norm"},
+                                                {"self_attn.kv_b_proj", "attn_kv_b"},
+                                                {"self_attn.k_b_proj", "attn_k_b"},
+                                                {"self_attn.v_b_proj", "attn_v_b"},
+                                                {"mlp.gate.e_score_correction_bias", "exp_probs_b"},
+                                                {"mlp.shared_experts.gate_proj", "ffn_gate_shexp"},
+                                                {"mlp.shared_experts.up_proj", "ffn_up_shexp"},
+                                                {"mlp.shared_experts.down_proj", "ffn_down_shexp"}});
+}
+
+inline const std::map<std::string_view, std::string_view> kBertNames = {{"embeddings.word_embeddings", "token_embd"},
+                                                                        {"embeddings.token_type_embeddings", "token_types"},
+                                                                        {"embeddings.position_embeddings", "position_embd"},
+                                                                        {"embeddings.LayerNorm", "token_embd_norm"},
+                                                                        {"emb_ln", "token_embd_norm"},
+                                                                        {"attention.self.query", "attn_q"},
+                                                                        {"attention.self.key", "attn_k"},
+                                                                        {"attention.self.value", "attn_v"},
+                                                                        {"attention.output.dense", "attn_output"},
+                                                                        {"attention.output.LayerNorm", "attn_output_norm"},
+                                                                        {"intermediate.dense", "ffn_up"},
+                                                                        {"output.dense", "ffn_down"},
+                                                                        {"output.LayerNorm", "layer_output_norm"},
+                                                                        {"attn.Wqkv", "attn_qkv"},
+                                                                        {"attn.out_proj", "attn_output"},
+                                                                        {"norm1", "attn_output_norm"},
+                                                                        {"norm2", "layer_output_norm"},
+                                                                        {"mlp.fc11", "ffn_up"},
+                                                                        {"mlp.fc12", "ffn_gate"},
+                                                                        {"mlp.fc2", "ffn_down"}};
+
 inline Tensor unchanged(std::string_view, const Tensor& tensor) { return tensor; }
 
 inline Tensor gemma_change(std::string_view name, const Tensor& tensor) {
@@ -182,6 +219,26 @@ inline void stablelm_metadata(Writer& gguf, const std::string& prefix) {
 inline void experts(Writer& gguf, const std::string& prefix, uint32_t count, uint32_t per_token) {
   gguf.integer(prefix + "expert_count", count);
   gguf.integer(prefix + "expert_used_count", per_token);
+}
+
+inline void deepseek_metadata(Writer& gguf, const std::string& prefix, bool old, uint32_t gating = 1) {
+  gguf.real(prefix + "attention.layer_norm_rms_epsilon", 1e-6f);
+  gguf.real(prefix + "rope.freq_base", 10000);
+  // Files of today speak of the small vector, as if it were one key of all heads; those of before of the heads.
+  gguf.integer(prefix + "attention.head_count_kv", old ? 4 : 1);
+  gguf.integer(prefix + "attention.key_length", old ? 16 : 32 + 8);
+  gguf.integer(prefix + "attention.value_length", old ? 12 : 32);
+  gguf.integer(prefix + "attention.kv_lora_rank", 32);
+  if (!old) {
+    gguf.integer(prefix + "attention.key_length_mla", 16);
+    gguf.integer(prefix + "attention.value_length_mla", 12);
+  }
+  gguf.integer(prefix + "rope.dimension_count", 8);
+  gguf.integer(prefix + "leading_dense_block_count", 1);
+  gguf.integer(prefix + "expert_feed_forward_length", 16);
+  gguf.integer(prefix + "expert_shared_count", 2);
+  gguf.integer(prefix + "expert_gating_func", gating);
+  experts(gguf, prefix, 8, 3);
 }
 
 inline void granite_moe_metadata(Writer& gguf, const std::string& prefix) {
@@ -358,6 +415,38 @@ inline const Conversion kConversions[] = {
        gguf.real(prefix + "rope.scaling.factor", 8);
        gguf.integer(prefix + "rope.scaling.original_context_length", 32);
      }},
+    {"deepseek_v2", "deepseek2", deepseek_names(), unchanged,
+     [](Writer& gguf, const std::string& prefix) {
+       deepseek_metadata(gguf, prefix, true);
+       gguf.real(prefix + "expert_weights_scale", 1.5f);
+     }},
+    {"deepseek_v2-grouped", "deepseek2", deepseek_names(), unchanged,
+     [](Writer& gguf, const std::string& prefix) {
+       deepseek_metadata(gguf, prefix, false);
+       gguf.real(prefix + "expert_weights_scale", 4);
+       gguf.integer(prefix + "expert_group_count", 4);
+       gguf.integer(prefix + "expert_group_used_count", 2);
+       gguf.integer(prefix + "attention.q_lora_rank", 24);
+       gguf.text(prefix + "rope.scaling.type", "yarn");
+       gguf.real(prefix + "rope.scaling.factor", 8);
+       gguf.integer(prefix + "rope.scaling.original_context_length", 32);
+       gguf.real(prefix + "rope.scaling.yarn_log_multiplier", 0.1f);  // the converter writes a tenth of mscale_all_dim here
+     },
+     true, 4},
+    {"deepseek_v3", "deepseek2", deepseek_names(), unchanged,
+     [](Writer& gguf, const std::string& prefix) {
+       deepseek_metadata(gguf, prefix, false, 2);
+       gguf.boolean(prefix + "expert_weights_norm", true);
+       gguf.real(prefix + "expert_weights_scale", 2.5f);
+       gguf.integer(prefix + "expert_group_count", 4);
+       gguf.integer(prefix + "expert_group_used_count", 2);
+       gguf.integer(prefix + "attention.q_lora_rank", 24);
+       gguf.text(prefix + "rope.scaling.type", "yarn");
+       gguf.real(prefix + "rope.scaling.factor", 8);
+       gguf.integer(prefix + "rope.scaling.original_context_length", 32);
+       gguf.real(prefix + "rope.scaling.yarn_log_multiplier", 0.1f);
+     },
+     true, 4},
     {"phi", "phi2", kPhiNames, unchanged,
      [](Writer& gguf, const std::string& prefix) {
        gguf.integer(prefix + "attention.head_count_kv", 4);
@@ -371,11 +460,28 @@ inline const Conversion kConversions[] = {
      }},
 };
 
+inline void encoder_metadata(Writer& gguf, const std::string& prefix, uint32_t pooling_type) {
+  gguf.real(prefix + "attention.layer_norm_epsilon", 1e-12f);
+  gguf.boolean(prefix + "attention.causal", false);
+  gguf.integer(prefix + "pooling_type", pooling_type);
+}
+
+// Of tests/golden/encoders.
+inline const Conversion kEncoderConversions[] = {
+    {"bert", "bert", kBertNames, unchanged, [](Writer& gguf, const std::string& prefix) { encoder_metadata(gguf, prefix, 1); }},
+    {"nomic_bert", "nomic-bert", kBertNames, unchanged,
+     [](Writer& gguf, const std::string& prefix) {
+       encoder_metadata(gguf, prefix, 1);
+       gguf.real(prefix + "rope.freq_base", 1000);
+     }},
+};
+
 inline std::string gguf_name(const Conversion& conversion, std::string_view name) {
   const std::size_t dot = name.rfind('.');
   const std::string_view stem = name.substr(0, dot), suffix = name.substr(dot);
   if (const auto whole = conversion.names.find(stem); whole != conversion.names.end()) return fmt::format("{}{}", whole->second, suffix);
-  for (std::string_view before : {"model.layers.", "transformer.h.", "transformer.blocks.", "gpt_neox.layers."}) {
+  for (std::string_view before :
+       {"model.layers.", "transformer.h.", "transformer.blocks.", "gpt_neox.layers.", "encoder.layer.", "encoder.layers."}) {
     if (!stem.starts_with(before)) continue;
     const std::size_t end = stem.find('.', before.size());
     return fmt::format("blk.{}.{}{}", stem.substr(before.size(), end - before.size()), conversion.names.at(stem.substr(end + 1)), suffix);
@@ -425,6 +531,23 @@ inline bool convert_gpt_oss(const std::string& name, const Tensor& plain, std::m
   return true;
 }
 
+// Rows (head, key of 8 | value) become a stack of the heads' values, and one of their keys, transposed.
+inline bool split_kv_b(const std::string& name, const Tensor& plain, int64_t heads, std::map<std::string, Tensor>& converted) {
+  constexpr std::string_view kWhole = "kv_b_proj.weight";
+  constexpr int64_t kKeys = 8;
+  if (!name.ends_with(kWhole)) return false;
+  const int64_t rank = plain.shape[1], each = plain.shape[0] / heads;
+  const std::string before = name.substr(0, name.size() - kWhole.size());
+  Tensor keys{{heads, kKeys, rank}, {}}, values{{heads, each - kKeys, rank}, {}};
+  for (int64_t row = 0; row < plain.shape[0]; ++row) {
+    Tensor& part = row % each < kKeys ? keys : values;
+    part.data.insert(part.data.end(), plain.data.begin() + row * rank, plain.data.begin() + (row + 1) * rank);
+  }
+  converted[before + "k_b_proj.weight"] = turned(keys, 0, 1);
+  converted[before + "v_b_proj.weight"] = values;
+  return true;
+}
+
 inline Tensor numbers_of(const SourceTensor& tensor) {
   Tensor plain{tensor.shape, {}};
   int64_t count = 1;
@@ -451,14 +574,16 @@ inline std::optional<Numbered> numbered(const std::string& name) {
 
 // What converters do to all families: what there is one tensor of for each expert or head is stacked, and experts' fused gate and up are
 // split.
-inline std::map<std::string, Tensor> as_converted(const Checkpoint& directory, bool stacks) {
+inline std::map<std::string, Tensor> as_converted(const Checkpoint& directory, const Conversion& conversion) {
+  const bool stacks = conversion.stacks;
   std::map<std::string, Tensor> converted;
   for (const SourceTensor& tensor : directory.tensors()) {
     constexpr std::string_view kFused = "input_linear";
     const std::size_t fused = tensor.name.find(kFused);
     const auto part_of = numbered(tensor.name);
     const Tensor plain = numbers_of(tensor);
-    if (convert_gpt_oss(tensor.name, plain, converted)) continue;
+    if (tensor.name.starts_with("pooler.") || convert_gpt_oss(tensor.name, plain, converted)) continue;
+    if (conversion.latent_heads > 0 && split_kv_b(tensor.name, plain, conversion.latent_heads, converted)) continue;
     if (stacks && part_of) {
       int64_t count = 0;
       while (directory.find(fmt::format("{}.{}{}", part_of->before, count, part_of->after)) != nullptr) ++count;
@@ -480,7 +605,8 @@ inline std::map<std::string, Tensor> as_converted(const Checkpoint& directory, b
       converted[std::string(tensor.name).replace(fused, kFused.size(), "gate_linear")] = gate;
       converted[std::string(tensor.name).replace(fused, kFused.size(), "up_linear")] = up;
     } else {
-      converted[tensor.name] = plain;
+      // A number of each expert is a bias to the converter.
+      converted[std::string(tensor.name) + (tensor.name.ends_with("e_score_correction_bias") ? ".bias" : "")] = plain;
     }
   }
   return converted;
@@ -504,7 +630,7 @@ inline Checkpoint converted(const Conversion& conversion, const Checkpoint& dire
   builder.integer(prefix + "attention.head_count", static_cast<uint32_t>(network.layers[0].attention.num_heads));
   conversion.metadata(builder, prefix);
   if (more) more(builder, prefix);
-  for (const auto& [stored_name, tensor] : as_converted(directory, conversion.stacks)) {
+  for (const auto& [stored_name, tensor] : as_converted(directory, conversion)) {
     const std::string name = gguf_name(conversion, stored_name);
     builder.tensor(name, conversion.change(name, tensor));
   }

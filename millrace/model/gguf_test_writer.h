@@ -39,6 +39,12 @@ class Writer {
     raw(metadata_, static_cast<uint64_t>(values.size()));
     for (const bool value : values) metadata_ += value ? '\1' : '\0';
   }
+  void integers(std::string_view key, const std::vector<int32_t>& values) {
+    entry(key, 9);
+    raw(metadata_, uint32_t{5});
+    raw(metadata_, static_cast<uint64_t>(values.size()));
+    for (const int32_t value : values) raw(metadata_, value);
+  }
   void tensor(std::string_view name, const Tensor& tensor) {
     string(infos_, name);
     raw(infos_, static_cast<uint32_t>(tensor.shape.size()));

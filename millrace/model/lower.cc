@@ -19,13 +19,7 @@ class Lowering {
   }
 
   Program run() {
-    hidden_ = buffer("hidden", network_.hidden_size, kF32Only);
-    sum_ = buffer("branch", network_.hidden_size, kF32Only);
-    normed_ = buffer("normed", network_.hidden_size, kF32Only);
-    Op embed{.kind = OpKind::kEmbed, .out = hidden_, .multiplier = network_.embedding_multiplier};
-    if (network_.embedding_norm) embed.norm = &*network_.embedding_norm;
-    add(std::move(embed));
-    for (std::size_t i = 0; i < network_.layers.size(); ++i) layer(static_cast<int32_t>(i), network_.layers[i]);
+    stack();
     if (network_.pooled) {
       pooled_head(*network_.pooled);
     } else {
@@ -34,7 +28,24 @@ class Lowering {
     return std::move(program_);
   }
 
+  // Of an encoder, for the decoder that reads it.
+  Program run_for(const Network& decoder) {
+    stack();
+    cross_keys(decoder);
+    return std::move(program_);
+  }
+
  private:
+  void stack() {
+    hidden_ = buffer("hidden", network_.hidden_size, kF32Only);
+    sum_ = buffer("branch", network_.hidden_size, kF32Only);
+    normed_ = buffer("normed", network_.hidden_size, kF32Only);
+    Op embed{.kind = OpKind::kEmbed, .out = hidden_, .multiplier = network_.embedding_multiplier};
+    if (network_.embedding_norm) embed.norm = &*network_.embedding_norm;
+    add(std::move(embed));
+    for (std::size_t i = 0; i < network_.layers.size(); ++i) layer(static_cast<int32_t>(i), network_.layers[i]);
+  }
+
   BufferId buffer(const std::string& name, int64_t width, ActivationForms forms, bool output_rows = false, int64_t rows_per_token = 1) {
     auto& buffers = program_.buffers;
     if (output_rows) forms.prompt = forms.fast;  // what comes of a row is multiplied in one way, whosever it is
@@ -82,14 +93,25 @@ class Lowering {
     return {{latent.q_down ? &*latent.q_down : &attention.q}, {&latent.kv_down}, {&latent.k_rope}};
   }
 
-  // Everything that reads the mlp's input.
-  static std::vector<Reader> readers_of(const MlpLayer& mlp) {
+  // Whether experts want columns of their input in orders of their own. Then they take its f32 rows, which the router has anyway, and these
+  // are gathered and converted where they lie expert by expert.
+  bool has_orders(const MlpLayer& mlp) const {
+    return std::any_of(mlp.mixture->experts.begin(), mlp.mixture->experts.end(), [&](const Expert& expert) {
+      const std::vector<Reader> readers = up_readers(mlp, expert);
+      return std::any_of(readers.begin(), readers.end(), [&](const Reader& reader) { return matrix(*reader.linear).columns() != nullptr; });
+    });
+  }
+
+  // Everything that reads the mlp's input before it is dealt out to experts.
+  std::vector<Reader> readers_of(const MlpLayer& mlp) const {
     if (!mlp.mixture) return up_readers(mlp, mlp);
     const Mixture& mixture = *mlp.mixture;
     std::vector<Reader> readers = {{&mixture.router, true}};
     const auto append = [&](const std::vector<Reader>& more) { readers.insert(readers.end(), more.begin(), more.end()); };
     if (mixture.shared_gate) append({{&*mixture.shared_gate, true}});
-    for (const Expert& expert : mixture.experts) append(up_readers(mlp, expert));
+    if (!has_orders(mlp)) {
+      for (const Expert& expert : mixture.experts) append(up_readers(mlp, expert));
+    }
     if (mixture.shared) append(up_readers(mlp, *mixture.shared));
     return readers;
   }
@@ -129,6 +151,40 @@ class Lowering {
                                   from.rows_per_token);
       add({.kind = OpKind::kConvert, .in = in, .out = out, .columns = columns});
       inputs.push_back({reader.linear, out});
+    }
+    return inputs;
+  }
+
+  // `in`, f32 rows of experts, for matrices of which each expert has one; `roles`: those of gate and up, or of down. Roles that agree in
+  // every expert's order of columns share a buffer.
+  Inputs expert_input(BufferId in, const std::string& name, const std::vector<std::vector<Reader>>& roles) {
+    using Orders = std::vector<const std::vector<int32_t>*>;
+    const auto orders_of = [&](const std::vector<Reader>& role) {
+      Orders orders;
+      for (const Reader& reader : role) orders.push_back(matrix(*reader.linear).columns());
+      return orders;
+    };
+    const auto alike = [&](const Orders& a, const Orders& b) { return std::equal(a.begin(), a.end(), b.begin(), b.end(), same_columns); };
+    Inputs inputs;
+    std::vector<std::pair<Orders, BufferId>> made;
+    for (const std::vector<Reader>& role : roles) {
+      Orders orders = orders_of(role);
+      auto known = std::find_if(made.begin(), made.end(), [&](const auto& other) { return alike(orders, other.first); });
+      if (known == made.end()) {
+        ActivationForms forms;
+        for (const std::vector<Reader>& other : roles) {
+          if (!alike(orders, orders_of(other))) continue;
+          for (const Reader& reader : other) forms = forms | forms_of(reader);
+        }
+        const Buffer from = program_.buffers[static_cast<std::size_t>(in)];
+        const BufferId out = buffer(made.empty() ? name : name + " in order " + std::to_string(made.size() + 1), from.width, forms, false,
+                                    from.rows_per_token);
+        const bool gathers = std::any_of(orders.begin(), orders.end(), [](const auto* columns) { return columns != nullptr; });
+        add({.kind = OpKind::kConvert, .in = in, .out = out, .expert_columns = gathers ? orders : Orders()});
+        made.emplace_back(std::move(orders), out);
+        known = made.end() - 1;
+      }
+      for (const Reader& reader : role) inputs.push_back({reader.linear, known->second});
     }
     return inputs;
   }
@@ -193,8 +249,19 @@ class Lowering {
       mlp_branch(mlp, mlp_in);
       add_branch(mlp, layer.residual_multiplier);
     } else {
-      attention_branch(attention, normed_input(attention.norm, hidden_, "attention input", attention_readers));
-      add_branch(attention, layer.residual_multiplier);
+      if (layer.convolution) {
+        state_branch(*layer.convolution, layer.residual_multiplier);
+      } else if (layer.state_space) {
+        state_branch(*layer.state_space, layer.residual_multiplier);
+      } else {
+        attention_branch(attention, normed_input(attention.norm, hidden_, "attention input", attention_readers));
+        add_branch(attention, layer.residual_multiplier);
+      }
+      if (layer.cross) {
+        cross_branch(*layer.cross, normed_input(layer.cross->norm, hidden_, "cross attention input", {{&layer.cross->q}}));
+        add_branch(*layer.cross, layer.residual_multiplier);
+      }
+      if (!layer.has_mlp) return;
       mlp_branch(mlp, normed_input(mlp.norm, hidden_, "mlp input", mlp_readers));
       add_branch(mlp, layer.residual_multiplier);
     }
@@ -244,6 +311,121 @@ class Lowering {
     }
     add_linears(converted_input(attended, "attention output", {{&attention.o}}), {{&attention.o, 0}},
                 {.kind = OpKind::kLinear, .out = sum_});
+  }
+
+  template <class Layer>
+  void state_branch(const Layer& layer, float multiplier) {
+    const Inputs in = normed_input(layer.norm, hidden_, "attention input", {{&layer.in}});
+    const BufferId projected = buffer("state projections", layer.in.weight.rows(), kF32Only);
+    add_linears(in, {{&layer.in, 0}}, {.kind = OpKind::kLinear, .out = projected});
+    const BufferId result = state_result(layer, projected);
+    add_linears(converted_input(result, "state output", {{&layer.out}}), {{&layer.out, 0}}, {.kind = OpKind::kLinear, .out = sum_});
+    add_branch(layer, multiplier);
+  }
+
+  BufferId state_result(const ShortConvolution& layer, BufferId projected) {
+    const int64_t channels = layer.convolution.num_channels;
+    const BufferId convolved = buffer("convolved", channels, kF32Only);
+    StateOperands state{.convolution = &layer.convolution, .x = {projected, 2 * channels}};
+    state.before = {projected, 0};
+    state.after = {projected, channels};
+    add_state({.kind = OpKind::kConvolve, .in = projected, .out = convolved}, state);
+    return convolved;
+  }
+
+  BufferId state_result(const StateSpace& space, BufferId projected) {
+    const int64_t channels = space.num_channels, of_states = space.num_groups * space.num_states;
+    const BufferId convolved = buffer("convolved", space.convolution.num_channels, kF32Only);
+    StateOperands convolution{.convolution = &space.convolution, .x = {projected, space.x_column}};
+    convolution.silu = true;
+    add_state({.kind = OpKind::kConvolve, .in = projected, .out = convolved}, convolution);
+    StateOperands scan{.space = &space, .x = {convolved, 0}};
+    scan.gate = {projected, space.gate_column};
+    if (const auto& selection = space.selection) {
+      // Small, and its errors would add up in the state: on the exact path, as routers are.
+      const Inputs in = exact_input(convolved, "selection input", {&selection->dt_down, &selection->b_c});
+      const BufferId low = buffer("step width latent", selection->dt_down.weight.rows(), kF32Only),
+                     b_c = buffer("b and c", 2 * of_states, kF32Only), dt = buffer("step widths", channels, kF32Only);
+      add_linears(in, {{&selection->dt_down, 0}}, {.kind = OpKind::kLinear, .out = low, .exact = true});
+      add_linears(in, {{&selection->b_c, 0}}, {.kind = OpKind::kLinear, .out = b_c, .exact = true});
+      if (selection->norm) {
+        add({.kind = OpKind::kNorm, .in = low, .out = low, .norm = &*selection->norm});
+        add({.kind = OpKind::kNorm, .in = b_c, .out = b_c, .norm_groups = 2, .norm = &*selection->norm});
+      }
+      add_linears(exact_input(low, "step width input", {&selection->dt_up}), {{&selection->dt_up, 0}},
+                  {.kind = OpKind::kLinear, .out = dt, .exact = true});
+      scan.dt = {dt, 0};
+      scan.b = {b_c, 0};
+      scan.c = {b_c, of_states};
+    } else {
+      scan.dt = {projected, space.dt_column};
+      scan.b = {convolved, channels};
+      scan.c = {convolved, channels + of_states};
+    }
+    const BufferId scanned = buffer("scanned", channels, kF32Only);
+    add_state({.kind = OpKind::kScan, .in = convolved, .out = scanned}, scan);
+    if (!space.gated_norm) return scanned;
+    const BufferId normed = buffer("scanned normed", channels, kF32Only);
+    add({.kind = OpKind::kNorm, .in = scanned, .out = normed, .norm_groups = space.num_groups, .norm = &*space.gated_norm});
+    return normed;
+  }
+
+  // What linears on the exact path read: the rows as they are, but where an order of columns is wanted.
+  Inputs exact_input(BufferId in, const std::string& name, const std::vector<const Linear*>& linears) {
+    std::vector<Reader> readers;
+    Inputs inputs;
+    for (const Linear* linear : linears) {
+      readers.push_back({linear, true});
+      if (matrix(*linear).columns() == nullptr) inputs.push_back({linear, in});
+    }
+    return inputs.size() == linears.size() ? inputs : converted_input(in, name, readers);
+  }
+
+  // The states of all layers lie in the blocks of one group.
+  void add_state(Op op, StateOperands state) {
+    auto& groups = program_.kv_groups;
+    auto group = std::find_if(groups.begin(), groups.end(), [](const KvGroupSpec& known) { return known.state_floats > 0; });
+    if (group == groups.end()) group = groups.insert(groups.end(), KvGroupSpec{.window = 1});
+    state.state_offset = group->state_floats;
+    constexpr int64_t kLineFloats = 16;
+    group->state_floats += std::max(kLineFloats, round_up(state.state_floats(), kLineFloats));
+    if (state.space == nullptr) ++group->num_layers;  // each has one convolution
+    op.kv_group = static_cast<int32_t>(group - groups.begin());
+    op.state = state;
+    add(std::move(op));
+  }
+
+  void cross_branch(const AttentionLayer& cross, const Inputs& in) {
+    const int64_t q_size = cross.num_heads * cross.head_dim;
+    const BufferId q = buffer("cross q", round_up(q_size, kPanelRows), kF32Only), attended = buffer("attended", q_size, kF32Only);
+    add_linears(in, {{&cross.q, 0}}, {.kind = OpKind::kLinear, .out = q});
+    Op attention{.kind = OpKind::kAttention, .in = q, .out = attended, .attention = &cross};
+    kv_group(cross, attention);
+    add(std::move(attention));
+    add_linears(converted_input(attended, "attention output", {{&cross.o}}), {{&cross.o, 0}}, {.kind = OpKind::kLinear, .out = sum_});
+  }
+
+  // What the decoder's layers read of the last hidden states, layer by layer.
+  void cross_keys(const Network& decoder) {
+    layer_ = -1;
+    if (network_.final_norm) add({.kind = OpKind::kNorm, .in = hidden_, .out = hidden_, .norm = &*network_.final_norm});
+    program_.hidden = hidden_;
+    std::vector<Reader> readers;
+    for (const DecoderLayer& layer : decoder.layers) {
+      readers.push_back({&layer.cross->k});
+      readers.push_back({&layer.cross->v});
+    }
+    const Inputs in = converted_input(hidden_, "cross keys input", readers);
+    for (const DecoderLayer& layer : decoder.layers) {
+      const AttentionLayer& cross = *layer.cross;
+      const int64_t v_column = round_up(cross.num_kv_heads * cross.head_dim, kPanelRows);
+      const BufferId kv = buffer("cross keys and values", 2 * v_column, kF32Only);
+      add_linears(in, {{&cross.k, 0}, {&cross.v, v_column}}, {.kind = OpKind::kLinear, .out = kv});
+      Op write{.kind = OpKind::kPosition, .out = kv, .attention = &cross, .k_column = 0, .v_column = v_column};
+      write.kv_write = true;
+      kv_group(cross, write);
+      add(std::move(write));
+    }
   }
 
   // A norm of a vector narrower than the hidden state, and what reads it.
@@ -310,8 +492,9 @@ class Lowering {
          .activation = mlp.activation,
          .gated = mlp.gated,
          .gate_limit = mlp.gate_limit});
-    add_linears(converted_input(activated, name + " output", down_readers), down,
-                {.kind = OpKind::kLinear, .out = out, .mixture = mixture});
+    const Inputs down_in = mixture != nullptr ? expert_input(activated, name + " output", {down_readers})
+                                              : converted_input(activated, name + " output", down_readers);
+    add_linears(down_in, down, {.kind = OpKind::kLinear, .out = out, .mixture = mixture});
   }
 
   // The router stays on the exact path: a rounded logit would choose another expert, which is no small error.
@@ -329,16 +512,29 @@ class Lowering {
       experts(mlp, std::span(&*mixture.shared, 1), in, combine.shared, "shared expert", nullptr);
     }
     add({.kind = OpKind::kRoute, .in = logits, .mixture = &mixture});
-    ActivationForms forms;
+    std::vector<std::vector<Reader>> roles(mlp.gated ? 2 : 1);
     for (const Expert& expert : mixture.experts) {
-      for (const Reader& reader : up_readers(mlp, expert)) forms = forms | forms_of(reader);
+      const std::vector<Reader> readers = up_readers(mlp, expert);
+      for (std::size_t i = 0; i < readers.size(); ++i) roles[i].push_back(readers[i]);
     }
-    const BufferId dispatched = buffer("experts input", hidden, forms, false, rows_per_token);
-    // The router and the experts read one buffer: binding refuses other orders of columns there.
+    const bool ordered = has_orders(mlp);
+    ActivationForms forms = kF32Only;
+    if (!ordered) {
+      forms = {};
+      for (const auto& role : roles) {
+        for (const Reader& reader : role) forms = forms | forms_of(reader);
+      }
+    }
+    const BufferId dispatched = buffer(ordered ? "experts rows" : "experts input", hidden, forms, false, rows_per_token);
+    // The router's columns are as they are: binding sees to it.
     add({.kind = OpKind::kDispatch, .in = input_of(in, mixture.router), .out = dispatched, .mixture = &mixture});
     Inputs experts_in;
-    for (const Expert& expert : mixture.experts) {
-      for (const Reader& reader : up_readers(mlp, expert)) experts_in.push_back({reader.linear, dispatched});
+    if (ordered) {
+      experts_in = expert_input(dispatched, "experts input", roles);
+    } else {
+      for (const auto& role : roles) {
+        for (const Reader& reader : role) experts_in.push_back({reader.linear, dispatched});
+      }
     }
     combine.in = buffer("experts sum", hidden, kF32Only, false, rows_per_token);
     experts(mlp, std::span(mixture.experts), experts_in, combine.in, "experts", &mixture);
@@ -391,18 +587,22 @@ class Lowering {
   }
 
   // Layers with one geometry and one window share a KV group (docs/design.md D6). Of layers that look both ways nothing is kept: they take
-  // turns with the memory of one.
+  // turns with the memory of one. What an encoder leaves to a decoder is kept, in groups of its own.
   void kv_group(const AttentionLayer& attention, Op& op) {
     auto& groups = program_.kv_groups;
     for (std::size_t g = 0; g < groups.size(); ++g) {
       if (groups[g].num_kv_heads == attention.num_kv_heads && groups[g].head_dim == attention.head_dim &&
-          groups[g].window == attention.window) {
+          groups[g].window == attention.window && groups[g].cross == attention.cross) {
         op.kv_group = static_cast<int32_t>(g);
-        op.kv_layer = attention.causal ? static_cast<int32_t>(groups[g].num_layers++) : 0;
+        op.kv_layer = attention.causal || attention.cross ? static_cast<int32_t>(groups[g].num_layers++) : 0;
         return;
       }
     }
-    groups.push_back({1, attention.num_kv_heads, attention.head_dim, attention.window, 0});
+    groups.push_back({.num_layers = 1,
+                      .num_kv_heads = attention.num_kv_heads,
+                      .head_dim = attention.head_dim,
+                      .window = attention.window,
+                      .cross = attention.cross});
     op.kv_group = static_cast<int32_t>(groups.size() - 1);
     op.kv_layer = 0;
   }
@@ -443,6 +643,8 @@ std::string_view op_name(OpKind kind) {
     case OpKind::kHeadsNorm: return "norm of all heads";
     case OpKind::kPosition: return "position";
     case OpKind::kAttention: return "attention";
+    case OpKind::kConvolve: return "convolve";
+    case OpKind::kScan: return "scan";
     case OpKind::kActivate: return "activate";
     case OpKind::kAdd: return "add";
     case OpKind::kGather: return "gather";
@@ -454,6 +656,10 @@ std::string_view op_name(OpKind kind) {
 
 Program lower_network(const Network& network, const Weights& weights, Isa isa, GemmPath path) {
   return Lowering(network, weights, isa, path).run();
+}
+
+Program lower_encoder(const Network& network, const Weights& weights, Isa isa, GemmPath path) {
+  return Lowering(*network.encoder, weights, isa, path).run_for(network);
 }
 
 }  // namespace millrace

@@ -54,6 +54,8 @@ enum class OpKind : uint8_t {
   kHeadsNorm,  // on the q and k columns of out: the norm over all heads of a token
   kPosition,   // on the q, k, v columns of out: q/k norm, rope, kv write (each a flag)
   kAttention,  // in (q columns) -> out
+  kConvolve,   // x (state) -> out: after * convolution(before * x), or silu(convolution(x)); reads and writes the sequence's state
+  kScan,       // x, dt, b, c, gate (state) -> out: the state space's y * silu(gate); reads and writes the sequence's state
   kActivate,   // out = act(in gate columns) * in up columns, or act(in)
   kAdd,        // residual += multiplier * in
   kGather,     // out[output] = in[row of that output]
@@ -68,19 +70,50 @@ struct LinearSegment {
   std::vector<float> bias;  // [rows], or empty
 };
 
+// Columns of a buffer's rows.
+struct Operand {
+  BufferId buffer = -1;
+  int64_t column = 0;
+};
+
+// kConvolve, kScan: what they read, and where in a block of the KV group the layer's state lies.
+struct StateOperands {
+  const CausalConvolution* convolution = nullptr;  // kConvolve: [num_taps - 1, num_channels] of state
+  const StateSpace* space = nullptr;               // kScan: [num_states, num_channels] of state
+  Operand x;
+  Operand before, after;     // kConvolve: factors of x and of the result; without a buffer: none
+  bool silu = false;         // kConvolve: of the result
+  Operand dt, b, c, gate;    // kScan
+  int64_t state_offset = 0;  // in floats
+
+  bool reads(BufferId buffer) const {
+    for (const Operand* operand : {&x, &before, &after, &dt, &b, &c, &gate}) {
+      if (operand->buffer == buffer) return true;
+    }
+    return false;
+  }
+  int64_t state_floats() const {
+    return space != nullptr ? space->num_states * space->num_channels : (convolution->num_taps - 1) * convolution->num_channels;
+  }
+};
+
 struct Op {
   OpKind kind;
   int32_t layer = -1;  // decoder layer, or -1
   BufferId in = -1, out = -1;
   BufferId residual = -1;
   float multiplier = 1.0f;                        // of what is added to the residual, or of the embedding
+  int64_t norm_groups = 1;                        // kNorm: equal parts of a row, each with a norm of its own
+  std::optional<StateOperands> state;             // kConvolve, kScan; then `in` is where x is
   const Norm* norm = nullptr;                     // kNorm, kEmbed
   const std::vector<int32_t>* columns = nullptr;  // kConvert: column i of out is column (*columns)[i] of in; null: as they are
-  std::vector<LinearSegment> segments;            // kLinear
-  bool in_place = false;                          // kNorm: in's f32 rows become the norm, and out's forms are made of them
-  bool exact = false;                             // kLinear: on the exact path, whatever the program's
-  const Mixture* mixture = nullptr;               // kRoute, kDispatch, kCombine; kLinear: segments of each expert in turn, for its rows
-  BufferId shared = -1, shared_gate = -1;         // kCombine; kExpand
+  // kConvert of experts' rows: the same for each expert. Empty: as they are.
+  std::vector<const std::vector<int32_t>*> expert_columns;
+  std::vector<LinearSegment> segments;     // kLinear
+  bool in_place = false;                   // kNorm: in's f32 rows become the norm, and out's forms are made of them
+  bool exact = false;                      // kLinear: on the exact path, whatever the program's
+  const Mixture* mixture = nullptr;        // kRoute, kDispatch, kCombine; kLinear: segments of each expert in turn, for its rows
+  BufferId shared = -1, shared_gate = -1;  // kCombine; kExpand
   int64_t shared_gate_column = 0;
   Pooling pooling = Pooling::kMean;                      // kPool
   std::optional<Activation> activation;                  // kActivate, kLinear
@@ -155,6 +188,9 @@ class Weights {
 
 // One operation a thought, unfused. `form_of` says how each weight wants its activations.
 Program lower_network(const Network& network, const Weights& weights, Isa isa, GemmPath path);
+// Of an encoder-decoder the other program: the encoder, and then the keys and values that each layer's cross attention of the decoder reads
+// of its last hidden states.
+Program lower_encoder(const Network& network, const Weights& weights, Isa isa, GemmPath path);
 
 // Merges neighbours: norm + convert, linear + activation + convert, linear + residual add, norm + residual add, q/k norm + rope +
 // kv write, attention + convert.

@@ -150,15 +150,23 @@ void for_each_linear(Network& network, const Visit& visit) {
       if (linear->weight.tensor != nullptr) visit(*linear);
     }
   };
-  for (DecoderLayer& layer : network.layers) {
-    AttentionLayer& attention = layer.attention;
+  const auto visit_attention = [&](AttentionLayer& attention) {
     for (Linear* linear : {&attention.q, &attention.k, &attention.v, &attention.o}) {
       if (linear->weight.tensor != nullptr) visit(*linear);
     }
+  };
+  if (network.encoder) for_each_linear(*network.encoder, visit);
+  for (DecoderLayer& layer : network.layers) {
+    AttentionLayer& attention = layer.attention;
+    visit_attention(attention);
+    if (layer.cross) visit_attention(*layer.cross);
     if (auto& latent = attention.latent) {
       if (latent->q_down) visit(*latent->q_down);
       for (Linear* linear : {&latent->kv_down, &latent->k_rope, &latent->k_up, &latent->v_up}) visit(*linear);
     }
+    // The selection of a state space is small, and its errors add up in the state: it stays as it is, as routers do.
+    if (layer.convolution) visit(layer.convolution->in), visit(layer.convolution->out);
+    if (layer.state_space) visit(layer.state_space->in), visit(layer.state_space->out);
     visit_mlp(layer.mlp);
     if (!layer.mlp.mixture) continue;
     for (Expert& expert : layer.mlp.mixture->experts) visit_mlp(expert);

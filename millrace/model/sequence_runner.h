@@ -27,12 +27,15 @@ class SequenceRunner {
   // Forgets everything, and says how long the next sequence will get, which decides the rope variant (docs/design.md D5), and how many of
   // its tokens are a prompt's.
   void reset(int64_t expected_tokens, int64_t num_prompt_tokens = std::numeric_limits<int32_t>::max());
+  // The same of an encoder-decoder: the tokens appended then answer `source`, at most max_tokens tokens. Errors: it is empty or too long.
+  Status reset_with_source(std::span<const int32_t> source, int64_t expected_tokens, int64_t num_prompt_tokens);
 
  private:
   SequenceRunner(Executor& executor, int64_t max_tokens) : executor_(&executor), max_tokens_(max_tokens) {}
   Executor* executor_;
   int64_t max_tokens_, num_tokens_ = 0, num_prompt_tokens_ = std::numeric_limits<int32_t>::max();
   bool rope_long_ = false;
+  std::vector<int32_t> source_;
   StepPlan plan_;
 };
 

@@ -7,6 +7,7 @@
 
 #include "millrace/base/json.h"
 #include "millrace/kernels/gemm.h"
+#include "millrace/model/network.h"
 #include "millrace/model/step_plan.h"
 
 // Compares a model with a reference file made by the reference implementation (tools/make_reference.py; format: docs/verify.md).
@@ -21,7 +22,9 @@ struct VerifyTolerance {
 
 // The stated tolerance of the fast path, by the coarsest activation form that the network's weights use. In a mixture of experts a rounded
 // activation can choose another expert where two score nearly the same: few positions differ, but much.
-VerifyTolerance default_tolerance(bool int8_activations, KvDType kv_dtype, bool has_mixture);
+// Where scores are not divided by the root of a head's size (T5), the rounding of a key is that much larger in them.
+VerifyTolerance default_tolerance(bool int8_activations, KvDType kv_dtype, bool has_mixture, bool unscaled_scores = false);
+bool has_unscaled_scores(const Network& network);
 
 struct VerifyPrompt {
   std::string name;
@@ -35,6 +38,7 @@ struct VerifyPrompt {
   double fast_first_margin = 0;       // the reference's margin at the first that does not
   bool fast_greedy_excused = true;    // all equal, or the margin is below the path's error as measured on all prompts
   double fast_logit_error = 0;        // largest |difference| of a logit
+  double encoder_difference = 0;      // of an encoder-decoder: largest |difference| of a number of the last hidden state
   std::vector<std::string> failures;  // what is beyond tolerance: first position and size of the difference
 };
 
@@ -56,8 +60,8 @@ struct VerifyReport {
 
 using MakeExecutor = std::function<Result<std::unique_ptr<Executor>>(GemmPath path, int32_t max_rows)>;
 
-// `reference` is the parsed file ("kind": "decoder", or the same fields without "kind"; "encoder"; "classify"). Errors: the model is of
-// another kind, fields missing or of the wrong kind.
+// `reference` is the parsed file ("kind": "decoder", or the same fields without "kind"; "seq2seq"; "encoder"; "classify"). Errors: the
+// model is of another kind, fields missing or of the wrong kind.
 Result<VerifyReport> verify_reference(const json::value& reference, const MakeExecutor& make_executor, const VerifyTolerance& tolerance);
 
 }  // namespace millrace

@@ -267,9 +267,11 @@ Status WeightCache::make_room() const {
   int64_t total = needed;
   for (fs::directory_iterator it(options_.folder, error), end; !error && it != end; it.increment(error)) {
     std::error_code ignored;
-    // What a writer left that was killed.
-    if (it->path().extension() == kPartial && it->last_write_time(ignored) < fs::file_time_type::clock::now() - std::chrono::hours(24))
-      fs::remove(it->path(), ignored);
+    // What a writer left that was killed. A file that is gone by now has no time, and another writer may have made one of its name.
+    if (it->path().extension() == kPartial) {
+      const fs::file_time_type written = it->last_write_time(ignored);
+      if (!ignored && written < fs::file_time_type::clock::now() - std::chrono::hours(24)) fs::remove(it->path(), ignored);
+    }
     if (it->path().extension() != kExtension || it->path() == path_) continue;
     const auto size = static_cast<int64_t>(it->file_size(ignored));
     if (ignored) continue;

@@ -14,6 +14,7 @@
 #include <fstream>
 #include <thread>
 
+#include "millrace/base/temporary_directory.h"
 #include "millrace/base/test_data.h"
 #include "millrace/model/cpu_executor.h"
 #include "millrace/model/family.h"
@@ -25,17 +26,6 @@ namespace {
 namespace fs = std::filesystem;
 
 const std::atomic<bool> kNeverStop = false;
-
-// A folder of the test's own.
-struct Folder {
-  fs::path path = fs::temp_directory_path() /
-                  fmt::format("millrace-weight-cache-{}-{}", ::getpid(), testing::UnitTest::GetInstance()->current_test_info()->name());
-  Folder() {
-    fs::remove_all(path);
-    fs::create_directories(path);
-  }
-  ~Folder() { fs::remove_all(path); }
-};
 
 struct Model {
   Checkpoint checkpoint;
@@ -84,7 +74,7 @@ bool same_bytes(std::span<const std::byte> a, std::span<const std::byte> b) {
 
 // Every weight class that the goldens have: plain, GPTQ, AWQ, bitsandbytes, FP8, mixtures of experts.
 TEST(WeightCache, GivesBackEveryModelsWeightsAndLogitsBitForBit) {
-  const Folder folder;
+  const TemporaryDirectory folder;
   ThreadPool pool(2);
   int num_models = 0;
   for (const auto& entry : fs::directory_iterator(source_dir() / "tests/golden/models")) {
@@ -95,14 +85,14 @@ TEST(WeightCache, GivesBackEveryModelsWeightsAndLogitsBitForBit) {
     auto packed = Weights::pack(model->network, model->checkpoint, pool);
     ASSERT_TRUE(packed.is_ok()) << packed.status().message();
     const auto fresh = std::make_shared<const Weights>(std::move(packed).value());
-    const WeightCache cache(model->network, model->checkpoint, *fresh, keep_all(folder.path));
+    const WeightCache cache(model->network, model->checkpoint, *fresh, keep_all(folder.path()));
     const Status written = cache.write(*fresh, kNeverStop);
     ASSERT_TRUE(written.is_ok()) << written.message();
     const std::vector<float> want = logits(*model, fresh, pool);
     for (const auto place : {WeightCacheOptions::Place::kMapped, WeightCacheOptions::Place::kCopied}) {
       auto planned = Weights::plan(model->network, pool);
       ASSERT_TRUE(planned.is_ok());
-      WeightCacheOptions options = keep_all(folder.path);
+      WeightCacheOptions options = keep_all(folder.path());
       options.place = place;
       const Status mapped = WeightCache(model->network, model->checkpoint, *planned, options).map(*planned, pool);
       ASSERT_TRUE(mapped.is_ok()) << mapped.message();
@@ -117,20 +107,20 @@ TEST(WeightCache, GivesBackEveryModelsWeightsAndLogitsBitForBit) {
 class CacheOfLlama : public testing::Test {
  protected:
   void SetUp() override {
-    fs::copy(golden("llama"), folder_.path / "llama", fs::copy_options::recursive);
+    fs::copy(golden("llama"), folder_.file("llama"), fs::copy_options::recursive);
     open();
     ASSERT_TRUE(cache().write(*weights_, kNeverStop).is_ok());
   }
 
   void open() {
-    open_model(folder_.path / "llama", model_);
+    open_model(folder_.file("llama"), model_);
     ASSERT_TRUE(model_);
     auto packed = Weights::pack(model_->network, model_->checkpoint, pool_);
     ASSERT_TRUE(packed.is_ok());
     weights_.emplace(std::move(packed).value());
   }
 
-  WeightCache cache() const { return {model_->network, model_->checkpoint, *weights_, keep_all(folder_.path)}; }
+  WeightCache cache() const { return {model_->network, model_->checkpoint, *weights_, keep_all(folder_.path())}; }
 
   Status map() {
     auto planned = Weights::plan(model_->network, pool_);
@@ -151,11 +141,11 @@ class CacheOfLlama : public testing::Test {
   }
   std::vector<std::string> files() const {
     std::vector<std::string> names;
-    for (const auto& entry : fs::directory_iterator(folder_.path / "weights")) names.push_back(entry.path().filename().string());
+    for (const auto& entry : fs::directory_iterator(folder_.file("weights"))) names.push_back(entry.path().filename().string());
     return names;
   }
 
-  Folder folder_;
+  TemporaryDirectory folder_;
   ThreadPool pool_{2};
   std::unique_ptr<Model> model_;
   std::optional<Weights> weights_;
@@ -168,7 +158,7 @@ TEST_F(CacheOfLlama, AnUnchangedFileIsBelieved) {
   struct stat info{};
   ASSERT_EQ(::stat(cache().path().c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 0777, 0600u);
-  ASSERT_EQ(::stat((folder_.path / "weights").c_str(), &info), 0);
+  ASSERT_EQ(::stat(folder_.file("weights").c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 0777, 0700u);
 }
 
@@ -210,15 +200,15 @@ TEST_F(CacheOfLlama, IsWrittenAgainOverABrokenOne) {
 }
 
 TEST_F(CacheOfLlama, IsOfThisVersionOfTheModel) {
-  const fs::path file = folder_.path / "llama/model.safetensors";
+  const fs::path file = folder_.file("llama/model.safetensors");
   const auto written = fs::last_write_time(file);
   // The same bytes at another time, then another file of the same size and time: neither can be told from a changed one.
   fs::last_write_time(file, written + std::chrono::seconds(1));
   open();
   EXPECT_EQ(map().code(), StatusCode::kInvalidArgument);
   EXPECT_NE(map().message().find("another version of the model"), std::string::npos);
-  fs::copy_file(file, folder_.path / "copy");
-  fs::rename(folder_.path / "copy", file);
+  fs::copy_file(file, folder_.file("copy"));
+  fs::rename(folder_.file("copy"), file);
   fs::last_write_time(file, written);
   open();
   EXPECT_EQ(map().code(), StatusCode::kInvalidArgument);
@@ -228,10 +218,10 @@ TEST_F(CacheOfLlama, IsOfThisVersionOfTheModel) {
 }
 
 TEST_F(CacheOfLlama, IsOfThisConfiguration) {
-  std::ifstream in(folder_.path / "llama/config.json");
+  std::ifstream in(folder_.file("llama/config.json"));
   std::string config{std::istreambuf_iterator<char>(in), {}};
   config.insert(config.find('{') + 1, "\"remark\": 1,");
-  std::ofstream(folder_.path / "llama/config.json") << config;
+  std::ofstream(folder_.file("llama/config.json")) << config;
   open();
   EXPECT_EQ(map().code(), StatusCode::kInvalidArgument);
 }
@@ -298,15 +288,15 @@ TEST_F(CacheOfLlama, AWriterThatCannotFinishLeavesNothing) {
   EXPECT_EQ(full.code(), StatusCode::kUnavailable) << full.message();
   EXPECT_TRUE(files().empty());
 
-  WeightCacheOptions options = keep_all(folder_.path);
-  std::ofstream(folder_.path / "in the way") << "x";
-  options.folder = (folder_.path / "in the way/weights").string();
+  WeightCacheOptions options = keep_all(folder_.path());
+  std::ofstream(folder_.file("in the way")) << "x";
+  options.folder = folder_.file("in the way/weights");
   EXPECT_FALSE(WeightCache(model_->network, model_->checkpoint, *weights_, options).write(*weights_, kNeverStop).is_ok());
 }
 
 TEST_F(CacheOfLlama, TheLongestUnusedMakeRoom) {
   const auto size = static_cast<int64_t>(fs::file_size(cache().path()));
-  const fs::path folder = folder_.path / "weights";
+  const fs::path folder = folder_.file("weights");
   const auto now = fs::file_time_type::clock::now();
   const auto other = [&](const char* name, int hours) {
     std::ofstream(folder / name) << "x";
@@ -314,7 +304,7 @@ TEST_F(CacheOfLlama, TheLongestUnusedMakeRoom) {
     fs::last_write_time(folder / name, now - std::chrono::hours(hours));
   };
   other("old.packed", 3), other("older.packed", 4), other("new.packed", 1), other("killed.packed.partial", 48), other("notes.txt", 48);
-  WeightCacheOptions options = keep_all(folder_.path);
+  WeightCacheOptions options = keep_all(folder_.path());
   options.max_bytes = 3 * size;
   ASSERT_TRUE(WeightCache(model_->network, model_->checkpoint, *weights_, options).write(*weights_, kNeverStop).is_ok());
   EXPECT_TRUE(fs::exists(folder / "new.packed") && fs::exists(folder / "old.packed"));
@@ -329,7 +319,7 @@ TEST_F(CacheOfLlama, TheLongestUnusedMakeRoom) {
 
   options.max_bytes = weights_->bytes() - 1;
   EXPECT_FALSE(WeightCache(model_->network, model_->checkpoint, *weights_, options).is_wanted());
-  options = keep_all(folder_.path);
+  options = keep_all(folder_.path());
   options.min_bytes = weights_->bytes() + 1;
   EXPECT_FALSE(WeightCache(model_->network, model_->checkpoint, *weights_, options).is_wanted());
 }

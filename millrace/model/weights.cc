@@ -14,8 +14,7 @@
 namespace millrace {
 namespace {
 
-// 16 rows of a tensor stored [k, rows] -> [16, k], for plain types (GPT-2's Conv1D), or of a stack of such matrices. Quantized types are
-// never stored transposed.
+// 16 rows of a tensor stored [k, rows] -> [16, k], for plain types (GPT-2's Conv1D), or of a stack of such matrices.
 void transpose_rows(const SourceTensor& tensor, std::span<const int32_t> rows, int64_t k, std::byte* out) {
   const int64_t in_stack = tensor.shape.back(), size = dtype_info(tensor.dtype).block_bytes;  // rows of one matrix
   for (int64_t c = 0; c < k; ++c) {
@@ -27,6 +26,25 @@ void transpose_rows(const SourceTensor& tensor, std::span<const int32_t> rows, i
   }
 }
 
+// The same where the stored lines are blocks, which go along the wrong dimension (DeepSeek's attn_k_b in GGUF): as f32, which holds what
+// every block stands for.
+bool is_unpacked(const MatrixSource& source) { return source.transposed && dtype_info(source.tensor->dtype).block_elements > 1; }
+
+void transpose_blocks(const SourceTensor& tensor, std::span<const int32_t> rows, int64_t k, std::byte* out) {
+  const int64_t in_stack = tensor.shape.back(), line_bytes = *row_bytes(tensor.dtype, in_stack);
+  std::vector<float> line(static_cast<std::size_t>(in_stack));
+  for (int64_t c = 0; c < k; ++c) {
+    int64_t of = -1;  // the matrix whose line that is
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      const int64_t matrix = rows[r] / in_stack, row = rows[r] % in_stack;
+      if (matrix != of) dequantize_row(tensor.dtype, tensor.data.data() + (matrix * k + c) * line_bytes, in_stack, line.data());
+      of = matrix;
+      std::memcpy(out + (static_cast<int64_t>(r) * k + c) * static_cast<int64_t>(sizeof(float)), &line[static_cast<std::size_t>(row)],
+                  sizeof(float));
+    }
+  }
+}
+
 Result<PackedMatrix> plan_matrix(const MatrixSource& source) {
   const SourceTensor& tensor = *source.tensor;
   if (source.grouped) {
@@ -34,13 +52,16 @@ Result<PackedMatrix> plan_matrix(const MatrixSource& source) {
     if (!planned.is_ok()) return planned.status().with_context(fmt::format("\"{}\"", tensor.name));
     return planned;
   }
+  if (is_unpacked(source)) {
+    if (!can_dequantize(tensor.dtype) || !row_bytes(tensor.dtype, tensor.shape.back())) {
+      return Status::unsupported(fmt::format("\"{}\" is {} and stored transposed, in lines of {} values: they cannot be read as numbers",
+                                             tensor.name, dtype_name(tensor.dtype), tensor.shape.back()));
+    }
+    return PackedMatrix::plan(DType::kF32, source.rows(), source.k);
+  }
   if (!row_bytes(tensor.dtype, source.k)) {
     return Status::unsupported(
         fmt::format("\"{}\": rows of {} values are no whole number of {} blocks", tensor.name, source.k, dtype_name(tensor.dtype)));
-  }
-  if (source.transposed && dtype_info(tensor.dtype).block_elements != 1) {
-    return Status::unsupported(
-        fmt::format("\"{}\" is {} and stored transposed; only plain types can be transposed", tensor.name, dtype_name(tensor.dtype)));
   }
   auto planned = PackedMatrix::plan(tensor.dtype, source.rows(), source.k);
   if (!planned.is_ok()) return planned.status().with_context(fmt::format("\"{}\"", tensor.name));
@@ -53,7 +74,8 @@ Status pack_panels(const PackedMatrix& matrix, const MatrixSource& source, int64
   const std::span<const int32_t> row_map(source.row_map);
   std::optional<GroupedRow> buffer;
   if (source.grouped) buffer.emplace(*source.grouped);
-  const int64_t bytes = source.grouped ? 0 : *row_bytes(tensor.dtype, source.k);
+  const DType dtype = is_unpacked(source) ? DType::kF32 : tensor.dtype;
+  const int64_t bytes = source.grouped ? 0 : *row_bytes(dtype, source.k);
   std::vector<std::byte> transposed(static_cast<std::size_t>(source.transposed ? kPanelRows * bytes : 0));
   for (int64_t panel = begin; panel < end; ++panel) {
     const auto first = static_cast<std::size_t>(panel * kPanelRows);
@@ -64,11 +86,15 @@ Status pack_panels(const PackedMatrix& matrix, const MatrixSource& source, int64
       if (!status.is_ok()) return status.with_context(fmt::format("\"{}\"", tensor.name));
       continue;
     }
-    if (source.transposed) transpose_rows(tensor, rows, source.k, transposed.data());
+    if (is_unpacked(source)) {
+      transpose_blocks(tensor, rows, source.k, transposed.data());
+    } else if (source.transposed) {
+      transpose_rows(tensor, rows, source.k, transposed.data());
+    }
     const std::byte* stored[kPanelRows];
     for (std::size_t i = 0; i < rows.size(); ++i)
       stored[i] = source.transposed ? transposed.data() + static_cast<int64_t>(i) * bytes : tensor.data.data() + rows[i] * bytes;
-    matrix.pack_panel(tensor.dtype, {stored, rows.size()}, to);
+    matrix.pack_panel(dtype, {stored, rows.size()}, to);
   }
   return Status::ok();
 }
@@ -120,22 +146,29 @@ Result<Weights> Weights::plan(const Network& network, ThreadPool& pool) {
       if (linear->weight.tensor != nullptr) add(*linear);
     }
   };
-  for (const DecoderLayer& layer : network.layers) {
-    for (const Linear* linear : {&layer.attention.q, &layer.attention.k, &layer.attention.v, &layer.attention.o}) {
+  const auto add_attention = [&](const AttentionLayer& attention) {
+    for (const Linear* linear : {&attention.q, &attention.k, &attention.v, &attention.o}) {
       if (linear->weight.tensor != nullptr) add(*linear);
     }
+  };
+  const auto add_layer = [&](const DecoderLayer& layer) {
+    add_attention(layer.attention);
+    if (layer.cross) add_attention(*layer.cross);
     if (const auto& latent = layer.attention.latent) {
       if (latent->q_down) add(*latent->q_down);
       for (const Linear* linear : {&latent->kv_down, &latent->k_rope, &latent->k_up, &latent->v_up}) add(*linear);
     }
+    for_each_state_linear(layer, add);
     add_mlp(layer.mlp);
-    if (!layer.mlp.mixture) continue;
+    if (!layer.mlp.mixture) return;
     const Mixture& mixture = *layer.mlp.mixture;
     add(mixture.router);
     for (const Expert& expert : mixture.experts) add_mlp(expert);
     if (mixture.shared) add_mlp(*mixture.shared);
     if (mixture.shared_gate) add(*mixture.shared_gate);
-  }
+  };
+  if (network.encoder) std::for_each(network.encoder->layers.begin(), network.encoder->layers.end(), add_layer);
+  std::for_each(network.layers.begin(), network.layers.end(), add_layer);
   if (network.pooled) {
     for (const DenseLayer& layer : network.pooled->layers) add(layer.linear);
   } else {

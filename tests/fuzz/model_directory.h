@@ -6,15 +6,19 @@
 #include <string>
 #include <string_view>
 
-// A copy of a tiny model of tests/golden in which the fuzzer's input takes the place of one file.
+// A folder whose files are the fuzzer's input: empty, or a copy of a tiny model of tests/golden in which the input takes the place of one
+// file.
 class ModelDirectory {
  public:
-  explicit ModelDirectory(std::string_view model) {
+  ModelDirectory() {
+    std::string name = (std::filesystem::exists("/dev/shm") ? "/dev/shm" : "/tmp") + std::string("/millrace_fuzz_XXXXXX");
+    if (mkdtemp(name.data()) == nullptr) std::abort();
+    path_ = name;
+  }
+  explicit ModelDirectory(std::string_view model) : ModelDirectory() {
     const char* source = std::getenv("MILLRACE_SOURCE_DIR");
     const std::filesystem::path golden = std::filesystem::path(source == nullptr ? "." : source) / "tests/golden/models" / model;
-    std::string name = (std::filesystem::exists("/dev/shm") ? "/dev/shm" : "/tmp") + std::string("/millrace_fuzz_XXXXXX");
-    if (mkdtemp(name.data()) == nullptr || !std::filesystem::exists(golden)) std::abort();
-    path_ = name;
+    if (!std::filesystem::exists(golden)) std::abort();
     for (const char* file : {"config.json", "model.safetensors"}) std::filesystem::copy_file(golden / file, path_ / file);
   }
   ~ModelDirectory() { std::filesystem::remove_all(path_); }
