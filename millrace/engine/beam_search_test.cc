@@ -215,6 +215,8 @@ TEST(BeamSearch, WhatDoesNotGoWithItIsRefusedByName) {
   EXPECT_EQ(message([](auto& r) { r.min_tokens = 1; }), "min_tokens does not go with beam search");
   EXPECT_EQ(message([](auto& r) { r.sampling.num_logprobs = 1; }), "logprobs does not go with beam search");
   EXPECT_EQ(message([](auto& r) { r.sampling.repetition_penalty = 1.1f; }), "repetition_penalty does not go with beam search");
+  EXPECT_EQ(message([](auto& r) { r.sampling.mirostat = 2; }), "mirostat does not go with beam search");
+  EXPECT_EQ(message([](auto& r) { r.sampling.xtc_probability = 0.5f; }), "xtc_probability does not go with beam search");
   EXPECT_EQ(message([](auto& r) { r.sampling.logit_bias = {{1, 1.0f}}; }), "logit_bias does not go with beam search");
   EXPECT_NE(message([](auto& r) { r.beams->length_penalty = NAN; }), "accepted");
 }

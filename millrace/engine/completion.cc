@@ -14,7 +14,7 @@ Completion::Completion(const GenerationRequest& request, int64_t max_tokens, std
       stop_strings_(request.stop, request.include_stop_str_in_output) {
   if (tokenizer == nullptr) return;
   detokenizer_.emplace(*tokenizer, request.skip_special_tokens);
-  continue_from(request.prompt_tokens, *tokenizer);
+  if (!request.prompt_tokens.empty()) continue_from(request.prompt_tokens, *tokenizer);
 }
 
 // Many decoders drop the space before the first word of a text. A completion is no first word: " world" after "Hello" keeps its space.

@@ -198,7 +198,8 @@ void expect_independent(const Case& c) {
     SCOPED_TRACE(fmt::format("{} strangers", num_strangers));
     expect_same_bits(among(**executor, c, tokens, num_strangers, false), want);
   }
-  {
+  // A state cannot be taken back to before a wrong draft: the engine refuses speculation there.
+  if (!(*executor)->info().has_state()) {
     SCOPED_TRACE("drafting");
     expect_same_bits(drafting(**executor, c, tokens), want);
   }
@@ -220,7 +221,7 @@ void expect_independent(const Case& c) {
 TEST(Determinism, TinyModelsComputeTheSameBitsInAnyCompany) {
   for (const auto& entry : std::filesystem::directory_iterator(source_dir() / "tests/golden/models")) {
     if (!std::filesystem::exists(entry.path() / "golden.json")) continue;
-    for (KvDType kv_dtype : {KvDType::kF32, KvDType::kBf16, KvDType::kInt8}) {
+    for (KvDType kv_dtype : kAllKvDTypes) {
       SCOPED_TRACE(fmt::format("{} kv {}", entry.path().filename().string(), static_cast<int>(kv_dtype)));
       expect_independent({entry.path().string(), kv_dtype, 75, 6, {1, 7, 32, 33}, {1, 5, 32}, {2, 3}});
     }
@@ -233,7 +234,7 @@ TEST(Determinism, TheDemoModelComputesTheSameBitsInAnyCompany) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "takes too long under a sanitizer; the tiny models take the same paths";
 #endif
-  for (KvDType kv_dtype : {KvDType::kBf16, KvDType::kInt8, KvDType::kF32}) {
+  for (KvDType kv_dtype : kAllKvDTypes) {
     SCOPED_TRACE(static_cast<int>(kv_dtype));
     // The largest company once: 42,000 tokens of strangers are most of this test's time.
     const std::vector<int> companies = kv_dtype == KvDType::kBf16 ? std::vector<int>{1, 32} : std::vector<int>{3};

@@ -1,35 +1,15 @@
 #include "millrace/engine/engine.h"
 
 #include <fmt/format.h>
-#include <openssl/rand.h>
 
 #include <algorithm>
-#include <cmath>
-#include <condition_variable>
 #include <limits>
-#include <mutex>
-#include <set>
-#include <thread>
-#include <unordered_map>
 
 #include "millrace/base/check.h"
-#include "millrace/base/clock.h"
-#include "millrace/engine/block_allocator.h"
-#include "millrace/engine/draft_planner.h"
-#include "millrace/engine/kv_sizing.h"
-#include "millrace/engine/live_request.h"
-#include "millrace/engine/prefill_pacer.h"
-#include "millrace/engine/request_check.h"
-#include "millrace/engine/scheduler.h"
+#include "millrace/engine/engine_impl.h"
 
 namespace millrace {
 namespace {
-
-// The bounds that vLLM's histograms have, so that dashboards made for them fit.
-constexpr double kTimeToFirstTokenBounds[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
-                                              1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
-constexpr double kInterTokenBounds[] = {.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3,
-                                        .4,   .5,    .75,  1,   2.5,  5,   7.5,  10, 20,  40, 80};
 
 SchedulerOptions scheduler_options(const EngineOptions& options, const ExecutorInfo& info) {
   SchedulerOptions result;
@@ -38,274 +18,79 @@ SchedulerOptions scheduler_options(const EngineOptions& options, const ExecutorI
   result.prefill_chunk_max = options.prefill_chunk_max;
   result.client_weights = options.client_weights;
   result.prompt_differs = info.prompt_differs;
-  for (const KvGroupSpec& group : info.kv_groups) result.windows.push_back(group.window);
+  for (const KvGroupSpec& group : info.kv_groups) {
+    result.windows.push_back(group.window);
+    result.cross.push_back(group.cross);
+  }
   return result;
 }
 
 }  // namespace
 
-class Engine::Impl {
- public:
-  Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions options, KvSizing sizing)
-      : executor_(executor),
-        tokenizer_(tokenizer),
-        options_(std::move(options)),
-        info_(executor.info()),
-        limits_{info_.sampled_vocab_size, options_.max_context, sizing.max_sequence_tokens, options_.max_n, tokenizer != nullptr},
-        private_hasher_(options_.cache_secret + "/one request"),
-        allocator_(sizing.num_blocks),
-        scheduler_(scheduler_options(options_, info_), allocator_) {
-    metrics_.time_to_first_token = Histogram(kTimeToFirstTokenBounds);
-    metrics_.inter_token_latency = Histogram(kInterTokenBounds);
-    metrics_.request_latency = Histogram(kLatencyBounds);
-    metrics_.queue_time = Histogram(kLatencyBounds);
-    metrics_.kv_groups.resize(sizing.num_blocks.size());
-    if (speculates())
-      metrics_.num_accepted_tokens_per_position.resize(static_cast<std::size_t>(options_.speculation.num_speculative_tokens), 0);
-    if (options_.tpot_target_seconds > 0) pacer_.emplace(options_.tpot_target_seconds, options_.step_tokens_max);
-    publish_metrics(0, 0);
-  }
-
-  Result<RequestId> add(GenerationRequest request, OutputCallback callback);
-  void cancel(RequestId id);
-  EngineMetrics metrics() const;
-  int64_t max_request_tokens() const { return limits_.max_sequence_tokens; }
-  bool step();
-  void start();
-  bool drain(std::chrono::milliseconds timeout);
-  void stop();
-
- private:
-  struct Command {
-    std::unique_ptr<LiveRequest> add;  // or
-    std::optional<RequestId> cancel;   // or, with neither, abort everything
-  };
-
-  std::unique_ptr<LiveRequest> make_live(GenerationRequest request, OutputCallback callback);
-  void post(Command command);
-  bool take_inbox();
-  void run_thread();
-  void begin(std::unique_ptr<LiveRequest> request);
-  void abort_all();
-  bool end_overdue();
-  void schedule_siblings(LiveRequest& request);
-  void leave_queue(LiveRequest& request);
-  bool speculates() const { return options_.speculation.prompt_lookup; }
-  void propose_drafts();
-  int64_t prefill_rows_max() const;
-  void build_plan(std::span<const Scheduler::Planned> planned);
-  void plan_outputs(LiveSequence& sequence, int32_t row_end);
-  void plan_scores(LiveSequence& sequence, int64_t num_rows, int32_t row_begin);
-  void accept_drafts(const StepOutput& output);
-  void take_scores(LiveSequence& sequence, std::span<const SampledToken> tokens);
-  int64_t take_tokens(LiveSequence& sequence, std::span<const SampledToken> tokens, double now);
-  void end_without_token(LiveSequence& sequence);
-  void take_candidates(LiveSequence& sequence, const SampledToken& token);
-  void continue_search(LiveRequest& request);
-  void schedule_beams(LiveRequest& request, std::span<const Scheduler::ForkPoint> points);
-  void finish_beams(LiveRequest& request);
-  void end_request(LiveRequest& request, FinishReason reason, const Status& error);
-  void finish_sequence(LiveSequence& sequence, bool forget);
-  void deliver(LiveSequence& sequence);
-  void publish_metrics(int64_t num_prefill_tokens, int64_t num_generated);
-
-  Executor& executor_;
-  const Tokenizer* tokenizer_;
-  const EngineOptions options_;
-  const ExecutorInfo info_;
-  const RequestLimits limits_;
-  const PrefixHasher private_hasher_;
-
-  // What any thread may touch, under mutex_.
-  std::mutex stop_mutex_;  // of stop(): one caller at a time; before mutex_
-  mutable std::mutex mutex_;
-  std::condition_variable inbox_filled_, became_idle_;
-  std::vector<Command> inbox_;
-  RequestId next_id_ = 1;
-  int64_t num_live_ = 0;  // added and not finished
-  int64_t num_queued_requests_ = 0, num_queued_tokens_ = 0, num_rejected_ = 0;
-  bool accepting_ = true, stopping_ = false;
-  bool started_ = false;  // the engine's own thread steps, or did until stop(): nobody else may
-  std::thread thread_;
-
-  // The rest belongs to the thread that steps.
-  BlockAllocator allocator_;
-  Scheduler scheduler_;
-  std::unordered_map<RequestId, std::unique_ptr<LiveRequest>> live_;
-  std::vector<Command> commands_;
-  std::set<std::pair<double, RequestId>> deadlines_;  // seconds
-  std::vector<std::unique_ptr<LiveRequest>> ended_;   // destroyed when the step no longer points to them
-  StepPlan plan_;
-  // Sequences that want tokens: one after their last row, and one after each draft token.
-  struct Wanted {
-    LiveSequence* sequence;
-    std::size_t output_begin;  // of plan_.outputs
-    int64_t num_draft_tokens, num_accepted_tokens;
-  };
-  std::vector<Wanted> wanted_;
-  // Sequences of which prompt tokens are scored.
-  struct Scored {
-    LiveSequence* sequence;
-    std::size_t output_begin, num_outputs;
-  };
-  std::vector<Scored> scored_;
-  std::vector<LiveRequest*> searching_;  // requests of which the step computed beams
-  std::vector<SamplingInput> sampling_;  // [num_outputs]; never grows within a step: the plan points into it
-  // Draft tokens of a step: who decodes in it, and how many each gets.
-  std::vector<LiveSequence*> decoding_;
-  std::vector<DraftCandidate> candidates_;  // of decoding_
-  DraftPlanner draft_planner_;
-  std::optional<PrefillPacer> pacer_;  // with tpot_target_seconds
-  DraftAcceptance acceptance_{.995};   // of all sequences
-  OutputDelta delta_;
-  int64_t num_unscheduled_siblings_ = 0;
-  bool busy_ = false;
-
-  mutable std::mutex metrics_mutex_;
-  EngineMetrics metrics_;
-  DecayingRate generation_rate_, prompt_rate_;
-  std::optional<double> progress_at_;  // start of work or end of the last step; absent when idle
-};
+Engine::Impl::Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions options, KvSizing sizing)
+    : executor_(executor),
+      tokenizer_(tokenizer),
+      options_(std::move(options)),
+      info_(executor.info()),
+      limits_{info_.sampled_vocab_size, options_.max_context, sizing.max_sequence_tokens,
+              options_.max_n,           tokenizer != nullptr, static_cast<int64_t>(info_.start_tokens.size()),
+              info_.max_source_tokens},
+      private_hasher_(options_.cache_secret + "/one request"),
+      inbox_(options_.max_queued_requests, options_.max_queued_tokens),
+      metrics_(options_.clock, sizing.num_blocks.size(),
+               options_.speculation.method != SpeculationMethod::kOff
+                   ? static_cast<std::size_t>(options_.speculation.num_speculative_tokens)
+                   : 0),
+      allocator_(sizing.num_blocks),
+      scheduler_(scheduler_options(options_, info_), allocator_),
+      speculator_(options_.speculation),
+      builder_(info_.kv_groups.size()) {
+  if (options_.tpot_target_seconds > 0) pacer_.emplace(options_.tpot_target_seconds, options_.step_tokens_max);
+  publish_metrics();
+}
 
 // ---- any thread
 
 Result<RequestId> Engine::Impl::add(GenerationRequest request, OutputCallback callback) {
   MR_RETURN_IF_ERROR(check_request(request, limits_));
-  const int64_t num_tokens = static_cast<int64_t>(request.prompt_tokens.size());
-  std::unique_ptr<LiveRequest> live = make_live(std::move(request), std::move(callback));
-  std::lock_guard lock(mutex_);
-  if (!accepting_) return Status::unavailable("the engine is shutting down");
-  if (num_queued_requests_ >= options_.max_queued_requests) {
-    ++num_rejected_;
-    return Status::resource_exhausted(
-        fmt::format("{} requests are waiting, the limit is {}", num_queued_requests_, options_.max_queued_requests));
-  }
-  // One request is always let in: an empty queue with a limit below a context must not refuse for ever.
-  if (num_queued_requests_ > 0 && num_queued_tokens_ + num_tokens > options_.max_queued_tokens) {
-    ++num_rejected_;
-    return Status::resource_exhausted(fmt::format("{} prompt tokens are waiting and {} more would pass the limit of {}", num_queued_tokens_,
-                                                  num_tokens, options_.max_queued_tokens));
-  }
-  const RequestId id = next_id_++;
-  live->id = id;
-  ++num_live_;
-  ++num_queued_requests_;
-  num_queued_tokens_ += num_tokens;
-  inbox_.push_back({std::move(live), std::nullopt});
-  inbox_filled_.notify_one();
-  return id;
+  return inbox_.add(make_live_request(std::move(request), std::move(callback), options_, info_, limits_, tokenizer_));
 }
-
-std::unique_ptr<LiveRequest> Engine::Impl::make_live(GenerationRequest request, OutputCallback callback) {
-  auto live = std::make_unique<LiveRequest>();
-  live->request = std::move(request);
-  live->callback = std::move(callback);
-  live->num_prompt_tokens = static_cast<int64_t>(live->request.prompt_tokens.size());
-  live->max_tokens = live->request.max_tokens.value_or(limits_.max_sequence_tokens - live->num_prompt_tokens);
-  live->rope_long = info_.rope_short_length > 0 && live->num_prompt_tokens + live->max_tokens > info_.rope_short_length;
-  live->added_at = options_.clock();
-  live->deadline = live->added_at + live->request.timeout.value_or(0);
-  live->usage.prompt_tokens = live->num_prompt_tokens;
-  live->num_unfinished = live->request.n;
-  live->stop_token_ids = live->request.stop_token_ids;
-  if (!live->request.ignore_eos) {
-    live->stop_token_ids.insert(live->stop_token_ids.end(), options_.eos_token_ids.begin(), options_.eos_token_ids.end());
-  }
-  for (int32_t i = 0; i < live->request.n; ++i) {
-    live->sequences.push_back(
-        std::make_unique<LiveSequence>(*live, Completion(live->request, live->max_tokens, options_.eos_token_ids, tokenizer_)));
-    LiveSequence& sequence = *live->sequences.back();
-    sequence.priority = live->request.priority;
-    sequence.index = i;
-    sequence.client = live->request.client;
-    sequence.num_prompt_tokens = live->num_prompt_tokens;
-    sequence.shares_prefix = options_.prefix_cache || live->request.n > 1 || live->request.beams;
-    sequence.sampling.params = &live->request.sampling;
-    sequence.sampling.seed = live->request.seed;
-    sequence.sampling.sequence = static_cast<uint64_t>(i);
-  }
-  live->sequences[0]->tokens = std::move(live->request.prompt_tokens);
-  if (live->request.beams) {
-    const BeamParams& beams = *live->request.beams;
-    std::vector<int32_t> stops = live->stop_token_ids;  // each once: they say how many candidates are looked at
-    std::sort(stops.begin(), stops.end());
-    stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
-    live->beams.emplace(
-        BeamSearch::Options{live->request.n, live->max_tokens, beams.length_penalty, beams.early_stopping, std::move(stops)});
-    live->beam_scores.temperature = 0;
-    live->beam_scores.num_logprobs = live->beams->num_candidates();
-    live->beam_candidates.resize(1);
-  }
-  if (live->request.num_prompt_logprobs >= 0) {
-    live->prompt_scores.num_logprobs = live->request.num_prompt_logprobs;
-    live->sequences[0]->score_end = live->num_prompt_tokens - 1;
-  }
-  return live;
-}
-
-void Engine::Impl::post(Command command) {
-  std::lock_guard lock(mutex_);
-  inbox_.push_back(std::move(command));
-  inbox_filled_.notify_one();
-}
-
-void Engine::Impl::cancel(RequestId id) { post({nullptr, id}); }
 
 EngineMetrics Engine::Impl::metrics() const {
-  EngineMetrics snapshot;
-  {
-    std::lock_guard lock(metrics_mutex_);
-    snapshot = metrics_;
-    const double now = options_.clock();
-    snapshot.generation_tokens_per_second = generation_rate_.per_second(now);
-    snapshot.prompt_tokens_per_second = prompt_rate_.per_second(now);
-    if (progress_at_) snapshot.seconds_since_step = std::max(0.0, now - *progress_at_);
-  }
-  std::lock_guard lock(mutex_);
-  snapshot.num_live_requests = num_live_;
-  snapshot.num_rejected = num_rejected_;
+  EngineMetrics snapshot = metrics_.snapshot();
+  snapshot.num_live_requests = inbox_.num_live();
+  snapshot.num_rejected = inbox_.num_rejected();
   return snapshot;
 }
 
 void Engine::Impl::start() {
-  std::lock_guard lock(mutex_);
-  MR_CHECK(!started_ && !stopping_, "an engine starts once");
-  started_ = true;
-  thread_ = std::thread([this] { run_thread(); });
+  MR_CHECK(!inbox_.is_stopping() && !started_.exchange(true), "an engine starts once");
+  thread_ = std::thread([this] {
+    while (true) {
+      if (!busy_) inbox_.wait();
+      if (inbox_.is_stopping()) return;
+      step();
+    }
+  });
 }
 
 bool Engine::Impl::drain(std::chrono::milliseconds timeout) {
   const auto deadline = std::chrono::steady_clock::now() + timeout;
-  std::unique_lock lock(mutex_);
-  accepting_ = false;
-  const auto is_idle = [&] { return num_live_ == 0; };
-  if (started_) {
-    if (became_idle_.wait_until(lock, deadline, is_idle)) return true;
-    inbox_.push_back({});
-    inbox_filled_.notify_one();
-    became_idle_.wait(lock, is_idle);
-    return false;
-  }
-  while (!is_idle()) {
-    lock.unlock();
+  if (started_) return inbox_.drain(deadline);
+  inbox_.close();
+  while (inbox_.num_live() > 0) {
     if (std::chrono::steady_clock::now() >= deadline) {
       take_inbox();
       abort_all();
       return false;
     }
     step();
-    lock.lock();
   }
   return true;
 }
 
 void Engine::Impl::stop() {
-  {
-    std::lock_guard lock(mutex_);
-    accepting_ = false;
-    stopping_ = true;
-    inbox_filled_.notify_all();
-  }
+  inbox_.stop();
   const std::lock_guard stop_lock(stop_mutex_);
   if (thread_.joinable()) thread_.join();
   take_inbox();
@@ -314,24 +99,10 @@ void Engine::Impl::stop() {
 
 // ---- the stepping thread
 
-void Engine::Impl::run_thread() {
-  while (true) {
-    {
-      std::unique_lock lock(mutex_);
-      if (!busy_) inbox_filled_.wait(lock, [&] { return !inbox_.empty() || stopping_; });
-      if (stopping_) return;
-    }
-    step();
-  }
-}
-
 bool Engine::Impl::take_inbox() {
-  {
-    std::lock_guard lock(mutex_);
-    commands_.swap(inbox_);
-  }
+  inbox_.take(commands_);
   const bool any = !commands_.empty();
-  for (Command& command : commands_) {
+  for (RequestInbox::Command& command : commands_) {
     if (command.add) {
       begin(std::move(command.add));
     } else if (command.cancel) {
@@ -341,7 +112,6 @@ bool Engine::Impl::take_inbox() {
       abort_all();
     }
   }
-  commands_.clear();
   const bool any_overdue = end_overdue();
   ended_.clear();
   return any || any_overdue;
@@ -382,7 +152,7 @@ void Engine::Impl::schedule_siblings(LiveRequest& request) {
   const std::vector<int32_t>& tokens = request.sequences[0]->tokens;
   for (auto& sequence : request.sequences) {
     if (sequence->scheduled) continue;
-    sequence->tokens.assign(tokens.begin(), tokens.begin() + request.num_prompt_tokens);
+    sequence->tokens.assign(tokens.begin(), tokens.begin() + sequence->num_prompt_tokens);
     sequence->scheduled = true;
     scheduler_.add(*sequence);
     --num_unscheduled_siblings_;
@@ -395,72 +165,63 @@ void Engine::Impl::abort_all() {
   std::sort(requests.begin(), requests.end(), [](const LiveRequest* a, const LiveRequest* b) { return a->id < b->id; });
   for (LiveRequest* request : requests) end_request(*request, FinishReason::kAbort, Status::ok());
   ended_.clear();
-  publish_metrics(0, 0);
+  publish_metrics();
 }
 
 void Engine::Impl::leave_queue(LiveRequest& request) {
   if (!request.queued) return;
   request.queued = false;
-  std::lock_guard lock(mutex_);
-  --num_queued_requests_;
-  num_queued_tokens_ -= request.num_prompt_tokens;
+  inbox_.leave_queue(request.num_prompt_tokens);
 }
 
 bool Engine::Impl::step() {
   const bool had_commands = take_inbox();
-  {
-    std::lock_guard lock(metrics_mutex_);
-    busy_ = scheduler_.num_running() + scheduler_.num_waiting() > 0;
-    if (!busy_) {
-      progress_at_.reset();
-    } else if (!progress_at_) {
-      progress_at_ = options_.clock();
-      generation_rate_.restart(*progress_at_);
-      prompt_rate_.restart(*progress_at_);
-    }
-  }
+  busy_ = scheduler_.num_running() + scheduler_.num_waiting() > 0;
+  metrics_.set_busy(busy_);
   if (!busy_) {
-    if (had_commands) publish_metrics(0, 0);
+    if (had_commands) publish_metrics();
     return had_commands;
   }
 
-  propose_drafts();
-  build_plan(scheduler_.plan_step(prefill_rows_max()));
+  speculator_.propose(scheduler_.running());
+  const auto planned = scheduler_.plan_step(prefill_rows_max());
+  count_admitted();
+  const StepPlan& plan = builder_.build(planned, scheduler_.block_copies());
   const double begun = options_.clock();
-  executor_.enqueue(plan_);
+  executor_.enqueue(plan);
   const StepOutput& output = executor_.wait();
-  MR_CHECK(output.tokens.size() == plan_.outputs.size(), "one token for each output");
+  MR_CHECK(output.tokens.size() == plan.outputs.size(), "one token for each output");
   const double now = options_.clock();
-  const int64_t num_rows = static_cast<int64_t>(plan_.tokens.size());
-  accept_drafts(output);
+  const int64_t num_rows = static_cast<int64_t>(plan.tokens.size());
+  take_drafts(output);
   int64_t num_decode_rows = 0, num_drafts = 0;
-  for (const Wanted& wanted : wanted_) {
+  for (const StepBuilder::Wanted& wanted : builder_.wanted()) {
     if (wanted.sequence->completion.num_tokens() > 0) num_decode_rows += 1 + wanted.num_draft_tokens;
     num_drafts += wanted.num_draft_tokens;
   }
-  if (speculates() && num_decode_rows == num_rows) draft_planner_.observe_step(num_rows, num_drafts, now - begun);
+  if (num_decode_rows == num_rows) speculator_.observe_step(num_rows, num_drafts, now - begun);
   if (pacer_) pacer_->observe(num_decode_rows, num_rows - num_decode_rows, now - begun);
   scheduler_.commit_step();
+  const std::span tokens(output.tokens);
+  for (const StepBuilder::Scored& scored : builder_.scored())
+    take_scores(*scored.sequence, tokens.subspan(scored.output_begin, scored.num_outputs));
   int64_t num_generated = 0;
-  for (const Scored& scored : scored_)
-    take_scores(*scored.sequence, std::span(output.tokens).subspan(scored.output_begin, scored.num_outputs));
-  for (const Wanted& wanted : wanted_) {
-    if (wanted.sequence->request.max_tokens == 0) {
+  for (const StepBuilder::Wanted& wanted : builder_.wanted()) {
+    const LiveRequest& request = wanted.sequence->request;
+    if (request.max_tokens == 0) {
       end_without_token(*wanted.sequence);
-      continue;
+    } else if (request.beams) {
+      take_candidates(*wanted.sequence, tokens[wanted.output_begin]);
+    } else {
+      const auto num_tokens = static_cast<std::size_t>(1 + wanted.num_accepted_tokens);
+      num_generated += take_tokens(*wanted.sequence, tokens.subspan(wanted.output_begin, num_tokens), now);
     }
-    if (wanted.sequence->request.beams) {
-      take_candidates(*wanted.sequence, output.tokens[wanted.output_begin]);
-      continue;
-    }
-    num_generated +=
-        take_tokens(*wanted.sequence,
-                    std::span(output.tokens).subspan(wanted.output_begin, static_cast<std::size_t>(1 + wanted.num_accepted_tokens)), now);
   }
   for (LiveRequest* request : searching_) continue_search(*request);
   searching_.clear();
   ended_.clear();
-  publish_metrics(num_rows - num_decode_rows, num_generated);
+  publish_metrics();
+  metrics_.count_step(num_rows - num_decode_rows, num_generated);
   return true;
 }
 
@@ -473,143 +234,30 @@ int64_t Engine::Impl::prefill_rows_max() const {
   return pacer_->rows(decode_rows);
 }
 
-// Every sequence that decodes is followed, also where no draft of it is computed: whether its drafts would have been right is seen for
-// nothing.
-void Engine::Impl::propose_drafts() {
-  if (!speculates()) return;
-  decoding_.clear();
-  for (Sequence* running : scheduler_.running()) {
-    LiveSequence& sequence = static_cast<LiveSequence&>(*running);
-    if (sequence.request.request.sampling.needs_previous_draw()) continue;  // one position a step
-    if (sequence.num_uncomputed() == 1 && sequence.completion.num_tokens() > 0) decoding_.push_back(&sequence);
-  }
-  candidates_.resize(decoding_.size());
-  for (std::size_t i = 0; i < decoding_.size(); ++i) {
-    LiveSequence& sequence = *decoding_[i];
-    if (!sequence.lookup) sequence.lookup.emplace(options_.speculation.prompt_lookup_min);
-    sequence.lookup->extend(sequence.tokens, sequence.num_prompt_tokens, sequence.acceptance, acceptance_);
-    DraftCandidate& candidate = candidates_[i];
-    candidate.probabilities.clear();
-    if (sequence.lookup->match_length() == 0) continue;
-    // The step's last token is sampled, not drafted.
-    const int64_t most =
-        std::min(options_.speculation.num_speculative_tokens, sequence.request.max_tokens - sequence.completion.num_tokens() - 1);
-    for (int64_t k = 0; k < most; ++k)
-      candidate.probabilities.push_back(sequence.acceptance.probability(sequence.lookup->match_length() + k, &acceptance_));
-  }
-  if (options_.speculation.adaptive) {
-    draft_planner_.choose(candidates_);
-  } else {
-    for (DraftCandidate& candidate : candidates_) candidate.num_draft_tokens = static_cast<int64_t>(candidate.probabilities.size());
-  }
-  for (std::size_t i = 0; i < decoding_.size(); ++i) {
-    LiveSequence& sequence = *decoding_[i];
-    if (candidates_[i].num_draft_tokens == 0) continue;
-    sequence.lookup->draft(sequence.tokens, candidates_[i].num_draft_tokens);
-    sequence.num_draft_tokens = candidates_[i].num_draft_tokens;
-  }
-}
-
-void Engine::Impl::build_plan(std::span<const Scheduler::Planned> planned) {
+void Engine::Impl::count_admitted() {
   const double now = options_.clock();
   for (Sequence* admitted : scheduler_.newly_admitted()) {
     LiveRequest& request = static_cast<LiveSequence*>(admitted)->request;
     if (admitted->index != 0) continue;
     leave_queue(request);
     request.usage.cached_tokens = admitted->num_cached_tokens;
-    std::lock_guard lock(metrics_mutex_);
-    metrics_.prompt_tokens += request.num_prompt_tokens;
-    metrics_.queue_time.observe(now - request.added_at);
-  }
-  plan_.clear();
-  wanted_.clear();
-  scored_.clear();
-  std::size_t num_outputs = 0;
-  for (const Scheduler::Planned& rows : planned) {
-    num_outputs += static_cast<std::size_t>(rows.sequence->num_scored(rows.num_rows));
-    num_outputs += rows.wants_token() ? 1 + static_cast<std::size_t>(rows.sequence->num_draft_tokens) : 0;
-  }
-  sampling_.clear();
-  sampling_.reserve(num_outputs);
-  for (const Scheduler::Planned& rows : planned) {
-    LiveSequence& sequence = static_cast<LiveSequence&>(*rows.sequence);
-    const int32_t row_begin = static_cast<int32_t>(plan_.tokens.size());
-    const auto first = sequence.tokens.begin() + sequence.num_computed;
-    plan_.tokens.insert(plan_.tokens.end(), first, first + rows.num_rows);
-    const int32_t row_end = static_cast<int32_t>(plan_.tokens.size());
-    plan_.sequences.push_back({row_begin, row_end, static_cast<int32_t>(sequence.num_computed), sequence.request.rope_long,
-                               static_cast<int32_t>(sequence.num_prompt_tokens)});
-    plan_scores(sequence, rows.num_rows, row_begin);
-    if (rows.wants_token()) plan_outputs(sequence, row_end);
-  }
-  plan_.block_copies.assign(scheduler_.block_copies().begin(), scheduler_.block_copies().end());
-  plan_.table_begin.push_back(0);
-  for (std::size_t g = 0; g < info_.kv_groups.size(); ++g) {
-    for (const Scheduler::Planned& rows : planned) {
-      const std::vector<int32_t>& table = rows.sequence->block_tables[g];
-      plan_.block_ids.insert(plan_.block_ids.end(), table.begin(), table.end());
-      plan_.table_begin.push_back(static_cast<int32_t>(plan_.block_ids.size()));
-    }
+    metrics_.record([&](EngineMetrics& metrics) {
+      metrics.prompt_tokens += request.num_prompt_tokens;
+      metrics.queue_time.observe(now - request.added_at);
+    });
   }
 }
 
-// The prompt's next token after each row that is scored.
-void Engine::Impl::plan_scores(LiveSequence& sequence, int64_t num_rows, int32_t row_begin) {
-  const int64_t num_scored = sequence.num_scored(num_rows);
-  if (num_scored == 0) return;
-  scored_.push_back({&sequence, plan_.outputs.size(), static_cast<std::size_t>(num_scored)});
-  const int64_t first = std::max(sequence.num_computed, sequence.score_begin);
-  for (int64_t position = first; position < first + num_scored; ++position) {
-    SamplingInput& sampling = sampling_.emplace_back();
-    sampling.params = &sequence.request.prompt_scores;
-    sampling.given = sequence.tokens[static_cast<std::size_t>(position + 1)];
-    plan_.outputs.push_back({row_begin + static_cast<int32_t>(position - sequence.num_computed), &sampling});
-  }
-}
-
-// A token after the sequence's last own row, and one after each draft token as if those before it were accepted.
-void Engine::Impl::plan_outputs(LiveSequence& sequence, int32_t row_end) {
-  const std::span<const int32_t> tokens(sequence.tokens);
-  const std::span<const int32_t> completion_tokens = tokens.subspan(static_cast<std::size_t>(sequence.num_prompt_tokens));
-  const auto num_draft_tokens = static_cast<int32_t>(sequence.num_draft_tokens);
-  const int64_t num_completion_tokens = sequence.completion.num_tokens();
-  wanted_.push_back({&sequence, plan_.outputs.size(), num_draft_tokens, 0});
-  if (sequence.request.max_tokens == 0) return;
-  if (sequence.request.beams) {
-    SamplingInput& sampling = sampling_.emplace_back();
-    sampling.params = &sequence.request.beam_scores;
-    plan_.outputs.push_back({row_end - 1, &sampling});
-    return;
-  }
-  for (int32_t k = 0; k <= num_draft_tokens; ++k) {
-    SamplingInput& sampling = sampling_.emplace_back(sequence.sampling);
-    sampling.position = static_cast<uint64_t>(num_completion_tokens + k);
-    sampling.prompt_tokens = tokens.first(static_cast<std::size_t>(sequence.num_prompt_tokens));
-    sampling.completion_tokens = completion_tokens.first(static_cast<std::size_t>(num_completion_tokens + k));
-    sampling.forbidden = {};
-    if (num_completion_tokens + k < sequence.request.request.min_tokens) sampling.forbidden = sequence.request.stop_token_ids;
-    plan_.outputs.push_back({row_end - 1 - num_draft_tokens + k, &sampling});
-  }
-}
-
-// A draft token is right exactly when it was sampled after the token before it, and as long as all before it were.
-void Engine::Impl::accept_drafts(const StepOutput& output) {
-  for (Wanted& wanted : wanted_) {
+void Engine::Impl::take_drafts(const StepOutput& output) {
+  builder_.accept_drafts(output);
+  for (const StepBuilder::Wanted& wanted : builder_.wanted()) {
     if (wanted.num_draft_tokens == 0) continue;
-    LiveSequence& sequence = *wanted.sequence;
-    const int32_t* drafts = sequence.tokens.data() + sequence.num_tokens();
-    int64_t& accepted = wanted.num_accepted_tokens;
-    while (accepted < wanted.num_draft_tokens) {
-      const SampledToken& token = output.tokens[wanted.output_begin + static_cast<std::size_t>(accepted)];
-      if (!token.finite || token.id != drafts[accepted]) break;
-      ++accepted;
-    }
-    sequence.num_accepted_tokens = accepted;
-    std::lock_guard lock(metrics_mutex_);
-    ++metrics_.num_drafts;
-    metrics_.num_draft_tokens += wanted.num_draft_tokens;
-    metrics_.num_accepted_tokens += accepted;
-    for (int64_t k = 0; k < accepted; ++k) ++metrics_.num_accepted_tokens_per_position[static_cast<std::size_t>(k)];
+    metrics_.record([&](EngineMetrics& metrics) {
+      ++metrics.num_drafts;
+      metrics.num_draft_tokens += wanted.num_draft_tokens;
+      metrics.num_accepted_tokens += wanted.num_accepted_tokens;
+      for (int64_t k = 0; k < wanted.num_accepted_tokens; ++k) ++metrics.num_accepted_tokens_per_position[static_cast<std::size_t>(k)];
+    });
   }
 }
 
@@ -635,93 +283,6 @@ void Engine::Impl::end_without_token(LiveSequence& sequence) {
   deliver(sequence);
 }
 
-// What may come after one beam.
-void Engine::Impl::take_candidates(LiveSequence& sequence, const SampledToken& token) {
-  if (sequence.state == SequenceState::kFinished) return;  // a sibling failed in this very step
-  LiveRequest& request = sequence.request;
-  const int64_t place = sequence.num_tokens() - sequence.num_prompt_tokens;
-  if (!token.finite) {
-    std::erase(searching_, &request);
-    end_request(request, FinishReason::kError,
-                Status::internal(fmt::format("the model's numbers are not finite at completion token {}", place)));
-    return;
-  }
-  if (place == 0) {
-    const double now = options_.clock();
-    std::lock_guard lock(metrics_mutex_);
-    metrics_.time_to_first_token.observe(now - request.added_at);
-  }
-  request.beam_candidates[static_cast<std::size_t>(sequence.index)] = token.top_logprobs;
-  ++request.num_beams_computed;
-  if (std::find(searching_.begin(), searching_.end(), &request) == searching_.end()) searching_.push_back(&request);
-}
-
-// Beams that were computed leave the scheduler: those of one request, preempted or many, may need several steps, and nobody waits for
-// others with blocks in hand. When all are there the search goes on.
-void Engine::Impl::continue_search(LiveRequest& request) {
-  const bool complete = request.num_beams_computed == request.beam_candidates.size();
-  std::vector<Scheduler::ForkPoint> points(request.beam_candidates.size());
-  for (std::size_t i = 0; i < points.size(); ++i) {
-    LiveSequence& sequence = *request.sequences[i];
-    if (sequence.state != SequenceState::kRunning || sequence.num_uncomputed() > 0) continue;
-    if (complete) points[i] = scheduler_.fork_point(sequence);
-    scheduler_.remove(sequence);
-    sequence.state = SequenceState::kWaiting;  // for the other beams, unscheduled
-    sequence.scheduled = false;
-    ++num_unscheduled_siblings_;
-  }
-  if (complete) {
-    request.num_beams_computed = 0;
-    request.beams->advance(request.beam_candidates);
-    {
-      std::lock_guard lock(metrics_mutex_);
-      metrics_.generation_tokens += static_cast<int64_t>(request.beam_candidates.size());
-    }
-    if (!request.beams->is_done()) schedule_beams(request, points);
-  }
-  for (Scheduler::ForkPoint& point : points) scheduler_.release(point);
-  if (request.beams->is_done()) finish_beams(request);
-}
-
-void Engine::Impl::schedule_beams(LiveRequest& request, std::span<const Scheduler::ForkPoint> points) {
-  const std::vector<BeamSearch::Beam>& beams = request.beams->running();
-  request.beam_candidates.assign(beams.size(), {});
-  // Several beams may go on from one: their parents' digests are taken before the sequences change.
-  std::vector<std::vector<BlockDigest>> digests;
-  for (const BeamSearch::Beam& beam : beams) digests.push_back(request.sequences[static_cast<std::size_t>(beam.parent)]->digests);
-  const std::vector<int32_t>& first = request.sequences[0]->tokens;
-  const std::vector<int32_t> prompt(first.begin(), first.begin() + request.num_prompt_tokens);
-  for (std::size_t i = 0; i < beams.size(); ++i) {
-    LiveSequence& sequence = *request.sequences[i];
-    sequence.tokens = prompt;
-    sequence.tokens.insert(sequence.tokens.end(), beams[i].tokens.begin(), beams[i].tokens.end());
-    sequence.digests = std::move(digests[i]);
-    sequence.was_admitted = true;  // it goes on: not a new one in the queue
-    sequence.scheduled = true;
-    --num_unscheduled_siblings_;
-    scheduler_.add_forked(sequence, points[static_cast<std::size_t>(beams[i].parent)]);
-  }
-}
-
-void Engine::Impl::finish_beams(LiveRequest& request) {
-  const std::vector<BeamSearch::Beam>& best = request.beams->finished();
-  for (auto& sequence : request.sequences) {
-    if (static_cast<std::size_t>(sequence->index) < best.size()) {
-      for (const int32_t id : best[static_cast<std::size_t>(sequence->index)].tokens) {
-        SampledToken token;
-        token.id = id;
-        sequence->completion.push(token, delta_);
-        if (delta_.finish_reason) break;
-      }
-      request.usage.completion_tokens += sequence->completion.num_tokens();
-    }
-    // A vocabulary of fewer tokens than there are beams leaves some without an answer.
-    if (!delta_.finish_reason) sequence->completion.end(FinishReason::kLength, delta_);
-    finish_sequence(*sequence, /*forget=*/false);
-    deliver(*sequence);
-  }
-}
-
 // One delta for the tokens that the step gave the sequence. Returns how many it took: none after the one that ends the sequence.
 int64_t Engine::Impl::take_tokens(LiveSequence& sequence, std::span<const SampledToken> tokens, double now) {
   if (sequence.state == SequenceState::kFinished) return 0;  // a sibling failed in this very step
@@ -740,18 +301,17 @@ int64_t Engine::Impl::take_tokens(LiveSequence& sequence, std::span<const Sample
     sequence.completion.push(token, delta_);
     if (delta_.finish_reason) break;
   }
-  if (num_taken > 0) {
-    std::lock_guard lock(metrics_mutex_);
+  metrics_.record([&](EngineMetrics& metrics) {
     for (int64_t k = 0; k < num_taken; ++k) {
       if (sequence.last_token_at) {
-        metrics_.inter_token_latency.observe(now - *sequence.last_token_at);
+        metrics.inter_token_latency.observe(now - *sequence.last_token_at);
       } else {
-        metrics_.time_to_first_token.observe(now - request.added_at);
+        metrics.time_to_first_token.observe(now - request.added_at);
       }
       sequence.last_token_at = now;
     }
-    metrics_.generation_tokens += num_taken;
-  }
+    metrics.generation_tokens += num_taken;
+  });
   request.usage.completion_tokens += num_taken;
   if (failed != nullptr) {
     if (num_taken > 0) deliver(sequence);
@@ -783,6 +343,7 @@ void Engine::Impl::end_request(LiveRequest& request, FinishReason reason, const 
 }
 
 void Engine::Impl::finish_sequence(LiveSequence& sequence, bool forget) {
+  speculator_.finish(sequence, forget);
   if (sequence.scheduled) {
     scheduler_.remove(sequence, forget);
   } else {
@@ -790,8 +351,7 @@ void Engine::Impl::finish_sequence(LiveSequence& sequence, bool forget) {
     --num_unscheduled_siblings_;
   }
   --sequence.request.num_unfinished;
-  std::lock_guard lock(metrics_mutex_);
-  ++metrics_.finished[static_cast<std::size_t>(*delta_.finish_reason)];
+  metrics_.record([&](EngineMetrics& metrics) { ++metrics.finished[static_cast<std::size_t>(*delta_.finish_reason)]; });
 }
 
 // Hands delta_ out and clears it. After a request's last delta the request lives only until the end of the step.
@@ -811,87 +371,39 @@ void Engine::Impl::deliver(LiveSequence& sequence) {
   delta_.stop_reason = std::monostate();
   delta_.error = Status::ok();
   if (!finished) return;
-  {
-    std::lock_guard lock(metrics_mutex_);
-    metrics_.request_latency.observe(options_.clock() - request.added_at);
-  }
+  metrics_.record([&](EngineMetrics& metrics) { metrics.request_latency.observe(options_.clock() - request.added_at); });
   if (request.request.timeout) deadlines_.erase({request.deadline, request.id});
   auto node = live_.extract(request.id);
   ended_.push_back(std::move(node.mapped()));
   ended_.back()->callback = nullptr;
-  std::lock_guard lock(mutex_);
-  if (--num_live_ == 0) became_idle_.notify_all();
+  inbox_.count_ended();
 }
 
-void Engine::Impl::publish_metrics(int64_t num_prefill_tokens, int64_t num_generated) {
-  const double now = options_.clock();
-  std::lock_guard lock(metrics_mutex_);
-  metrics_.kv_usage = 0;
-  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
-    metrics_.kv_groups[static_cast<std::size_t>(g)] = {allocator_.num_blocks(g), allocator_.num_used(g), allocator_.num_cached(g),
-                                                       allocator_.num_free(g)};
-    const double usage = static_cast<double>(allocator_.num_used(g)) / static_cast<double>(std::max<int64_t>(1, allocator_.num_blocks(g)));
-    metrics_.kv_usage = std::max(metrics_.kv_usage, usage);
-  }
-  metrics_.num_running_sequences = scheduler_.num_running();
-  metrics_.num_waiting_sequences = scheduler_.num_waiting() + num_unscheduled_siblings_;
-  const Scheduler::Counters& counters = scheduler_.counters();
-  metrics_.num_preemptions = counters.num_preemptions;
-  metrics_.prefix_cache_queries = counters.prefix_cache_queries;
-  metrics_.prefix_cache_hits = counters.prefix_cache_hits;
-  if (num_prefill_tokens + num_generated == 0) return;
-  metrics_.prefill_tokens_computed += num_prefill_tokens;
-  ++metrics_.num_steps;
-  generation_rate_.add(now, num_generated);
-  prompt_rate_.add(now, num_prefill_tokens);
-  progress_at_ = now;
+void Engine::Impl::publish_metrics() {
+  metrics_.record([&](EngineMetrics& metrics) {
+    metrics.kv_usage = 0;
+    for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+      metrics.kv_groups[static_cast<std::size_t>(g)] = {allocator_.num_blocks(g), allocator_.num_used(g), allocator_.num_cached(g),
+                                                        allocator_.num_free(g)};
+      const double usage =
+          static_cast<double>(allocator_.num_used(g)) / static_cast<double>(std::max<int64_t>(1, allocator_.num_blocks(g)));
+      metrics.kv_usage = std::max(metrics.kv_usage, usage);
+    }
+    metrics.num_running_sequences = scheduler_.num_running();
+    metrics.num_past_output_tokens = speculator_.num_past_tokens();
+    metrics.num_waiting_sequences = scheduler_.num_waiting() + num_unscheduled_siblings_;
+    const Scheduler::Counters& counters = scheduler_.counters();
+    metrics.num_preemptions = counters.num_preemptions;
+    metrics.prefix_cache_queries = counters.prefix_cache_queries;
+    metrics.prefix_cache_hits = counters.prefix_cache_hits;
+  });
 }
 
 // ---- the public face
 
 Result<std::unique_ptr<Engine>> Engine::create(Executor& executor, const Tokenizer* tokenizer, EngineOptions options) {
   const ExecutorInfo& info = executor.info();
-  if (options.max_context <= 0) options.max_context = info.max_positions;
-  if (options.max_context < 2 || options.max_context > info.max_positions) {
-    return Status::invalid_argument(
-        fmt::format("max_context is {}, expected 2 to {}, what the model was made for", options.max_context, info.max_positions));
-  }
-  if (options.step_tokens_max < 1 || options.prefill_chunk_max < 1) {
-    return Status::invalid_argument(fmt::format("step_tokens_max is {} and prefill_chunk_max {}, expected at least 1 each",
-                                                options.step_tokens_max, options.prefill_chunk_max));
-  }
-  if (!(options.tpot_target_seconds >= 0 && std::isfinite(options.tpot_target_seconds)))
-    return Status::invalid_argument(fmt::format("tpot_target_seconds is {}, expected at least 0", options.tpot_target_seconds));
-  if (options.max_running_sequences < 1 || options.max_running_sequences > options.step_tokens_max) {
-    return Status::invalid_argument(fmt::format("max_running_sequences is {}, expected 1 to step_tokens_max, {}",
-                                                options.max_running_sequences, options.step_tokens_max));
-  }
-  const SpeculationOptions& speculation = options.speculation;
-  if (speculation.prompt_lookup &&
-      (speculation.num_speculative_tokens < 1 || speculation.num_speculative_tokens > DraftPlanner::kDraftTokensMax)) {
-    return Status::invalid_argument(
-        fmt::format("num_speculative_tokens is {}, expected 1 to {}", speculation.num_speculative_tokens, DraftPlanner::kDraftTokensMax));
-  }
-  if (speculation.prompt_lookup && (speculation.prompt_lookup_min < 1 || speculation.prompt_lookup_min > 16)) {
-    return Status::invalid_argument(fmt::format("prompt_lookup_min is {}, expected 1 to 16", speculation.prompt_lookup_min));
-  }
-  for (const double weight : options.client_weights) {
-    if (!(weight > 0 && std::isfinite(weight)))
-      return Status::invalid_argument(fmt::format("a client's weight is {}, expected a finite number above 0", weight));
-  }
-  if (options.max_n < 1 || options.max_queued_requests < 1) {
-    return Status::invalid_argument(
-        fmt::format("max_n is {} and max_queued_requests {}, expected at least 1 each", options.max_n, options.max_queued_requests));
-  }
-  MR_CHECK(info.sampled_vocab_size > 0 && info.sampled_vocab_size <= info.vocab_size, "an executor that draws tokens says from how many");
-  // Published configurations name EOS tokens that are never drawn; they are harmless once they are gone.
-  std::erase_if(options.eos_token_ids, [&](int32_t id) { return id < 0 || id >= info.sampled_vocab_size; });
-  if (!options.clock) options.clock = steady_seconds;
-  if (options.cache_secret.empty()) {
-    options.cache_secret.resize(32);
-    if (RAND_bytes(reinterpret_cast<unsigned char*>(options.cache_secret.data()), 32) != 1)
-      return Status::internal("no random bytes for cache_secret");
-  }
+  MR_ASSIGN_OR_RETURN(options, complete_options(std::move(options), info));
   MR_ASSIGN_OR_RETURN(KvSizing sizing, size_kv(info.kv_groups, options.kv_bytes, options.max_context, options.max_running_sequences,
                                                options.step_tokens_max));
   MR_RETURN_IF_ERROR(executor.allocate_kv(sizing.num_blocks));
@@ -905,7 +417,10 @@ Result<RequestId> Engine::add(GenerationRequest request, OutputCallback callback
 }
 void Engine::cancel(RequestId id) { impl_->cancel(id); }
 EngineMetrics Engine::metrics() const { return impl_->metrics(); }
-int64_t Engine::max_request_tokens() const { return impl_->max_request_tokens(); }
+int64_t Engine::max_request_tokens() const { return impl_->limits().max_sequence_tokens; }
+bool Engine::answers_sources() const { return impl_->limits().num_start_tokens > 0; }
+int64_t Engine::max_prompt_tokens() const { return impl_->limits().max_prompt_tokens(); }
+int64_t Engine::max_completion_tokens(int64_t num_prompt_tokens) const { return impl_->limits().max_completion_tokens(num_prompt_tokens); }
 bool Engine::step() { return impl_->step(); }
 void Engine::start() { impl_->start(); }
 bool Engine::drain(std::chrono::milliseconds timeout) { return impl_->drain(timeout); }

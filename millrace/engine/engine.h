@@ -2,45 +2,16 @@
 
 #include <chrono>
 #include <cstdint>
-#include <functional>
 #include <memory>
-#include <string>
-#include <vector>
 
 #include "millrace/base/status.h"
 #include "millrace/engine/engine_metrics.h"
+#include "millrace/engine/engine_options.h"
 #include "millrace/engine/request.h"
 #include "millrace/model/step_plan.h"
 #include "millrace/tokenizer/tokenizer.h"
 
 namespace millrace {
-
-// Several tokens of a sequence in one step (docs/speculation.md). A draft token is kept exactly when it is the one that would have been
-// sampled, so the same tokens come out, greedy and sampled.
-struct SpeculationOptions {
-  bool prompt_lookup = false;           // drafts from what the sequence's prompt and completion repeat
-  int64_t num_speculative_tokens = 16;  // most draft tokens of a sequence in a step
-  int64_t prompt_lookup_min = 2;        // tokens that must match before one is drafted; 1 to 16
-  bool adaptive = true;                 // only as many as pay by measured acceptance and step time; false: always the most, for tests
-};
-
-struct EngineOptions {
-  int64_t kv_bytes = int64_t{1} << 30;  // KV cache of all groups together; allocated when the engine is made, never exceeded
-  int64_t max_context = 0;              // prompt + completion tokens of a sequence; 0: what the network was made for
-  int64_t max_running_sequences = 64;   // at most step_tokens_max
-  int64_t step_tokens_max = 512;        // rows of one step, prefill and decode together. Higher: throughput; lower: inter-token latency
-  int64_t prefill_chunk_max = 256;      // rows of one prompt in a step while other prompts wait; alone it gets the whole step
-  double tpot_target_seconds = 0;       // prompts take no more of a step than lets it last so long while others decode; 0: no limit
-  int64_t max_queued_requests = 1024;   // not yet admitted
-  int64_t max_queued_tokens = 1 << 20;  // their prompt tokens
-  int32_t max_n = 8;
-  std::vector<double> client_weights;  // by GenerationRequest::client, above 0: their shares while they all ask; 1 where there is none
-  bool prefix_cache = true;
-  SpeculationOptions speculation;
-  std::string cache_secret;  // keys the prefix cache; empty: drawn at random
-  std::vector<int32_t> eos_token_ids;
-  std::function<double()> clock;  // seconds, monotonic; empty: the steady clock. Tests give their own
-};
 
 // Requests over time: queue, KV blocks, scheduler and step loop (docs/design.md D5-D8). No HTTP, no files.
 //
@@ -72,6 +43,11 @@ class Engine {
 
   // The longest prompt + completion that can be asked for: the context, or what the KV cache holds if that is less.
   int64_t max_request_tokens() const;
+  // Of an encoder-decoder a request's prompt is the source text: the encoder reads it, once, when the request is admitted, and the answer
+  // begins with the network's start tokens. Prompt and answer then each have the whole context.
+  bool answers_sources() const;
+  int64_t max_prompt_tokens() const;
+  int64_t max_completion_tokens(int64_t num_prompt_tokens) const;  // for such a prompt; below 1: it is too long
 
   // The caller drives: one step with everything added and cancelled so far. False: there was nothing to do. Not with start().
   bool step();

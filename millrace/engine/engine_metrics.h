@@ -73,6 +73,7 @@ struct EngineMetrics {
   int64_t num_draft_tokens = 0;
   int64_t num_accepted_tokens = 0;                        // of them
   std::vector<int64_t> num_accepted_tokens_per_position;  // [num_speculative_tokens]; empty without speculation
+  int64_t num_past_output_tokens = 0;                     // kept to draft from: a gauge
   std::array<int64_t, 5> finished{};                      // sequences by FinishReason
   int64_t num_rejected = 0;                               // add() said no because of a limit
 

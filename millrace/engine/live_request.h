@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "millrace/engine/completion.h"
-#include "millrace/engine/prompt_lookup.h"
+#include "millrace/engine/drafter.h"
+#include "millrace/engine/engine_options.h"
 #include "millrace/engine/request.h"
+#include "millrace/engine/request_check.h"
 #include "millrace/engine/sequence.h"
 
 // A request from Engine::add to its last delta, as the engine's thread keeps it.
@@ -21,16 +23,16 @@ struct LiveSequence : Sequence {
   LiveRequest& request;
   Completion completion;
   SamplingInput sampling;               // of the next token
-  std::optional<PromptLookup> lookup;   // from the first token on, with speculation
-  DraftAcceptance acceptance{.95};      // of its drafts
+  std::unique_ptr<Drafter> drafter;     // from the first token on, with speculation
   std::optional<double> last_token_at;  // seconds
   bool scheduled = false;               // the scheduler knows it
 };
 
 struct LiveRequest {
   RequestId id = 0;
-  GenerationRequest request;  // prompt_tokens are moved into the first sequence
+  GenerationRequest request;  // prompt_tokens are moved into the first sequence, or to `source`
   OutputCallback callback;
+  std::vector<int32_t> source;  // of an encoder-decoder: the prompt; the sequences begin with the network's start tokens
   int64_t num_prompt_tokens = 0;
   int64_t max_tokens = 1;  // of each sequence
   bool rope_long = false;
@@ -52,5 +54,9 @@ struct LiveRequest {
   std::size_t num_beams_computed = 0;                                   // of them
   Usage usage;
 };
+
+// What a request that check_request() has passed is while it lives, its id aside. Any thread.
+std::unique_ptr<LiveRequest> make_live_request(GenerationRequest request, OutputCallback callback, const EngineOptions& options,
+                                               const ExecutorInfo& info, const RequestLimits& limits, const Tokenizer* tokenizer);
 
 }  // namespace millrace

@@ -57,6 +57,8 @@ Result<Tokenizer> load_tokenizer(const Checkpoint& checkpoint) {
   return Tokenizer::from_json(*checkpoint.tokenizer_json(), checkpoint.tokenizer_config_json().value_or(""));
 }
 
+constexpr int64_t kSourceTokensMax = int64_t{1} << 13;
+
 // A number or a list of numbers, as generation_config.json and config.json write eos_token_id.
 void append_ids(const json::object& object, std::vector<int32_t>& ids) {
   const auto append = [&](const json::value& value) {
@@ -69,6 +71,21 @@ void append_ids(const json::object& object, std::vector<int32_t>& ids) {
   } else {
     append(*value);
   }
+}
+
+// Token sequences that an answer must not have: Marian's padding, for one. What is not written as lists of numbers is left out.
+std::vector<std::vector<int32_t>> bad_words_of(const json::object& object) {
+  std::vector<std::vector<int32_t>> words;
+  const json::value* list = object.if_contains("bad_words_ids");
+  if (list == nullptr || !list->is_array()) return words;
+  for (const json::value& item : list->as_array()) {
+    std::vector<int32_t> word;
+    if (!item.is_array() || item.as_array().empty()) continue;
+    for (const json::value& id : item.as_array())
+      word.push_back(id.is_int64() ? static_cast<int32_t>(std::clamp<int64_t>(id.as_int64(), -1, INT32_MAX)) : -1);
+    words.push_back(std::move(word));
+  }
+  return words;
 }
 
 }  // namespace
@@ -169,6 +186,7 @@ Result<const ChatTemplate*> LoadedModel::chat_template() const {
 }
 
 std::string LoadedModel::kind() const {
+  if (network_.encoder != nullptr) return fmt::format("an encoder-decoder that answers a text with another ({} family)", network_.family);
   if (!network_.is_encoder()) return fmt::format("a decoder that writes text ({} family)", network_.family);
   if (network_.pooled->classes)
     return fmt::format("an encoder that scores texts for {} class{} ({} family)", network_.pooled->size,
@@ -177,6 +195,14 @@ std::string LoadedModel::kind() const {
 }
 
 Status LoadedModel::require_decoder() const {
+  if (network_.encoder != nullptr) {
+    return Status::unsupported(fmt::format(
+        "{} is {}, expected a decoder that continues its own text: generate and serve answer with this one", checkpoint_.path(), kind()));
+  }
+  return require_writer();
+}
+
+Status LoadedModel::require_writer() const {
   if (!network_.is_encoder()) return Status::ok();
   return Status::unsupported(fmt::format("{} is {}, expected a decoder: it writes no text", checkpoint_.path(), kind()));
 }
@@ -196,8 +222,17 @@ Result<std::unique_ptr<CpuExecutor>> LoadedModel::make_executor(GemmPath path, K
   MR_CHECK(weights_ != nullptr, "the model was loaded without its weights");
   Program program = lower_network(network_, *weights_, isa_, path);
   fuse(program);
-  return CpuExecutor::create(network_, weights_, std::move(program), *pool_,
-                             {isa_, path, kv_dtype, max_rows, tokenizer_ ? tokenizer_->vocab_size() : 0});
+  MR_ASSIGN_OR_RETURN(auto executor, CpuExecutor::create(network_, weights_, std::move(program), *pool_,
+                                                         {isa_, path, kv_dtype, max_rows, tokenizer_ ? tokenizer_->vocab_size() : 0}));
+  if (network_.encoder == nullptr) return executor;
+  // A source text is read whole, so there are rows for the longest. Memory is taken from the system as far as it was ever used.
+  Program encoder = lower_encoder(network_, *weights_, isa_, path);
+  fuse(encoder);
+  const int64_t rows = std::min<int64_t>(network_.encoder->max_positions, kSourceTokensMax);
+  MR_ASSIGN_OR_RETURN(auto reader, CpuExecutor::create(*network_.encoder, weights_, std::move(encoder), *pool_,
+                                                       {isa_, path, kv_dtype, static_cast<int32_t>(rows), 0}));
+  executor->take_encoder(std::move(reader));
+  return executor;
 }
 
 std::vector<int32_t> LoadedModel::eos_token_ids() const {
@@ -237,6 +272,11 @@ SamplingParams LoadedModel::default_sampling() const {
   params.top_k = static_cast<int32_t>(number("top_k", 0.0f, 1e6f).value_or(static_cast<float>(params.top_k)));
   params.min_p = number("min_p", 0.0f, 1.0f).value_or(params.min_p);
   params.repetition_penalty = number("repetition_penalty", 1e-3f, 100.0f).value_or(params.repetition_penalty);
+  params.bad_words = bad_words_of(config);
+  if (params.bad_words.empty()) params.bad_words = bad_words_of(checkpoint_.config());
+  std::erase_if(params.bad_words, [&](const std::vector<int32_t>& word) {
+    return std::any_of(word.begin(), word.end(), [&](int32_t id) { return id < 0 || id >= network_.vocab_size; });
+  });
   return params;
 }
 

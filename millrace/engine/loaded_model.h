@@ -49,7 +49,8 @@ class LoadedModel {
   // "an encoder that makes embeddings of 384 numbers (bert family)", "a decoder that writes text (llama family)"
   std::string kind() const;
   // Errors say what the model is and what would serve it.
-  Status require_decoder() const;
+  Status require_decoder() const;  // that continues its own text: of an encoder-decoder an error, too
+  Status require_writer() const;   // a decoder, or an encoder-decoder
   Status require_encoder() const;
 
   // Of an encoder: the longest text, as sentence_bert_config.json limits it, else what the network was made for.

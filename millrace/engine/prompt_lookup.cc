@@ -7,25 +7,6 @@
 
 namespace millrace {
 
-int64_t DraftAcceptance::class_of(int64_t match_length) {
-  return match_length <= 4 ? std::max<int64_t>(match_length, 1) - 1 : match_length <= 8 ? 4 : 5;
-}
-
-void DraftAcceptance::observe(int64_t match_length, bool accepted) {
-  Seen& seen = seen_[static_cast<std::size_t>(class_of(match_length))];
-  seen.accepted = seen.accepted * kept_ + (accepted ? 1 : 0);
-  seen.all = seen.all * kept_ + 1;
-}
-
-double DraftAcceptance::probability(int64_t match_length, const DraftAcceptance* prior) const {
-  // Of texts that repeat some of their prompt; counts for as much as kPriorTokens tokens.
-  constexpr std::array<double, kClasses> kUsual = {.15, .3, .4, .5, .65, .85};
-  constexpr double kPriorTokens = 4;
-  const auto index = static_cast<std::size_t>(class_of(match_length));
-  const double expected = prior != nullptr ? prior->probability(match_length) : kUsual[index];
-  return (seen_[index].accepted + kPriorTokens * expected) / (seen_[index].all + kPriorTokens);
-}
-
 PromptLookup::PromptLookup(int64_t ngram_min) : ngram_min_(ngram_min) {
   MR_CHECK(ngram_min >= 1 && ngram_min <= kMatchMax, "a match of some tokens");
 }
@@ -99,5 +80,27 @@ void PromptLookup::draft(std::vector<int32_t>& tokens, int64_t count) const {
     tokens.push_back(token);
   }
 }
+
+class PromptLookupSource::Follower : public Drafter {
+ public:
+  explicit Follower(PromptLookupSource& source) : source_(source), lookup_(source.ngram_min_) {}
+
+  void extend(std::span<const int32_t> tokens, int64_t num_prompt_tokens) override {
+    lookup_.extend(tokens, num_prompt_tokens, acceptance_, source_.acceptance_);
+  }
+  void predict(int64_t most, std::vector<double>& probabilities) override {
+    if (lookup_.match_length() == 0) return;
+    for (int64_t k = 0; k < most; ++k) probabilities.push_back(acceptance_.probability(lookup_.match_length() + k, &source_.acceptance_));
+  }
+  void draft(std::vector<int32_t>& tokens, int64_t count) override { lookup_.draft(tokens, count); }
+  void finish(std::span<const int32_t>, int64_t) override {}
+
+ private:
+  PromptLookupSource& source_;
+  PromptLookup lookup_;
+  DraftAcceptance acceptance_{.95};  // of this sequence
+};
+
+std::unique_ptr<Drafter> PromptLookupSource::follow(const DraftOwner&) { return std::make_unique<Follower>(*this); }
 
 }  // namespace millrace

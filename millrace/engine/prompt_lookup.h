@@ -1,32 +1,13 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "millrace/engine/draft_acceptance.h"
+#include "millrace/engine/drafter.h"
+
 namespace millrace {
-
-// How often the token that a match predicts is the one that comes, by how long the match was. Older observations count less.
-class DraftAcceptance {
- public:
-  // A share of `kept` of what was seen is kept at each observation of a match of that length.
-  explicit DraftAcceptance(double kept) : kept_(kept) {}
-
-  void observe(int64_t match_length, bool accepted);
-  // [0, 1]; where little was seen, `prior` has its say, and without it what is usual.
-  double probability(int64_t match_length, const DraftAcceptance* prior = nullptr) const;
-
- private:
-  static constexpr int64_t kClasses = 6;  // lengths 1, 2, 3, 4, 5 to 8, and above
-  static int64_t class_of(int64_t match_length);
-
-  struct Seen {
-    double accepted = 0, all = 0;
-  };
-  std::array<Seen, kClasses> seen_;
-  double kept_;
-};
 
 // Predicts how a sequence goes on from how it went on before: answers that summarize, extract or edit repeat long runs of their prompt.
 // Finds where the last tokens stood before, longest match first, the most recent of equal ones, and follows it for as long as it is right.
@@ -64,6 +45,18 @@ class PromptLookup {
   int64_t source_ = 0, match_length_ = 0;  // of the predicted token; meaningless without a match
   std::vector<int32_t> heads_;             // [power of two] by hash: the last place where such tokens ended
   std::vector<int32_t> previous_;          // [num_seen_] the place before it in the chain
+};
+
+// Drafts from the sequence's own tokens.
+class PromptLookupSource : public DraftSource {
+ public:
+  explicit PromptLookupSource(int64_t ngram_min) : ngram_min_(ngram_min) {}
+  std::unique_ptr<Drafter> follow(const DraftOwner& owner) override;
+
+ private:
+  class Follower;
+  int64_t ngram_min_;
+  DraftAcceptance acceptance_{.995};  // of all sequences
 };
 
 }  // namespace millrace

@@ -76,6 +76,21 @@ Status check_length(const GenerationRequest& request, const RequestLimits& limit
   const int64_t num_prompt_tokens = static_cast<int64_t>(request.prompt_tokens.size());
   const bool context_is_limit = limits.max_sequence_tokens >= limits.max_context;
   const int64_t limit = limits.max_sequence_tokens;
+  if (limits.num_start_tokens > 0) {
+    const auto refuse = [](std::string_view field) {
+      return Status::invalid_argument(fmt::format("{} is not supported where the prompt is a source text", field));
+    };
+    if (request.beams) return refuse("beam search");
+    if (request.num_prompt_logprobs >= 0) return refuse("prompt_logprobs");
+    if (request.max_tokens == 0) return refuse("max_tokens 0");
+    const int64_t room = limits.max_completion_tokens(num_prompt_tokens);
+    if (num_prompt_tokens > limits.max_prompt_tokens())
+      return Status::invalid_argument(
+          fmt::format("the prompt has {} tokens, the model reads at most {}", num_prompt_tokens, limits.max_prompt_tokens()));
+    if (request.max_tokens.value_or(1) <= room) return Status::ok();
+    return Status::invalid_argument(
+        fmt::format("max_tokens is {}, the model's answers have at most {} tokens", request.max_tokens.value_or(1), room));
+  }
   const std::string_view what = context_is_limit ? "the context" : "the KV cache (raise kv_bytes for more)";
   const bool only_prompt = request.max_tokens == 0;
   if (num_prompt_tokens >= limit + (only_prompt ? 1 : 0)) {
@@ -108,6 +123,8 @@ Status check_beams(const GenerationRequest& request) {
   if (sampling.frequency_penalty != 0) return refuse("frequency_penalty");
   if (sampling.repetition_penalty != 1) return refuse("repetition_penalty");
   if (sampling.dry_multiplier != 0) return refuse("dry_multiplier");
+  if (sampling.mirostat != 0) return refuse("mirostat");
+  if (sampling.xtc_probability != 0) return refuse("xtc_probability");
   return Status::ok();
 }
 

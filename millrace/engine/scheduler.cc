@@ -299,6 +299,7 @@ void Scheduler::admit_waiting() {
     const int64_t fitting = rows_that_fit(sequence, wanted);
     MR_CHECK(fitting > 0, "an admitted sequence has room for a row");
     plan(sequence, fitting);
+    budget_ = std::max<int64_t>(0, budget_ - sequence.num_source_tokens);
   }
 }
 
@@ -327,7 +328,8 @@ int64_t Scheduler::first_readable_block(int64_t group, int64_t num_computed) con
   return window ? std::max<int64_t>(0, (num_computed - *window) / kKvBlockTokens) : 0;
 }
 
-int64_t Scheduler::blocks_for(int64_t group, int64_t num_tokens) const {
+int64_t Scheduler::blocks_for(const Sequence& sequence, int64_t group, int64_t num_tokens) const {
+  if (is_cross(group)) return num_blocks_of(sequence.num_source_tokens);
   const int64_t all = num_blocks_of(num_tokens);
   const std::optional<int64_t> window = options_.windows[group];
   return window ? std::min(all, window_blocks(*window, std::min(num_tokens, options_.prefill_chunk_max))) : all;
@@ -342,16 +344,20 @@ int64_t Scheduler::rows_to_score(const Sequence& sequence, int64_t num_rows, int
 int64_t Scheduler::rows_that_fit(const Sequence& sequence, int64_t num_rows) const {
   for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
     const int64_t reachable = static_cast<int64_t>(sequence.block_tables[g].size()) + allocator_.num_available(g);
+    if (is_cross(g)) {
+      if (reachable < num_blocks_of(sequence.num_source_tokens)) return 0;
+      continue;
+    }
     num_rows = std::min(num_rows, reachable * kKvBlockTokens - sequence.num_computed);
   }
   return num_rows;
 }
 
 void Scheduler::grow(Sequence& sequence, int64_t num_rows) {
-  const std::size_t num_blocks = static_cast<std::size_t>(num_blocks_of(sequence.num_computed + num_rows));
   for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+    const int64_t num_tokens = is_cross(g) ? sequence.num_source_tokens : sequence.num_computed + num_rows;
     std::vector<int32_t>& table = sequence.block_tables[g];
-    while (table.size() < num_blocks) {
+    while (static_cast<int64_t>(table.size()) < num_blocks_of(num_tokens)) {
       const std::optional<int32_t> block_id = allocator_.allocate(g);
       MR_CHECK(block_id.has_value(), "rows_that_fit promised this block");
       table.push_back(*block_id);
@@ -363,6 +369,7 @@ void Scheduler::grow(Sequence& sequence, int64_t num_rows) {
 void Scheduler::shrink(Sequence& sequence) {
   const auto num_blocks = static_cast<std::size_t>(num_blocks_of(sequence.num_computed));
   for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
+    if (is_cross(g)) continue;
     for (std::vector<int32_t>& table = sequence.block_tables[g]; table.size() > num_blocks; table.pop_back())
       allocator_.release(g, table.back());
   }
@@ -459,13 +466,13 @@ bool Scheduler::try_admit(Sequence& sequence) {
   // prefills still need: what is admitted too early is preempted soon.
   for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
     const int64_t first = first_readable_block(g, prefix_blocks * kKvBlockTokens);
-    int64_t needed = blocks_for(g, sequence.num_tokens() + 1) - (prefix_blocks - first);
+    int64_t needed = blocks_for(sequence, g, sequence.num_tokens() + 1) - (prefix_blocks - first);
     for (int64_t block = first; block < prefix_blocks; ++block) {
       if (!allocator_.is_used(g, *allocator_.find(g, sequence.digests[block]))) ++needed;  // it stops being available
     }
     for (const Sequence* other : running_) {
       const int64_t held = static_cast<int64_t>(other->block_tables[g].size()) - other->num_passed[g];
-      if (other->num_uncomputed() > 1) needed += std::max<int64_t>(0, blocks_for(g, other->num_tokens() + 1) - held);
+      if (other->num_uncomputed() > 1) needed += std::max<int64_t>(0, blocks_for(*other, g, other->num_tokens() + 1) - held);
     }
     if (needed <= allocator_.num_available(g)) continue;
     if (!running_.empty()) return false;

@@ -23,9 +23,11 @@
 //      nothing. Clients who all have requests waiting then differ by no more than a bound that does not grow with time.
 //   4. Out of KV blocks: preempt the youngest running sequence; it has the least work to lose, and is recomputed later (often from
 //      its own cached blocks).
-//   5. Draft tokens take at most half of what decodes leave of the token budget, and blocks that nobody else wants in the step: they
+//   5. A sequence of an encoder-decoder is admitted when its source text finds blocks, too: it takes them then, keeps them as they are, and
+//      the text counts against the step's budget, which the last one admitted may exceed.
+//   6. Draft tokens take at most half of what decodes leave of the token budget, and blocks that nobody else wants in the step: they
 //      preempt nobody and keep nobody waiting.
-//   6. Rows whose logits are wanted because they score a prompt (Sequence::score_begin) are at most scored_rows_max in a step: logits take
+//   7. Rows whose logits are wanted because they score a prompt (Sequence::score_begin) are at most scored_rows_max in a step: logits take
 //      the vocabulary times 4 bytes a row.
 // Progress: the first in order is never preempted for another, and a step with anything to do computes at least one row.
 namespace millrace {
@@ -37,7 +39,8 @@ struct SchedulerOptions {
   int64_t scored_rows_max = 64;
   std::vector<std::optional<int64_t>> windows;  // [num_groups] KvGroupSpec::window
   std::vector<double> client_weights;           // by Sequence::client, above 0; 1 where there is none
-  bool prompt_differs = false;  // ExecutorInfo::prompt_differs: a cached prefix serves only tokens that would be computed in the same way
+  bool prompt_differs = false;   // ExecutorInfo::prompt_differs: a cached prefix serves only tokens that would be computed in the same way
+  std::vector<bool> cross = {};  // [num_groups] KvGroupSpec::cross, or empty: none
 };
 
 class Scheduler {
@@ -127,7 +130,8 @@ class Scheduler {
   int64_t rows_that_fit(const Sequence& sequence, int64_t num_rows) const;
   void grow(Sequence& sequence, int64_t num_rows);
   void shrink(Sequence& sequence);
-  int64_t blocks_for(int64_t group, int64_t num_tokens) const;
+  int64_t blocks_for(const Sequence& sequence, int64_t group, int64_t num_tokens) const;
+  bool is_cross(int64_t group) const { return !options_.cross.empty() && options_.cross[static_cast<std::size_t>(group)]; }
   int64_t first_readable_block(int64_t group, int64_t num_computed) const;
   void preempt_youngest();
   void release_blocks(Sequence& sequence, bool forget);

@@ -1,23 +1,18 @@
 #include <gtest/gtest.h>
 
-#include <chrono>
-#include <cstdlib>
 #include <memory>
 #include <random>
 
 #include "millrace/engine/fake_executor.h"
 #include "millrace/engine/scheduler.h"
+#include "millrace/engine/simulation_seeds.h"
 
 // The server's own scheduler, allocator and sequences under random events, with a chain of hashes in the network's place
-// (docs/design.md D7). A seed is a run; MILLRACE_SIMULATION_SEEDS asks for more of them than the default.
+// (docs/design.md D7). A seed is a run.
 namespace millrace {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int64_t kDefaultSeeds = 200;
-#else
-constexpr int64_t kDefaultSeeds = 5000;
-#endif
+constexpr int64_t kEvents = 1000;  // of a run, besides the steps that end it
 
 // A sequence with what its KV must hold: truth[p] is a hash of tokens 0..p, and where it matters of which were generated.
 struct SimulatedSequence : Sequence {
@@ -298,37 +293,35 @@ class Simulation {
   int64_t num_events_ = 0, num_completed_ = 0, num_drafted_ = 0, num_accepted_ = 0, num_copies_ = 0;
 };
 
-TEST(SchedulerSimulation, HoldsItsInvariantsForEverySeed) {
-  const char* asked = std::getenv("MILLRACE_SIMULATION_SEEDS");
-  const int64_t num_seeds = asked != nullptr ? std::max(1LL, std::atoll(asked)) : kDefaultSeeds;
-  int64_t num_events = 0, num_preemptions = 0, num_hits = 0, num_completed = 0, num_drafted = 0, num_accepted = 0, num_copies = 0;
-  const auto start = std::chrono::steady_clock::now();
-  for (int64_t seed = 0; seed < num_seeds; ++seed) {
-    SCOPED_TRACE(testing::Message() << "seed " << seed);
-    Simulation simulation(static_cast<uint64_t>(seed));
-    num_events += simulation.run(300);
-    num_preemptions += simulation.num_preemptions();
-    num_hits += simulation.num_hits();
-    num_completed += simulation.num_completed();
-    num_drafted += simulation.num_drafted();
-    num_accepted += simulation.num_accepted();
-    num_copies += simulation.num_copies();
-    if (HasFatalFailure()) return;
+struct Totals {
+  int64_t events = 0, preemptions = 0, hits = 0, completed = 0, drafted = 0, accepted = 0, copies = 0;
+  void add(const Totals& other) {
+    events += other.events, preemptions += other.preemptions, hits += other.hits, completed += other.completed;
+    drafted += other.drafted, accepted += other.accepted, copies += other.copies;
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  std::printf(
-      "%lld seeds, %lld events (%.0f a second), %lld preemptions, %lld cached tokens, %lld sequences completed, %lld of %lld draft tokens "
-      "accepted\n",
-      static_cast<long long>(num_seeds), static_cast<long long>(num_events), static_cast<double>(num_events) / seconds,
-      static_cast<long long>(num_preemptions), static_cast<long long>(num_hits), static_cast<long long>(num_completed),
-      static_cast<long long>(num_accepted), static_cast<long long>(num_drafted));
+};
+
+TEST(SchedulerSimulation, HoldsItsInvariantsForEverySeed) {
+  const SimulationSeeds seeds = simulation_seeds(100000, 1000);
+  const Totals totals = simulate<Totals>(seeds, [](uint64_t seed) {
+    Simulation simulation(seed);
+    Totals of_run;
+    of_run.events = simulation.run(kEvents);
+    of_run.preemptions = simulation.num_preemptions(), of_run.hits = simulation.num_hits(), of_run.completed = simulation.num_completed();
+    of_run.drafted = simulation.num_drafted(), of_run.accepted = simulation.num_accepted(), of_run.copies = simulation.num_copies();
+    return of_run;
+  });
+  fmt::print("{} seeds, {} events, {} preemptions, {} cached tokens, {} sequences completed, {} of {} draft tokens accepted\n", seeds.count,
+             totals.events, totals.preemptions, totals.hits, totals.completed, totals.accepted, totals.drafted);
+  if (HasFatalFailure() || seeds.count < 100) return;
   // The runs must have been through what they are meant to test.
-  EXPECT_GT(num_preemptions, num_seeds / 10);
-  EXPECT_GT(num_hits, num_seeds * 32);
-  EXPECT_GT(num_completed, num_seeds);
-  EXPECT_GT(num_copies, num_seeds);
-  EXPECT_GT(num_accepted, num_seeds * 10);
-  EXPECT_GT(num_drafted - num_accepted, num_seeds * 10);
+  EXPECT_GE(totals.events, seeds.count * kEvents);
+  EXPECT_GT(totals.preemptions, seeds.count / 10);
+  EXPECT_GT(totals.hits, seeds.count * 32);
+  EXPECT_GT(totals.completed, seeds.count);
+  EXPECT_GT(totals.copies, seeds.count);
+  EXPECT_GT(totals.accepted, seeds.count * 10);
+  EXPECT_GT(totals.drafted - totals.accepted, seeds.count * 10);
 }
 
 }  // namespace

@@ -26,8 +26,9 @@ struct Sequence {
   int32_t client = 0;           // on whose account it runs
   std::vector<int32_t> tokens;  // prompt and completion; during a step also draft tokens
   int64_t num_prompt_tokens = 0;
-  BlockDigest prefix_root;    // PrefixHasher::root
-  bool shares_prefix = true;  // looks for and leaves cached blocks
+  int64_t num_source_tokens = 0;  // of an encoder-decoder: what its blocks of cross groups hold, from its first step on
+  BlockDigest prefix_root;        // PrefixHasher::root
+  bool shares_prefix = true;      // looks for and leaves cached blocks
   // Rows at positions [score_begin, score_end) say how likely the prompt's next token was, so they have to be computed. The owner moves the
   // beginning along; what a preempted sequence computes again is not scored again.
   int64_t score_begin = 0, score_end = 0;

@@ -10,7 +10,11 @@ namespace {
 
 constexpr int64_t kVocabSize = 5;  // so small that n-grams recur, and a draft is right now and then
 
-SpeculationOptions always() { return {.prompt_lookup = true, .num_speculative_tokens = 7, .prompt_lookup_min = 1, .adaptive = false}; }
+constexpr SpeculationMethod kMethods[] = {SpeculationMethod::kNgram, SpeculationMethod::kSuffix};
+
+SpeculationOptions always(SpeculationMethod method = SpeculationMethod::kNgram) {
+  return {.method = method, .num_speculative_tokens = 7, .prompt_lookup_min = 1, .adaptive = false};
+}
 
 // Tokens are nearly random, so drafts mostly fail early; with a bias towards one token or two, long ones succeed.
 GenerationRequest random_request(std::mt19937& random, std::size_t max_prompt, int64_t max_tokens) {
@@ -67,7 +71,7 @@ struct Totals {
 };
 
 // Company, windows, chunks, little memory and cached prefixes, each with every other.
-TEST(Speculation, TokensEqualTheReferenceInEveryComposition) {
+void check_every_composition(SpeculationMethod method) {
   Totals totals;
   for (const auto& windows :
        std::vector<std::vector<std::optional<int64_t>>>{{std::nullopt}, {std::nullopt, 40}, {17}, {64, std::nullopt, 5}, {}}) {
@@ -77,7 +81,8 @@ TEST(Speculation, TokensEqualTheReferenceInEveryComposition) {
         for (const bool prefix_cache : {false, true}) {
           std::mt19937 random(static_cast<uint32_t>(chunk) + (short_of_memory ? 7 : 0));
           EngineOptions options;
-          options.speculation = always();
+          options.speculation = always(method);
+          options.speculation.past_output.num_tokens_max = 400;  // less than what is answered
           options.prefix_cache = prefix_cache;
           options.max_running_sequences = 6;
           options.prefill_chunk_max = chunk;
@@ -90,6 +95,8 @@ TEST(Speculation, TokensEqualTheReferenceInEveryComposition) {
           for (int i = 0; i < 12; ++i) {
             GenerationRequest request = random_request(random, 80, 90);
             if (random() % 2 == 0) request.prompt_tokens.insert(request.prompt_tokens.begin(), prefix.begin(), prefix.end());
+            request.client = static_cast<int32_t>(random() % 2);
+            if (random() % 4 == 0) request.cache_salt = "salt";
             requests.emplace_back(test.add(request), request);
             for (uint32_t steps = random() % 6; steps > 0; --steps) test.engine->step();
           }
@@ -97,6 +104,8 @@ TEST(Speculation, TokensEqualTheReferenceInEveryComposition) {
           EXPECT_LE(test.executor.max_rows_seen(), options.step_tokens_max);
           for (const auto& [id, request] : requests) expect_reference(network, request, test.logs[id]);
           EXPECT_EQ(test.num_used_blocks(), 0);
+          EXPECT_LE(test.engine->metrics().num_past_output_tokens, 400);
+          EXPECT_EQ(test.engine->metrics().num_past_output_tokens > 0, method == SpeculationMethod::kSuffix);
           totals.add(test.engine->metrics());
         }
       }
@@ -106,6 +115,9 @@ TEST(Speculation, TokensEqualTheReferenceInEveryComposition) {
   EXPECT_GT(totals.preemptions, 0);
   EXPECT_GT(totals.hits, 0);
 }
+
+TEST(Speculation, TokensEqualTheReferenceInEveryCompositionByNgram) { check_every_composition(SpeculationMethod::kNgram); }
+TEST(Speculation, TokensEqualTheReferenceInEveryCompositionBySuffix) { check_every_composition(SpeculationMethod::kSuffix); }
 
 // Blocks that an accepted draft filled are cached under the tokens that they hold: a conversation that goes on finds them.
 TEST(Speculation, WhatItLeavesInTheCacheIsRight) {
@@ -158,7 +170,7 @@ TEST(Speculation, AcceptedDraftsSaveSteps) {
   for (const bool on : {false, true}) {
     EngineOptions options;
     options.speculation = always();
-    options.speculation.prompt_lookup = on;
+    if (!on) options.speculation.method = SpeculationMethod::kOff;
     TestEngine test(network, options);
     GenerationRequest request;
     request.prompt_tokens = {1, 2, 3};
@@ -200,7 +212,7 @@ TEST(Speculation, EndsWhereItWouldHaveEnded) {
     for (const bool on : {false, true}) {
       EngineOptions options;
       options.speculation = always();
-      options.speculation.prompt_lookup = on;
+      if (!on) options.speculation.method = SpeculationMethod::kOff;
       TestEngine test(network, options, &tokenizer);
       SequenceLog log;
       ASSERT_TRUE(test.engine
@@ -264,7 +276,7 @@ TEST(Speculation, NonFiniteLogitsFailTheRequestWhereTheyWouldHave) {
     for (const bool on : {false, true}) {
       EngineOptions options;
       options.speculation = always();
-      options.speculation.prompt_lookup = on;
+      if (!on) options.speculation.method = SpeculationMethod::kOff;
       TestEngine test(network, options);
       test.executor.poison_token = 4;
       GenerationRequest request;
@@ -298,7 +310,7 @@ TEST(Speculation, AdaptsToWhatStepsTake) {
   for (const bool rows_are_dear : {false, true}) {
     double seconds = 0;
     EngineOptions options;
-    options.speculation = {.prompt_lookup = true, .num_speculative_tokens = 8};
+    options.speculation = {.method = SpeculationMethod::kNgram, .num_speculative_tokens = 8};
     // Asked before and after a step: time passes by its rows.
     int64_t seen = 0;
     TestEngine* engine = nullptr;
@@ -329,11 +341,75 @@ TEST(Speculation, AdaptsToWhatStepsTake) {
   }
 }
 
+// The same question again: its answer is drafted from the first answer, of the same client and salt alone.
+TEST(Speculation, APastAnswerIsDraftedForItsOwnerOnly) {
+  constexpr int64_t kWords = 5000;  // nothing repeats by chance
+  const FakeNetwork network({std::nullopt}, kWords);
+  for (const float temperature : {0.0f, 1.0f}) {
+    EngineOptions options;
+    options.speculation = always(SpeculationMethod::kSuffix);
+    options.prefix_cache = temperature == 0;  // drafts do not depend on it
+    TestEngine test(network, options);
+    std::mt19937 random(11);
+    GenerationRequest request;
+    request.prompt_tokens = random_tokens(random, 50, kWords);
+    request.sampling.temperature = temperature;
+    request.max_tokens = 80;
+    request.client = 1;
+    request.cache_salt = "a";
+    const std::vector<int32_t> expected = reference_completion(network, request.prompt_tokens, request.sampling, request.seed, 0, 80);
+    const auto num_accepted = [&](int32_t client, const std::string& salt) {
+      const int64_t before = test.engine->metrics().num_accepted_tokens;
+      request.client = client;
+      request.cache_salt = salt;
+      const RequestId id = test.add(request);
+      test.run();
+      EXPECT_EQ(test.logs[id].sequences[0].tokens, expected);
+      return test.engine->metrics().num_accepted_tokens - before;
+    };
+    EXPECT_LT(num_accepted(1, "a"), 5);
+    const int64_t steps = test.executor.num_steps();
+    EXPECT_GT(num_accepted(1, "a"), 60);
+    EXPECT_LT(test.executor.num_steps() - steps, 20);
+    EXPECT_LT(num_accepted(2, "a"), 5);
+    EXPECT_LT(num_accepted(1, "b"), 5);
+    EXPECT_LT(num_accepted(0, ""), 5);
+    EXPECT_GT(num_accepted(1, "a"), 60);
+    EXPECT_GT(test.engine->metrics().num_past_output_tokens, 5 * 80);
+  }
+}
+
+// A sibling that has ended helps those that go on, and a request that is cancelled leaves what it was answered until then.
+TEST(Speculation, WhatWasCancelledIsLearnedFromToo) {
+  constexpr int64_t kWords = 5000;
+  EngineOptions options;
+  options.speculation = always(SpeculationMethod::kSuffix);
+  TestEngine test(FakeNetwork({std::nullopt}, kWords), options);
+  GenerationRequest request;
+  request.prompt_tokens = {1, 2, 3};
+  request.sampling.temperature = 0;
+  request.max_tokens = 200;
+  const RequestId cancelled = test.add(request);
+  for (int i = 0; i < 100; ++i) test.engine->step();
+  test.engine->cancel(cancelled);
+  test.run();
+  EXPECT_NEAR(static_cast<double>(test.engine->metrics().num_past_output_tokens), 100, 10);
+  const int64_t steps = test.executor.num_steps();
+  test.add(request);
+  test.run();
+  EXPECT_LT(test.executor.num_steps() - steps, 100 + 30);
+}
+
 TEST(Speculation, OptionsAreChecked) {
-  for (const SpeculationOptions& speculation : {SpeculationOptions{.prompt_lookup = true, .num_speculative_tokens = 0},
-                                                SpeculationOptions{.prompt_lookup = true, .num_speculative_tokens = 1000},
-                                                SpeculationOptions{.prompt_lookup = true, .prompt_lookup_min = 0},
-                                                SpeculationOptions{.prompt_lookup = true, .prompt_lookup_min = 17}}) {
+  SpeculationOptions shallow{.method = SpeculationMethod::kSuffix}, boundless = shallow, negative = shallow;
+  shallow.past_output.depth_max = 1;
+  boundless.past_output.num_tokens_max = int64_t{1} << 40;
+  negative.past_output.num_outputs_max = -1;
+  for (const SpeculationOptions& speculation :
+       {shallow, boundless, negative, SpeculationOptions{.method = SpeculationMethod::kNgram, .num_speculative_tokens = 0},
+        SpeculationOptions{.method = SpeculationMethod::kNgram, .num_speculative_tokens = 1000},
+        SpeculationOptions{.method = SpeculationMethod::kNgram, .prompt_lookup_min = 0},
+        SpeculationOptions{.method = SpeculationMethod::kNgram, .prompt_lookup_min = 17}}) {
     FakeExecutor executor(FakeNetwork({std::nullopt}));
     EngineOptions options;
     options.speculation = speculation;
