@@ -1,4 +1,4 @@
-"""Other engines, installed, checked and run beside millrace by bench/compare."""
+"""Other engines, installed, checked and run beside millrace by bench/compare and bench/serve_compare."""
 import os
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 version=11434.0.0
 sha256=b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45
-programs="llama-bench llama-batched-bench llama-completion llama-perplexity"
+programs="llama-bench llama-batched-bench llama-completion llama-perplexity llama-server"
 dir=$PWD/build/peers/llama.cpp-$version
 mkdir -p "$dir"
 if [ "$(cat "$dir/built" 2>/dev/null)" != "$programs" ]; then
@@ -23,7 +23,7 @@ if [ "$(cat "$dir/built" 2>/dev/null)" != "$programs" ]; then
         -DGGML_AVX="$(has avx)" -DGGML_AVX2="$(has avx2)" -DGGML_BMI2="$(has bmi2)" -DGGML_FMA="$(has fma)" -DGGML_F16C="$(has f16c)" -DGGML_AVX_VNNI="$(has avx_vnni)" \
         -DGGML_AVX512="$(has avx512f)" -DGGML_AVX512_VBMI="$(has avx512vbmi)" -DGGML_AVX512_VNNI="$(has avx512_vnni)" -DGGML_AVX512_BF16="$(has avx512_bf16)" \
         -DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF -DGGML_AMX_BF16=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF \
-        -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DBUILD_SHARED_LIBS=OFF > "$dir/configure.log" 2>&1
+        -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DBUILD_SHARED_LIBS=OFF > "$dir/configure.log" 2>&1
   # shellcheck disable=SC2086  # one word a program
   cmake --build "$dir/build" --target $programs -j "$(nproc)" > "$dir/build.log" 2>&1 || { tail -20 "$dir/build.log" >&2; exit 1; }
   echo "$programs" > "$dir/built"

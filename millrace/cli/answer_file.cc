@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -8,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <set>
 
 #include "millrace/cli/generation_run.h"
 #include "millrace/cli/progress_bar.h"
@@ -50,18 +53,51 @@ struct News {
   }
 };
 
+// Conversations that differ in the user's last message only can share a prompt.
+struct Question {
+  json::array shared;
+  json::value last;
+};
+
+Result<Question> question_of(const FileLine& line) {
+  const json::value* role =
+      line.messages.empty() || !line.messages.back().is_object() ? nullptr : line.messages.back().as_object().if_contains("role");
+  if (role == nullptr || *role != "user")
+    return Status::invalid_argument(R"(--batch-prompting takes lines {"messages": [...]} of which the last is the user's)");
+  Question question{line.messages, line.messages.back()};
+  question.shared.pop_back();
+  // A user's message before the last would count as a question, too.
+  const json::value* before =
+      question.shared.empty() || !question.shared.back().is_object() ? nullptr : question.shared.back().as_object().if_contains("role");
+  if (before != nullptr && *before == "user")
+    return Status::invalid_argument("--batch-prompting: the last two messages are the user's, expected one question a line");
+  return question;
+}
+
+// What a run over a file took.
+struct Cost {
+  int64_t prompt_tokens = 0, completion_tokens = 0;
+  std::size_t num_prompts = 0, num_asked_again = 0;  // of --batch-prompting
+  double seconds = 0;
+  std::map<std::size_t, std::string> texts;  // by line, with --compare-alone
+};
+
 class FileRun {
  public:
-  FileRun(const Run& run, const std::vector<FileLine>& lines, const FinishedLines& finished, ServedModel served, std::FILE* output)
+  // `pack_size`: conversations in one prompt, 0 for each alone. `output` null: nothing is printed.
+  FileRun(const Run& run, const std::vector<FileLine>& lines, const FinishedLines& finished, ServedModel served, std::FILE* output,
+          std::size_t pack_size)
       : run_(run),
         lines_(lines),
         finished_(finished),
         served_(std::move(served)),
         dry_breakers_(run.tokenizer),
         output_(output),
+        pack_size_(pack_size),
         mailbox_(std::make_shared<OutputMailbox>([news = news_] { news->tell(); })) {}
 
   Status answer_all() {
+    const Clock::time_point start_of_run = Clock::now();
     for (std::size_t i = 0; i < lines_.size(); ++i) {
       if (finished_.holds(lines_[i], i)) {
         ++num_finished_;
@@ -71,13 +107,17 @@ class FileRun {
       start(i);
       take_news();
     }
+    for (auto& [shared, lines] : packs_) start_pack(std::move(lines));
     while (!live_.empty()) wait();
     print_ready();
     bar_.clear();
-    if (std::fflush(output_) != 0) return Status::unavailable("the answers could not be written");
+    cost_.seconds = seconds_since(start_of_run);
+    if (output_ != nullptr && std::fflush(output_) != 0) return Status::unavailable("the answers could not be written");
     if (num_failed_ == 0) return Status::ok();
     return Status::unavailable(fmt::format("{}: {} of {} prompts have no answer", run_.options.file, num_failed_, lines_.size()));
   }
+
+  const Cost& cost() const { return cost_; }
 
  private:
   // Lines in the engine at once: enough to keep it busy, and fewer than its queue holds.
@@ -89,6 +129,7 @@ class FileRun {
     Status error;
     std::shared_ptr<CapturedExchange> exchange;  // of a batch's request
     std::shared_ptr<GenerationCall> call;
+    std::vector<std::size_t> lines;  // of --batch-prompting: whose questions the call asks
   };
 
   void start(std::size_t index) {
@@ -97,13 +138,44 @@ class FileRun {
       finish_with_error(index, 400, line.error.message());
     } else if (line.is_batch) {
       start_batch(index);
+    } else if (pack_size_ > 0) {
+      pack(index);
     } else {
       start_prompt(index);
     }
   }
 
+  // Waits for others that its question can share a prompt with.
+  void pack(std::size_t index) {
+    const auto question = question_of(lines_[index]);
+    if (!question.is_ok()) return finish_with_error(index, 400, question.status().message());
+    std::vector<std::size_t>& lines = packs_[json::serialize(question->shared)];
+    lines.push_back(index);
+    if (lines.size() == pack_size_) start_pack(std::exchange(lines, {}));
+  }
+
+  // One request with the field "batch_prompting" for them all, as the server would answer it.
+  void start_pack(std::vector<std::size_t> lines) {
+    if (lines.empty()) return;
+    json::array messages = question_of(lines_[lines[0]])->shared;
+    for (const std::size_t line : lines) messages.push_back(lines_[line].messages.back());
+    json::object body{{"messages", std::move(messages)},
+                      {"batch_prompting", pack_size_},
+                      {"min_tokens", run_.options.min_tokens},
+                      {"ignore_eos", run_.options.ignore_eos}};
+    if (run_.options.max_tokens) body["max_tokens"] = *run_.options.max_tokens;
+    for (const std::string& stop : run_.options.stop) {
+      if (!body.contains("stop")) body["stop"].emplace_array();
+      body["stop"].as_array().emplace_back(stop);
+    }
+    FileLine request;
+    request.body = json::serialize(body);
+    start_call(lines[0], request, lines);
+  }
+
   void start_prompt(std::size_t index) {
-    const auto request = make_request(run_, lines_[index].text, lines_[index].messages, index);
+    auto request = make_request(run_, lines_[index].text, lines_[index].messages, index);
+    if (request.is_ok() && output_ == nullptr) request->cache_salt = "alone";  // what the packs computed does not count as its own
     Status refused = request.status();
     while (request.is_ok()) {
       Live live;
@@ -121,18 +193,23 @@ class FileRun {
     finish_with_error(index, 400, refused.message());
   }
 
-  void start_batch(std::size_t index) {
+  void start_batch(std::size_t index) { start_call(index, lines_[index], {}); }
+
+  // A request that the server's own code answers, for the line or for several.
+  void start_call(std::size_t index, const FileLine& line, std::vector<std::size_t> lines) {
+    const auto refuse = [&](const ApiError& error) {
+      if (lines.empty()) return finish_with_error(index, error.status, error.message, error_json(error));
+      for (const std::size_t one : lines) finish_with_error(one, error.status, error.message);
+    };
     while (true) {
       PreparedCall prepared;
-      prepared.endpoint = lines_[index].endpoint;
-      std::optional<ApiError> error = prepare(lines_[index], prepared);
-      if (error) {
-        finish_with_error(index, error->status, error->message, error_json(*error));
-        return;
-      }
+      prepared.endpoint = line.endpoint;
+      std::optional<ApiError> error = prepare(line, prepared);
+      if (error) return refuse(*error);
       Live live;
       live.start = Clock::now();
       live.exchange = std::make_shared<CapturedExchange>();
+      live.lines = lines;
       live.call = std::make_shared<GenerationCall>(served_, index, std::move(prepared), live.exchange);
       error = live.call->start(mailbox_, run_.seed + index);
       if (!error) {
@@ -140,8 +217,7 @@ class FileRun {
         return;
       }
       if (wait_for_room(error->status == 429)) continue;  // what was added of it has been cancelled
-      finish_with_error(index, error->status, error->message, error_json(*error));
-      return;
+      return refuse(*error);
     }
   }
 
@@ -196,6 +272,9 @@ class FileRun {
     if (!item.delta.request_finished) return;
     completion.seconds = seconds_since(live.start);
     if (live.error.is_ok()) keep_weights(run_.model);
+    cost_.prompt_tokens += completion.usage.prompt_tokens;
+    cost_.completion_tokens += completion.usage.completion_tokens;
+    if (run_.options.compare_alone) cost_.texts.emplace(index, completion.text);
     if (!live.error.is_ok()) {
       finish_with_error(index, 500, live.error.message());
     } else if (is_json()) {
@@ -211,15 +290,44 @@ class FileRun {
     const HttpResponse response = std::move(live.exchange->response);
     if (response.status == 200) {
       keep_weights(run_.model);
-      finish(index, batch_answer(index, response.status, response.body));
+      if (live.lines.empty()) {
+        finish(index, batch_answer(index, response.status, response.body));
+      } else {
+        finish_pack(live.lines, response.body);
+      }
     } else {
       const auto body = parse_json(response.body);
       const json::value* error = body.is_ok() && body->is_object() ? body->as_object().if_contains("error") : nullptr;
       const json::value* message = error != nullptr && error->is_object() ? error->as_object().if_contains("message") : nullptr;
-      finish_with_error(index, response.status,
-                        message != nullptr && message->is_string() ? std::string(message->as_string()) : "it failed", response.body);
+      const std::string text = message != nullptr && message->is_string() ? std::string(message->as_string()) : "it failed";
+      if (live.lines.empty()) finish_with_error(index, response.status, text, response.body);
+      for (const std::size_t line : live.lines) finish_with_error(line, response.status, text);
     }
     live_.erase(index);
+  }
+
+  // `body`: our own server's answer, of which choice i is the answer of lines[i].
+  void finish_pack(const std::vector<std::size_t>& lines, const std::string& body) {
+    const json::value answer = parse_json(body).value();
+    const json::object& packed = answer.at("batch_prompting").as_object();
+    std::set<int64_t> asked_again;
+    for (const json::value& question : packed.at("asked_again").as_array()) asked_again.insert(question.to_number<int64_t>());
+    cost_.num_prompts += packed.at("prompts").to_number<std::size_t>();
+    cost_.num_asked_again += asked_again.size();
+    cost_.prompt_tokens += answer.at("usage").at("prompt_tokens").to_number<int64_t>();
+    cost_.completion_tokens += answer.at("usage").at("completion_tokens").to_number<int64_t>();
+    for (std::size_t i = 0; i < lines.size(); ++i) {
+      const json::object& choice = answer.at("choices").as_array().at(i).as_object();
+      const std::string text(choice.at("message").at("content").as_string());
+      if (run_.options.compare_alone) cost_.texts.emplace(lines[i], text);
+      finish(lines[i], is_json()
+                           ? json_text(json::object{{"index", lines[i]},
+                                                    {"text", text},
+                                                    {"finish_reason", choice.at("finish_reason")},
+                                                    {"asked_alone", asked_again.contains(static_cast<int64_t>(i)) || lines.size() == 1}}) +
+                                 "\n"
+                           : fmt::format("[{}] {}\n", lines[i], text));
+    }
   }
 
   std::string batch_answer(std::size_t index, int status, std::string_view body) {
@@ -236,7 +344,9 @@ class FileRun {
     ++num_failed_;
     bar_.clear();
     fail(Status::unavailable(std::string(message)).with_context(line.place));
-    if (line.is_batch && !body.empty()) {
+    if (output_ == nullptr) {
+      finish(index, "");
+    } else if (line.is_batch && !body.empty()) {
       finish(index, batch_answer(index, status, body));
     } else if (line.is_batch) {
       finish(index, json_text(json::object{{"id", nullptr},
@@ -253,6 +363,7 @@ class FileRun {
 
   void finish(std::size_t index, std::string text) {
     ++num_finished_;
+    if (output_ == nullptr) return;
     if (!run_.options.output.empty()) {
       write(text);
     } else {
@@ -289,15 +400,44 @@ class FileRun {
   const ServedModel served_;
   DryBreakers dry_breakers_;
   std::FILE* output_;
+  const std::size_t pack_size_;
   const std::shared_ptr<News> news_ = std::make_shared<News>();
   const std::shared_ptr<OutputMailbox> mailbox_;
-  std::map<std::size_t, Live> live_;
+  std::map<std::size_t, Live> live_;                       // by line; of a pack by its first
+  std::map<std::string, std::vector<std::size_t>> packs_;  // by what the lines share: those that wait for more
+  Cost cost_;
   std::map<std::size_t, std::string> ready_;  // without --output: made, and to be printed when those before are
   std::map<std::size_t, std::vector<TokenLogprob>> logprobs_;
   std::size_t num_printed_ = 0, num_finished_ = 0, num_failed_ = 0;
   std::mt19937_64 random_{std::random_device{}()};
   ProgressBar bar_{"generate"};
 };
+
+// Letters and digits only, in one case: "Paris." is "paris".
+std::string bare(std::string_view text) {
+  std::string letters;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte >= 0x80 || std::isalnum(byte)) letters += static_cast<char>(std::tolower(byte));
+  }
+  return letters;
+}
+
+void report_packing(const Cost& packed, const Cost* alone) {
+  fmt::print(stderr, "[{} prompts, {} questions asked again alone; {} prompt tokens, {} new, {:.2f} s]\n", packed.num_prompts,
+             packed.num_asked_again, packed.prompt_tokens, packed.completion_tokens, packed.seconds);
+  if (alone == nullptr) return;
+  std::size_t num_equal = 0;
+  for (const auto& [line, text] : packed.texts) num_equal += alone->texts.contains(line) && bare(alone->texts.at(line)) == bare(text);
+  fmt::print(
+      stderr,
+      "[alone: {} prompt tokens, {} new, {:.2f} s; together {:.2f} times the prompt tokens, {:.2f} times the new ones, {:.2f} times the "
+      "time; {} of {} answers agree]\n",
+      alone->prompt_tokens, alone->completion_tokens, alone->seconds,
+      static_cast<double>(packed.prompt_tokens) / static_cast<double>(std::max<int64_t>(1, alone->prompt_tokens)),
+      static_cast<double>(packed.completion_tokens) / static_cast<double>(std::max<int64_t>(1, alone->completion_tokens)),
+      packed.seconds / alone->seconds, num_equal, packed.texts.size());
+}
 
 }  // namespace
 
@@ -314,10 +454,22 @@ Status answer_file(const Run& run, const std::vector<FileLine>& lines, const Fin
   served.bos_token = run.model.bos_token();
   served.eos_token = run.model.eos_token();
   served.default_sampling = run.sampling;
-  if (run.options.output.empty()) return FileRun(run, lines, finished, std::move(served), stdout).answer_all();
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> output(std::fopen(run.options.output.c_str(), "a"), &std::fclose);
-  if (!output) return Status::unavailable(fmt::format("--output: {} cannot be written", run.options.output));
-  return FileRun(run, lines, finished, std::move(served), output.get()).answer_all();
+  const bool to_file = !run.options.output.empty();
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(to_file ? std::fopen(run.options.output.c_str(), "a") : nullptr,
+                                                             [](std::FILE* f) { return f != nullptr ? std::fclose(f) : 0; });
+  if (to_file && !file) return Status::unavailable(fmt::format("--output: {} cannot be written", run.options.output));
+  const auto pack_size = static_cast<std::size_t>(run.options.batch_prompting);
+  FileRun answers(run, lines, finished, served, to_file ? file.get() : stdout, pack_size);
+  const Status status = answers.answer_all();
+  if (pack_size == 0) return status;
+  if (!run.options.compare_alone || !status.is_ok()) {
+    report_packing(answers.cost(), nullptr);
+    return status;
+  }
+  FileRun alone(run, lines, finished, served, nullptr, 0);
+  MR_RETURN_IF_ERROR(alone.answer_all());
+  report_packing(answers.cost(), &alone.cost());
+  return status;
 }
 
 }  // namespace millrace::cli

@@ -207,8 +207,7 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
       ->capture_default_str();
   command.add_option("--chunk", steps.chunk, "Most tokens of one prefill step")->check(CLI::Range(1, 65536))->capture_default_str();
   command.add_option("--repeat", steps.repeat)->check(CLI::Range(1, 10000))->capture_default_str();
-  command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto (bf16), f32, bf16 or int8")
-      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  add_kv_dtype_option(command, options.kv_cache_dtype);
   command.add_option("--scaling", options.scaling, "Numbers of threads to compare, for example 1,2,4,8")
       ->delimiter(',')
       ->allow_extra_args(false)
@@ -232,6 +231,7 @@ void register_bench(CLI::App& app, int& exit_status) {
   auto* step = command->add_subcommand("step", "The same");
   add_bench_options(*step, *options);
   add_bench_speculation(*command, exit_status);
+  add_bench_serve(*command, exit_status);
   command->get_option("MODEL")->required(false);
   const auto run = [options, &exit_status] {
     const Status status = options->model.empty()     ? Status::invalid_argument("MODEL is required")

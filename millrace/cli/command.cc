@@ -9,11 +9,24 @@
 #include "millrace/base/cache_folder.h"
 #include "millrace/base/system_memory.h"
 #include "millrace/cli/option_values.h"
+#include "millrace/cli/speculative_config.h"
 #include "millrace/engine/kv_sizing.h"
 #include "millrace/engine/token_words.h"
 #include "millrace/formats/hub.h"
 
 namespace millrace::cli {
+namespace {
+
+struct KvDtypeName {
+  std::string_view name;
+  KvDType dtype;
+};
+// Of several names the first is ours.
+constexpr KvDtypeName kKvDtypeNames[] = {{"f32", KvDType::kF32},          {"bf16", KvDType::kBf16},        {"int8", KvDType::kInt8},
+                                         {"fp8-e4m3", KvDType::kFp8E4M3}, {"fp8_e4m3", KvDType::kFp8E4M3}, {"fp8", KvDType::kFp8E4M3},
+                                         {"int4", KvDType::kInt4}};
+
+}  // namespace
 
 void add_source_options(CLI::App& command, ModelOptions& options) {
   command.add_option("MODEL", options.model, "Hugging Face directory, GGUF file, or org/name on the hub")->required();
@@ -139,15 +152,14 @@ void add_generation_options(CLI::App& command, GenerationOptions& options) {
   command.add_option("--presence-penalty", options.presence_penalty)->check(number_within(-2, 2));
   command.add_option("--frequency-penalty", options.frequency_penalty)->check(number_within(-2, 2));
   command.add_flag("--exact", options.exact, "The exact path: weights decoded to f32, f32 KV cache; slow");
-  command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto (bf16), f32, bf16 or int8")
-      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  add_kv_dtype_option(command, options.kv_cache_dtype);
   command.add_option("--kv-bytes", options.kv_bytes, "Memory for the KV cache, e.g. 512MB; default: chosen from the context length")
       ->transform(size_in_bytes(1));
   command.add_option("--max-model-len", options.max_model_len, "Longest prompt + answer in tokens")->check(whole_number(2));
   command
       .add_option("--speculative-config", options.speculative_config,
-                  "Draft tokens where the answer repeats the prompt; the text stays the same: off, ngram, or JSON such as {\"method\": "
-                  "\"ngram\", \"num_speculative_tokens\": 8}")
+                  "Draft tokens, the text stays the same: off, ngram (what the answer repeats of its prompt), suffix (and of earlier "
+                  "answers), or JSON such as {\"method\": \"suffix\", \"num_speculative_tokens\": 8}")
       ->capture_default_str()
       ->check([](const std::string& text) {
         const auto parsed = parse_speculation(text);
@@ -217,8 +229,18 @@ Result<SamplingParams> sampling_params(const LoadedModel& model, const Tokenizer
     MR_ASSIGN_OR_RETURN(params.dry_breakers, breakers.ids_of(options.dry_sequence_breakers.empty() ? DryBreakers::default_texts()
                                                                                                    : options.dry_sequence_breakers));
   }
-  MR_ASSIGN_OR_RETURN(params.bad_words, bad_word_tokens(tokenizer, options.bad_words));
+  MR_ASSIGN_OR_RETURN(const auto bad_words, bad_word_tokens(tokenizer, options.bad_words));
+  params.bad_words.insert(params.bad_words.end(), bad_words.begin(), bad_words.end());
   return params;
+}
+
+void add_kv_dtype_option(CLI::App& command, std::string& kv_cache_dtype, std::string_view of_what) {
+  std::vector<std::string> choices{"auto"};
+  for (const KvDtypeName& entry : kKvDtypeNames) choices.emplace_back(entry.name);
+  command
+      .add_option("--kv-cache-dtype", kv_cache_dtype,
+                  fmt::format("{}{}auto (bf16), f32, bf16, int8, fp8-e4m3 or int4", of_what, of_what.empty() ? "" : ": "))
+      ->check(CLI::IsMember(std::move(choices)));
 }
 
 Result<KvDType> parse_kv_dtype(const std::string& name, bool exact) {
@@ -226,57 +248,17 @@ Result<KvDType> parse_kv_dtype(const std::string& name, bool exact) {
     return Status::invalid_argument(fmt::format("--exact caches keys and values in f32, --kv-cache-dtype says {}: leave one out", name));
   }
   if (exact) return KvDType::kF32;
-  if (name == "f32") return KvDType::kF32;
-  if (name == "auto" || name == "bf16") return KvDType::kBf16;
-  if (name == "int8") return KvDType::kInt8;
-  return Status::invalid_argument(fmt::format("unknown KV cache dtype \"{}\"; expected auto, f32, bf16 or int8", name));
+  if (name == "auto") return KvDType::kBf16;
+  for (const KvDtypeName& entry : kKvDtypeNames) {
+    if (entry.name == name) return entry.dtype;
+  }
+  return Status::invalid_argument(fmt::format("unknown KV cache dtype \"{}\"; see --help", name));
 }
 
-Result<SpeculationOptions> parse_speculation(const std::string& text) {
-  constexpr std::string_view kOption = "--speculative-config";
-  SpeculationOptions options;
-  if (text == "off") return options;
-  options.prompt_lookup = true;
-  if (text == "ngram") return options;
-  const auto parsed = parse_json(text);
-  if (!parsed.is_ok()) return parsed.status().with_context(fmt::format("{}: neither off nor ngram, so JSON", kOption));
-  const json::object* object = parsed->if_object();
-  if (object == nullptr) return Status::invalid_argument(fmt::format("{}: expected off, ngram or a JSON object", kOption));
-  bool has_method = false;
-  for (const auto& field : *object) {
-    const std::string_view name(field.key().data(), field.key().size());
-    if (name == "method") {
-      if (!field.value().is_string() || field.value().as_string() != "ngram") {
-        return Status::invalid_argument(fmt::format("{}: method is {}, expected \"ngram\"", kOption, json::serialize(field.value())));
-      }
-      has_method = true;
-      continue;
-    }
-    if (name != "num_speculative_tokens" && name != "prompt_lookup_min") {
-      return Status::invalid_argument(fmt::format("{}: unrecognized \"{}\", expected method, num_speculative_tokens or prompt_lookup_min",
-                                                  kOption, name.substr(0, 50)));
-    }
-    boost::system::error_code not_whole;
-    const auto number = field.value().to_number<int64_t>(not_whole);
-    if (not_whole)
-      return Status::invalid_argument(fmt::format("{}: {} is {}, expected a whole number", kOption, name, json::serialize(field.value())));
-    (name == "prompt_lookup_min" ? options.prompt_lookup_min : options.num_speculative_tokens) = number;
-  }
-  if (!has_method) return Status::invalid_argument(fmt::format("{}: has no method, expected \"method\": \"ngram\"", kOption));
-  return options;
-}
-
-std::string_view kv_dtype_name(KvDType dtype) {
-  switch (dtype) {
-    case KvDType::kF32: return "f32";
-    case KvDType::kBf16: return "bf16";
-    case KvDType::kInt8: return "int8";
-  }
-  return "unknown";
-}
+std::string_view kv_dtype_name(KvDType dtype) { return std::ranges::find(kKvDtypeNames, dtype, &KvDtypeName::dtype)->name; }
 
 Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& options, EngineOptions engine_options) {
-  MR_RETURN_IF_ERROR(model.require_decoder());
+  MR_RETURN_IF_ERROR(model.require_writer());
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype, options.exact));
   RunningEngine running;
   MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype,
@@ -303,9 +285,14 @@ Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& 
   } else {
     // Room for two sequences as long as the context, at least 256 MB and at most 4 GB or half of what is available; pages are taken from
     // the system when first used.
-    int64_t block_bytes = 0;
-    for (const KvGroupSpec& group : info.kv_groups) block_bytes += group.block_bytes;
-    engine_options.kv_bytes = std::clamp<int64_t>(2 * (context / kKvBlockTokens + 1) * block_bytes, int64_t{256} << 20, int64_t{4} << 30);
+    // Of states, which are needed only where a sequence goes on and where a prefix may be taken up again, a few for each sequence.
+    const int64_t context_blocks = 2 * (context / kKvBlockTokens + 1);
+    double bytes = 0;  // exact far beyond any machine's memory
+    for (const KvGroupSpec& group : info.kv_groups) {
+      const int64_t blocks = group.state_floats > 0 ? std::min(context_blocks, 8 * engine_options.max_running_sequences) : context_blocks;
+      bytes += static_cast<double>(blocks) * static_cast<double>(group.block_bytes);
+    }
+    engine_options.kv_bytes = static_cast<int64_t>(std::clamp(bytes, 0x1p28, 0x1p32));
     engine_options.kv_bytes = std::min(engine_options.kv_bytes, available / 2);
   }
   const auto tokenizer = model.tokenizer();

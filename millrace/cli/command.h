@@ -62,7 +62,7 @@ struct GenerationOptions {
   int64_t kv_bytes = 0;                    // 0: chosen from the context length
   int64_t max_model_len = 0;               // 0: what the network was made for
   std::string generation_config = "auto";  // "auto": the model's sampling defaults; "vllm": neutral ones
-  std::string speculative_config = "off";  // off, ngram or JSON
+  std::string speculative_config = "off";  // parse_speculation()
 };
 void add_generation_options(CLI::App& command, GenerationOptions& options);
 // --max-tokens, --seed, --stop and such: of an answer made here; a served request brings its own.
@@ -71,9 +71,6 @@ void add_answer_options(CLI::App& command, GenerationOptions& options);
 GenerationRequest answer_request(std::vector<int32_t> prompt_tokens, SamplingParams sampling, uint64_t seed,
                                  const GenerationOptions& options);
 Result<SamplingParams> sampling_params(const LoadedModel& model, const Tokenizer& tokenizer, const GenerationOptions& options);
-
-// --speculative-config: "off", "ngram", or an object with vLLM's keys for the method ngram.
-Result<SpeculationOptions> parse_speculation(const std::string& text);
 
 // An engine over the model, with its executor, running. Of `engine_options` the KV budget, context, EOS ids and speculation are set here.
 struct RunningEngine {
@@ -96,7 +93,9 @@ struct RunningEncoder {
 };
 Result<RunningEncoder> start_encoder(LoadedModel& model, const EncoderOptions& options);
 
-// Of --kv-cache-dtype; the exact path's is f32, and another one beside --exact is an error.
+// --kv-cache-dtype; `of_what` is said before the choices. vLLM's names fp8 and fp8_e4m3 stand for fp8-e4m3.
+void add_kv_dtype_option(CLI::App& command, std::string& kv_cache_dtype, std::string_view of_what = "");
+// The exact path's is f32, and another one beside --exact is an error.
 Result<KvDType> parse_kv_dtype(const std::string& name, bool exact = false);
 std::string_view kv_dtype_name(KvDType dtype);
 
@@ -121,6 +120,7 @@ void register_embed(CLI::App& app, int& exit_status);
 void register_verify(CLI::App& app, int& exit_status);
 void register_bench(CLI::App& app, int& exit_status);
 void add_bench_speculation(CLI::App& bench, int& exit_status);  // below bench
+void add_bench_serve(CLI::App& bench, int& exit_status);        // below bench
 void register_eval(CLI::App& app, int& exit_status);
 void register_probe(CLI::App& app, int& exit_status);
 

@@ -136,8 +136,7 @@ void register_embed(CLI::App& app, int& exit_status) {
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
   command->add_flag("--exact", options->exact, "The exact path: weights decoded to f32, f32 keys and values; slow");
-  command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "Of keys and values within a step: auto (bf16), f32, bf16 or int8")
-      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  add_kv_dtype_option(*command, options->kv_cache_dtype, "Of keys and values within a step");
   command->footer(
       "One line a text, in order: the numbers, or with --json {\"index\", \"tokens\", \"embedding\"}.\nExamples:\n  millrace embed "
       "./all-MiniLM-L6-v2 --text 'a mill race' --json\n"

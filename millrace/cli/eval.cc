@@ -303,8 +303,7 @@ void register_eval(CLI::App& app, int& exit_status) {
   command->add_option("--max-tokens", options->max_tokens, "Read no more than so many tokens of the text")->check(whole_number(1));
   command->add_option("--skip-tokens", options->skip_tokens, "Leave out the first N tokens of the text")->check(whole_number(0));
   command->add_flag("--exact", options->exact, "The exact path: weights decoded to f32, f32 KV cache; slow");
-  command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "Of the fast path: auto (bf16), f32, bf16 or int8")
-      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  add_kv_dtype_option(*command, options->kv_cache_dtype, "Of the fast path");
   command->add_flag("--as-generated", options->as_generated,
                     "Computes the text as if the model had generated it; differs from a prompt on CPUs with AMX");
   command->add_option("--against", options->against,

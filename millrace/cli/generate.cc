@@ -67,7 +67,8 @@ Status answer_prompt(const Run& run) {
   json::array messages;
   if (run.options.chat) messages.push_back(json::object{{"role", "user"}, {"content", *run.options.prompt}});
   MR_ASSIGN_OR_RETURN(GenerationRequest request, make_request(run, *run.options.prompt, messages, 0));
-  std::string before = run.options.chat ? "" : *run.options.prompt;
+  // What answers a source text does not continue it.
+  std::string before = run.options.chat || run.model.network().encoder != nullptr ? "" : *run.options.prompt;
   const auto print_text = [&](std::string_view text) {
     fmt::print("{}{}", std::exchange(before, {}), text);
     std::fflush(stdout);
@@ -100,7 +101,8 @@ Status run_generate(const GenerateOptions& options) {
       MR_ASSIGN_OR_RETURN(finished, read_finished_lines(options.output));
     }
   }
-  MR_ASSIGN_OR_RETURN(auto model, load_decoder(options));
+  MR_ASSIGN_OR_RETURN(auto model, load_model(options, LoadWeights::kPack));
+  MR_RETURN_IF_ERROR(model->require_writer());
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
   MR_ASSIGN_OR_RETURN(SamplingParams sampling, sampling_params(*model, *tokenizer, options));
   MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, {}));
@@ -132,6 +134,19 @@ void register_generate(CLI::App& app, int& exit_status) {
                    "Also how likely the prompt's tokens are: each one's log probability and rank, with --json the K likeliest too")
       ->type_name("K")
       ->check(CLI::Range(0, 1000));
+  auto* packing =
+      command
+          ->add_option(
+              "--batch-prompting", options->batch_prompting,
+              "Put K questions of --file in one prompt: {\"messages\"} lines that differ in the user's last message only. Answers are "
+              "split again, and what cannot be is asked alone")
+          ->type_name("K")
+          ->check(CLI::Range(1, 64))
+          ->needs(file);
+  command
+      ->add_flag("--compare-alone", options->compare_alone,
+                 "Ask every question alone as well, and report the agreement, the tokens and the time of both")
+      ->needs(packing);
   command->add_flag("--chat", options->chat, "--prompt is a user's message: apply the chat template");
   add_answer_options(*command, *options);
   add_generation_options(*command, *options);
@@ -139,7 +154,8 @@ void register_generate(CLI::App& app, int& exit_status) {
       "Examples:\n  millrace generate model.gguf --prompt 'Once upon a time' --max-tokens 64\n"
       "  millrace generate model.gguf --chat --prompt 'Explain gravity in one sentence.' --temperature 0\n"
       "  millrace generate model.gguf --file prompts.jsonl --json > answers.jsonl\n"
-      "  millrace generate model.gguf --file batch.jsonl --output answers.jsonl");
+      "  millrace generate model.gguf --file batch.jsonl --output answers.jsonl\n"
+      "  millrace generate model.gguf --file questions.jsonl --batch-prompting 8 --temperature 0 --compare-alone");
   command->callback([options, &exit_status] {
     if (!options->prompt && options->file.empty()) {
       exit_status = fail(Status::invalid_argument("generate needs --prompt or --file"));

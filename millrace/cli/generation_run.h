@@ -14,7 +14,9 @@ struct GenerateOptions : ModelOptions, GenerationOptions {
   std::optional<std::string> prompt;
   std::string file, output;
   bool chat = false;
-  int prompt_logprobs = -1;  // -1: none
+  int prompt_logprobs = -1;     // -1: none
+  int64_t batch_prompting = 0;  // conversations of --file in one prompt; 0: each alone
+  bool compare_alone = false;   // and what they are answered alone
 };
 
 // What all answers of a run share.

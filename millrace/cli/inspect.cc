@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 
 #include "millrace/cli/command.h"
@@ -25,7 +26,12 @@ json::object describe_network(const Network& network) {
                       {"num_layers", network.layers.size()},
                       {"max_positions", network.max_positions}};
   if (!network.layers.empty()) {
-    const AttentionLayer& attention = network.layers[0].attention;
+    const auto with =
+        std::find_if(network.layers.begin(), network.layers.end(), [](const DecoderLayer& layer) { return layer.has_attention(); });
+    const AttentionLayer& attention = (with == network.layers.end() ? network.layers.front() : *with).attention;
+    const auto states =
+        std::count_if(network.layers.begin(), network.layers.end(), [](const DecoderLayer& layer) { return !layer.has_attention(); });
+    if (states > 0) shapes["num_layers_with_state"] = states;
     shapes["num_heads"] = attention.num_heads;
     shapes["num_kv_heads"] = attention.num_kv_heads;
     shapes["head_dim"] = attention.head_dim;
@@ -35,8 +41,14 @@ json::object describe_network(const Network& network) {
       shapes["num_experts"] = mlp.mixture->rule.num_experts;
       shapes["experts_per_token"] = mlp.mixture->rule.experts_per_token;
     }
-    shapes["position"] = attention.rope ? "rope" : !attention.alibi_slopes.empty() ? "alibi" : network.positions ? "learned" : "none";
+    shapes["position"] = attention.rope                    ? "rope"
+                         : !attention.alibi_slopes.empty() ? "alibi"
+                         : attention.relative_bias         ? "relative"
+                         : network.positions               ? "learned"
+                         : !network.sinusoids.empty()      ? "sinusoidal"
+                                                           : "none";
   }
+  if (network.encoder != nullptr) shapes["num_encoder_layers"] = network.encoder->layers.size();
   if (network.pooled) {
     constexpr std::string_view kPoolings[] = {"cls", "mean", "last"};
     shapes["pooling"] = kPoolings[static_cast<std::size_t>(network.pooled->pooling)];
@@ -84,21 +96,28 @@ Result<json::object> describe(const InspectOptions& options) {
                                    {"bytes", total.bytes},
                                    {"bits_per_weight", 8.0 * static_cast<double>(total.bytes) / static_cast<double>(total.weights)}});
   }
-  int64_t kv_token_bytes = 0;
+  int64_t kv_token_bytes = 0, state_bytes = 0;
   json::array groups;
   for (const KvGroupSpec& group : executor->info().kv_groups) {
+    if (group.state_floats > 0) {
+      // A sequence has one, and two while a step goes on to its next block.
+      state_bytes = 2 * group.block_bytes;
+      groups.push_back(json::object{{"layers", group.num_layers}, {"state_bytes", group.block_bytes}});
+      continue;
+    }
     kv_token_bytes += group.block_bytes / kKvBlockTokens;
     json::object described{{"layers", group.num_layers},
                            {"num_kv_heads", group.num_kv_heads},
                            {"head_dim", group.head_dim},
                            {"bytes_per_token", group.block_bytes / kKvBlockTokens}};
     if (group.window) described["window"] = *group.window;
+    if (group.cross) described["of_source"] = true;
     groups.push_back(std::move(described));
   }
   const int64_t context = options.context > 0 ? options.context : network.max_positions;
   const auto tokenizer = model->tokenizer();
   const auto chat_template = model->chat_template();
-  const MemoryPlan memory = model->memory_plan(*executor, kv_token_bytes * context, kSequences);
+  const MemoryPlan memory = model->memory_plan(*executor, kv_token_bytes * context + state_bytes, kSequences);
   json::object out{
       {"model", options.model},
       {"source", model->checkpoint().kind() == Checkpoint::Kind::kGguf ? "gguf" : "huggingface"},
@@ -217,8 +236,7 @@ void register_inspect(CLI::App& app, int& exit_status) {
   add_quantization_options(*command, *options);
   command->add_flag("--explain", options->explain, "How each tensor was bound, and operations left unfused");
   command->add_option("--max-model-len", options->context, "Context length for the KV cache's size")->check(whole_number(1));
-  command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "auto (bf16), f32, bf16 or int8")
-      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  add_kv_dtype_option(*command, options->kv_cache_dtype);
   command->footer("Example:\n  millrace inspect model.gguf --explain\n  millrace inspect ./model --quantization int4");
   command->callback([options, &exit_status] {
     const auto described = describe(*options);

@@ -92,8 +92,7 @@ void register_logits(CLI::App& app, int& exit_status) {
   command->add_option("--ids", options->ids, "Token ids, separated by spaces or commas; taken as they are, no BOS is added")->required();
   command->add_flag("--all-positions", options->all_positions, "After every token, not only the last");
   command->add_flag("--exact", options->exact, "The exact path: weights and KV in f32");
-  command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "auto (bf16), f32, bf16 or int8")
-      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  add_kv_dtype_option(*command, options->kv_cache_dtype);
   command->footer("Example:\n  millrace logits model.gguf --ids \"1 2 3\" --json");
   command->callback([options, &exit_status] {
     if (const Status status = run_logits(*options); !status.is_ok()) exit_status = fail(status);

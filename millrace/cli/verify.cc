@@ -19,7 +19,8 @@ json::object to_json(const VerifyPrompt& prompt) {
   for (const std::string& failure : prompt.failures) failures.emplace_back(failure);
   return {{"name", prompt.name},
           {"num_tokens", prompt.num_tokens},
-          {"exact", json::object{{"logit_difference", prompt.logit_difference},
+          {"exact", json::object{{"encoder_difference", prompt.encoder_difference},
+                                 {"logit_difference", prompt.logit_difference},
                                  {"logprob_difference", prompt.logprob_difference},
                                  {"greedy_equal", prompt.greedy_equal},
                                  {"greedy_total", prompt.greedy_total}}},
@@ -86,7 +87,8 @@ Result<bool> run_verify(const VerifyOptions& options) {
     int8_activations |=
         activation_form(model->weights()[static_cast<WeightId>(i)].weight_class(), model->isa(), GemmPath::kFast) == ActivationForm::kInt8;
   }
-  VerifyTolerance tolerance = default_tolerance(int8_activations, kv_dtype, model->network().has_mixture());
+  VerifyTolerance tolerance =
+      default_tolerance(int8_activations, kv_dtype, model->network().has_mixture(), has_unscaled_scores(model->network()));
   if (options.exact_tolerance) tolerance.exact_logit = static_cast<float>(*options.exact_tolerance);
   if (options.fast_l2) tolerance.fast_relative_l2 = static_cast<float>(*options.fast_l2);
   if (options.fast_kl) tolerance.fast_kl = static_cast<float>(*options.fast_kl);
@@ -123,8 +125,7 @@ void register_verify(CLI::App& app, int& exit_status) {
   command->add_option("--reference", options->reference, "Reference file, as tools/make_reference.py writes it")
       ->required()
       ->check(CLI::ExistingFile);
-  command->add_option("--kv-cache-dtype", options->kv_cache_dtype, "Of the fast path: auto (bf16), f32, bf16 or int8")
-      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8"}));
+  add_kv_dtype_option(*command, options->kv_cache_dtype, "Of the fast path");
   command->add_option("--exact-tolerance", options->exact_tolerance,
                       "Largest difference of a logit or log-probability on the exact path; default 1e-3");
   command->add_option("--fast-l2", options->fast_l2, "Largest relative L2 error of a position's logits on the fast path");

@@ -85,6 +85,8 @@ struct ApiRequest {
   std::optional<bool> use_activation;             // classify, score, rerank: false gives logits
   std::optional<int64_t> truncate_prompt_tokens;  // -1: to what the model reads
 
+  std::optional<int64_t> batch_prompting;  // chat: the user's messages at the end are questions, and so many share a prompt
+
   int64_t priority = 0;
   std::optional<double> timeout;  // seconds
   std::string cache_salt;

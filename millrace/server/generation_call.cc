@@ -3,10 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <ctime>
 #include <limits>
 #include <numeric>
 #include <random>
+
+#include "millrace/server/batch_prompting.h"
+#include "millrace/server/json_writer.h"
 
 namespace millrace {
 namespace {
@@ -38,6 +42,18 @@ std::optional<int64_t> prompt_logprobs_max(const ApiRequest& request) {
   return most;
 }
 
+// Of an encoder-decoder: prompt and answer each have a context of their own.
+std::optional<ApiError> check_source(const Engine& engine, const ApiRequest& request, int64_t num_prompt_tokens, int64_t room) {
+  if (num_prompt_tokens > engine.max_prompt_tokens()) {
+    return invalid_field(
+        "prompt", fmt::format("the prompt has {} tokens; the model reads at most {}", num_prompt_tokens, engine.max_prompt_tokens()));
+  }
+  const std::optional<int64_t> max_tokens = request.completion_tokens_max();
+  if (!max_tokens || *max_tokens <= room) return std::nullopt;
+  const std::string_view field = request.max_completion_tokens ? "max_completion_tokens" : "max_tokens";
+  return invalid_field(field, fmt::format("\"{}\" is {}; the model's answers have at most {} tokens", field, *max_tokens, room));
+}
+
 }  // namespace
 
 std::optional<ApiError> check_against_model(const ServedModel& model, int64_t max_model_len, const PreparedCall& call) {
@@ -55,13 +71,18 @@ std::optional<ApiError> check_against_model(const ServedModel& model, int64_t ma
     if (id >= vocab_size)
       return invalid_field("logit_bias", fmt::format("\"logit_bias\" has the key {}, expected token ids below {}", id, vocab_size));
   }
+  if (request.echo && model.engine->answers_sources())
+    return invalid_field("echo", "\"echo\" is not supported: this model's answers do not continue their prompts");
   const std::optional<int64_t> max_tokens = request.completion_tokens_max();
   int64_t num_numbers = 0;
   const std::optional<int64_t> max_or_default = completion_tokens_max(call);
   for (const BuiltPrompt& prompt : call.prompts) {
     const auto num_prompt_tokens = static_cast<int64_t>(prompt.tokens.size());
+    const int64_t room = model.engine->max_completion_tokens(num_prompt_tokens);
     std::optional<ApiError> error;
-    if (num_prompt_tokens >= max_model_len + (max_tokens == 0 ? 1 : 0)) {
+    if (model.engine->answers_sources()) {
+      error = check_source(*model.engine, request, num_prompt_tokens, room);
+    } else if (num_prompt_tokens >= max_model_len + (max_tokens == 0 ? 1 : 0)) {
       error = invalid_field(call.endpoint == Endpoint::kChat ? "messages" : "prompt",
                             fmt::format("the prompt has {} tokens; the model's context is {} tokens, prompt and completion together",
                                         num_prompt_tokens, max_model_len));
@@ -82,7 +103,7 @@ std::optional<ApiError> check_against_model(const ServedModel& model, int64_t ma
                                        kPromptLogprobsMax));
     }
     // The default does not fit beside a long prompt: then it is what fits.
-    const int64_t most = std::min(max_or_default.value_or(max_model_len), max_model_len - num_prompt_tokens);
+    const int64_t most = std::min(max_or_default.value_or(max_model_len), room);
     if (max_or_default && request.min_tokens > most) {
       return invalid_field("min_tokens",
                            fmt::format("\"min_tokens\" is {}, more than the {} completion tokens of a request without \"max_tokens\"",
@@ -115,12 +136,19 @@ GenerationCall::GenerationCall(const ServedModel& model, uint64_t call_id, Prepa
       usages_(prepared_.prompts.size()),
       prompt_logprobs_(prepared_.prompts.size()),
       choices_(prepared_.prompts.size() * static_cast<std::size_t>(prepared_.request.num_sequences())) {
+  if (prepared_.request.batch_prompting) {
+    num_questions_ = count_questions(prepared_.request.messages);
+    pack_size_ = static_cast<std::size_t>(*prepared_.request.batch_prompting);
+    answers_.resize(num_questions_);
+    for (std::size_t i = num_packs(); i < prepared_.prompts.size(); ++i)
+      num_prompt_tokens_alone_ += static_cast<int64_t>(prepared_.prompts[i].tokens.size());
+  }
   if (!prepared_.request.echo) return;
   for (std::size_t i = 0; i < choices_.size(); ++i)
     choices_[i].text = prepared_.prompts[i / static_cast<std::size_t>(prepared_.request.num_sequences())].text;
 }
 
-GenerationRequest GenerationCall::make_request(std::size_t prompt, uint64_t seed) {
+GenerationRequest GenerationCall::make_request(std::size_t prompt) {
   const ApiRequest& api = prepared_.request;
   GenerationRequest request;
   if (scores_prompt()) {
@@ -150,10 +178,11 @@ GenerationRequest GenerationCall::make_request(std::size_t prompt, uint64_t seed
   override(request.sampling.mirostat_eta, api.mirostat_eta);
   request.sampling.logit_bias = api.logit_bias;
   request.sampling.allowed_token_ids = api.allowed_token_ids;
-  request.sampling.bad_words = prepared_.bad_words;
+  auto& bad_words = request.sampling.bad_words;  // the model's own stay
+  bad_words.insert(bad_words.end(), prepared_.bad_words.begin(), prepared_.bad_words.end());
   if (api.logprobs) request.sampling.num_logprobs = static_cast<int32_t>(api.top_logprobs.value_or(0));
   if (api.num_logprobs) request.sampling.num_logprobs = static_cast<int32_t>(*api.num_logprobs);
-  request.seed = api.seed ? static_cast<uint64_t>(*api.seed) : seed + prompt;
+  request.seed = api.seed ? static_cast<uint64_t>(*api.seed) : seed_ + prompt;
   request.n = static_cast<int32_t>(api.num_sequences());
   if (chooses_best()) request.sampling.num_logprobs = std::max(request.sampling.num_logprobs, 0);
   request.max_tokens = completion_tokens_max(prepared_);
@@ -166,32 +195,49 @@ GenerationRequest GenerationCall::make_request(std::size_t prompt, uint64_t seed
   request.cache_salt = api.cache_salt;
   request.priority = static_cast<int32_t>(api.priority);
   request.client = prepared_.client;
-  request.timeout = api.timeout;
+  if (api.timeout) {  // of the whole call, also of what is asked again
+    const double passed = std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
+    request.timeout = split_ ? std::max(*api.timeout - passed, 1e-3) : *api.timeout;
+  }
   if (api.use_beam_search) {
     request.beams = BeamParams{api.length_penalty.value_or(1), api.early_stopping.value_or(EarlyStopping::kNo)};
     request.sampling = {};  // not the model's defaults, either
   }
+  if (num_questions_ > 0 && prompt < num_packs() && questions_of_pack(prompt) > 1 && request.max_tokens) {
+    const auto count = static_cast<int64_t>(questions_of_pack(prompt));
+    const int64_t room = model_.engine->max_completion_tokens(static_cast<int64_t>(request.prompt_tokens.size()));
+    request.max_tokens = std::min(room, count * (*request.max_tokens + kMarkTokens));
+  }
   if (!api.max_tokens && !api.max_completion_tokens && request.max_tokens) {
     // The default must not refuse a prompt that leaves less room than it.
-    const int64_t room = model_.engine->max_request_tokens() - static_cast<int64_t>(request.prompt_tokens.size());
+    const int64_t room = model_.engine->max_completion_tokens(static_cast<int64_t>(request.prompt_tokens.size()));
     request.max_tokens = std::max<int64_t>(1, std::min(*request.max_tokens, room));
   }
   return request;
 }
 
-std::optional<ApiError> GenerationCall::start(const std::shared_ptr<OutputMailbox>& mailbox, uint64_t seed) {
-  for (std::size_t prompt = 0; prompt < prepared_.prompts.size(); ++prompt) {
-    // The callback runs, and is destroyed, on the engine's thread: it holds the call's number, not the call.
-    Result<RequestId> id =
-        model_.engine->add(make_request(prompt, seed), [mailbox, call_id = call_id_, index = static_cast<int32_t>(prompt)](
-                                                           OutputDelta& delta) { mailbox->push({call_id, index, std::move(delta)}); });
-    if (!id.is_ok()) {
-      cancel();
-      return to_api_error(id.status());
-    }
-    request_ids_.push_back(*id);
+std::optional<ApiError> GenerationCall::add_request(std::size_t prompt) {
+  // The callback runs, and is destroyed, on the engine's thread: it holds the call's number, not the call.
+  Result<RequestId> id =
+      model_.engine->add(make_request(prompt), [mailbox = mailbox_, call_id = call_id_, index = static_cast<int32_t>(prompt)](
+                                                   OutputDelta& delta) { mailbox->push({call_id, index, std::move(delta)}); });
+  if (!id.is_ok()) {
+    cancel();
+    return to_api_error(id.status());
   }
-  num_unfinished_requests_ = static_cast<int64_t>(request_ids_.size());
+  request_ids_.push_back(*id);
+  ++num_unfinished_requests_;
+  return std::nullopt;
+}
+
+std::optional<ApiError> GenerationCall::start(const std::shared_ptr<OutputMailbox>& mailbox, uint64_t seed) {
+  started_ = std::chrono::steady_clock::now();
+  mailbox_ = mailbox;
+  seed_ = seed;
+  const std::size_t num_first = num_questions_ > 0 ? num_packs() : prepared_.prompts.size();
+  for (std::size_t prompt = 0; prompt < num_first; ++prompt) {
+    if (auto error = add_request(prompt)) return error;
+  }
   prepared_.request.messages = {};  // large, and not needed while the answer is made
   if (prepared_.request.stream) {
     HttpResponse head;
@@ -294,7 +340,9 @@ bool GenerationCall::on_delta(int32_t prompt, OutputDelta& delta) {
   choice.finish_reason = delta.finish_reason;
   choice.stop_reason = std::move(delta.stop_reason);
   if (prepared_.request.stream) stream(index);
-  if (delta.request_finished && --num_unfinished_requests_ == 0) complete();
+  if (!delta.request_finished || --num_unfinished_requests_ > 0) return complete_;
+  if (num_questions_ > 0 && !split_) split_packs();
+  if (num_unfinished_requests_ == 0 && !complete_) complete();
   return complete_;
 }
 
@@ -315,6 +363,39 @@ std::vector<int32_t> GenerationCall::shown_choices(std::size_t prompt) const {
   return shown;
 }
 
+void GenerationCall::split_packs() {
+  split_ = true;
+  const std::optional<int64_t> max_tokens = completion_tokens_max(prepared_);
+  for (std::size_t pack = 0; pack < num_packs(); ++pack) {
+    const std::size_t first = pack * pack_size_, count = questions_of_pack(pack);
+    const Choice& choice = choices_[pack];
+    if (choice.finish_reason == FinishReason::kTimeout) continue;  // and there is no time to ask again
+    if (count == 1) {
+      choices_[num_packs() + first] = choice;  // the question's own prompt
+      continue;
+    }
+    auto answers = split_answers(choice.text, count, choice.finish_reason == FinishReason::kStop);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (answers[i] && max_tokens) {
+        const auto tokens = model_.tokenizer->encode(*answers[i]);
+        if (!tokens.is_ok() || static_cast<int64_t>(tokens->size()) > *max_tokens) answers[i].reset();
+      }
+      if (!answers[i]) asked_again_.push_back(first + i);
+      answers_[first + i] = std::move(answers[i]);
+    }
+  }
+  for (const std::size_t question : asked_again_) {
+    if (const auto error = add_request(num_packs() + question)) return fail(*error);
+  }
+}
+
+std::string GenerationCall::batch_prompting_json() const {
+  JsonWriter json;
+  json.begin_object().field("prompts", static_cast<int64_t>(num_packs())).key("asked_again").begin_array();
+  for (const std::size_t question : asked_again_) json.value(static_cast<int64_t>(question));
+  return json.end_array().field("prompt_tokens_alone", num_prompt_tokens_alone_).end_object().take();
+}
+
 void GenerationCall::complete() {
   complete_ = true;
   if (prepared_.request.stream) {
@@ -324,14 +405,28 @@ void GenerationCall::complete() {
     return;
   }
   std::vector<ChoiceOutput> outputs;
-  for (std::size_t prompt = 0; prompt < prepared_.prompts.size(); ++prompt) {
+  for (std::size_t question = 0; question < num_questions_; ++question) {
+    const bool timed_out = choices_[question / pack_size_].finish_reason == FinishReason::kTimeout;
+    ChoiceOutput& output =
+        outputs.emplace_back(output_of(static_cast<int32_t>(timed_out ? question / pack_size_ : num_packs() + question)));
+    output.index = static_cast<int32_t>(question);
+    if (timed_out && questions_of_pack(question / pack_size_) > 1) output.text = {};
+    if (!answers_[question]) continue;
+    output.text = *answers_[question];
+    output.finish_reason = FinishReason::kStop;
+  }
+  for (std::size_t prompt = 0; num_questions_ == 0 && prompt < prepared_.prompts.size(); ++prompt) {
     for (const int32_t index : shown_choices(prompt)) {
       outputs.push_back(output_of(index));
       outputs.back().index = static_cast<int32_t>(outputs.size()) - 1;
     }
   }
   HttpResponse response;
-  response.body = response_.whole(outputs, total_usage());
+  if (num_questions_ > 0) {
+    response.body = response_.whole(outputs, total_usage(), std::pair{"batch_prompting", batch_prompting_json()});
+  } else {
+    response.body = response_.whole(outputs, total_usage());
+  }
   exchange_->respond(std::move(response));
 }
 

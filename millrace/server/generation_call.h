@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -65,12 +67,19 @@ class GenerationCall {
   bool chooses_best() const { return prepared_.request.num_sequences() > prepared_.request.n && !prepared_.request.use_beam_search; }
   std::vector<int32_t> shown_choices(std::size_t prompt) const;
   bool wants_logprobs() const { return prepared_.request.logprobs || prepared_.request.num_logprobs.has_value(); }
-  GenerationRequest make_request(std::size_t prompt, uint64_t seed);  // takes the prompt's tokens
+  GenerationRequest make_request(std::size_t prompt);  // takes the prompt's tokens
+  std::optional<ApiError> add_request(std::size_t prompt);
   Usage total_usage() const;
   ChoiceOutput output_of(int32_t index) const;
   void take_prompt_logprobs(std::size_t prompt, OutputDelta& delta);
   void echo_logprobs(std::size_t prompt, Choice& choice);
   void stream(int32_t index);
+  // Batch prompting: the prompts of `pack_size_` questions each come first, then each question's own.
+  std::size_t num_packs() const { return prepared_.prompts.size() - num_questions_; }
+  std::size_t questions_of_pack(std::size_t pack) const { return std::min(pack_size_, num_questions_ - pack * pack_size_); }
+  void split_packs();  // and asks again, alone, what has no answer
+  std::string batch_prompting_json() const;
+
   void complete();
   void fail(const ApiError& error);
 
@@ -79,12 +88,19 @@ class GenerationCall {
   PreparedCall prepared_;
   std::shared_ptr<HttpExchange> exchange_;
   OpenAiResponse response_;
-  std::vector<RequestId> request_ids_;                      // by prompt
+  std::shared_ptr<OutputMailbox> mailbox_;
+  std::chrono::steady_clock::time_point started_;
+  uint64_t seed_ = 0;
+  std::vector<RequestId> request_ids_;                      // in the order in which they were added
   std::vector<Usage> usages_;                               // by prompt
   std::vector<std::vector<TokenLogprob>> prompt_logprobs_;  // by prompt; from the first token on, with scores_prompt()
   std::vector<Choice> choices_;                             // prompt-major: prompt * num_sequences + sequence
   int64_t num_unfinished_requests_ = 0;
-  bool complete_ = false;
+  std::size_t num_questions_ = 0, pack_size_ = 1;    // 0: no batch prompting
+  std::vector<std::optional<std::string>> answers_;  // by question: out of a pack's answer
+  std::vector<std::size_t> asked_again_;             // questions
+  int64_t num_prompt_tokens_alone_ = 0;              // of all questions, each in a prompt of its own
+  bool split_ = false, complete_ = false;
 };
 
 }  // namespace millrace

@@ -207,7 +207,8 @@ std::string OpenAiResponse::usage_chunk(const Usage& usage) const {
   return chunk_head_ + ',' + json.text().substr(1) + "\n\n";
 }
 
-std::string OpenAiResponse::whole(std::span<const ChoiceOutput> choices, const Usage& usage) const {
+std::string OpenAiResponse::whole(std::span<const ChoiceOutput> choices, const Usage& usage,
+                                  std::optional<std::pair<std::string_view, std::string>> more) const {
   const bool chat = endpoint_ == Endpoint::kChat;
   JsonWriter json;
   json.begin_object()
@@ -231,6 +232,7 @@ std::string OpenAiResponse::whole(std::span<const ChoiceOutput> choices, const U
   json.end_array().key("usage");
   write_usage(json, usage);
   if (chat && !choices.empty() && choices[0].prompt_logprobs) write_prompt_logprobs(json, tokenizer_, choices[0]);
+  if (more) json.key(more->first).raw(more->second);
   return json.end_object().take();
 }
 

@@ -43,7 +43,9 @@ class OpenAiResponse {
   std::string chunk(const ChoiceOutput& output, ChunkUsage usage) const;
   std::string usage_chunk(const Usage& usage) const;  // the last, without choices
 
-  std::string whole(std::span<const ChoiceOutput> choices, const Usage& usage) const;
+  // `more`: a field besides, its name and its value as JSON text.
+  std::string whole(std::span<const ChoiceOutput> choices, const Usage& usage,
+                    std::optional<std::pair<std::string_view, std::string>> more = {}) const;
 
   static constexpr std::string_view kDone = "data: [DONE]\n\n";
 

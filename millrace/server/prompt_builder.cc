@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "millrace/server/batch_prompting.h"
+
 namespace millrace {
 namespace {
 
@@ -29,14 +31,15 @@ std::optional<ApiError> cut_after_final_message(const json::array& messages, Ren
   return std::nullopt;
 }
 
-std::optional<ApiError> build_chat_prompt(const ServedModel& model, const ApiRequest& request, BuiltPrompt& prompt) {
+std::optional<ApiError> build_chat_prompt(const ServedModel& model, const ApiRequest& request, const json::array& messages,
+                                          BuiltPrompt& prompt) {
   if (model.chat_template == nullptr) {
     ApiError error = invalid_field("messages", fmt::format("\"messages\" need a chat template: {}", model.chat_template_error));
     error.code = "no_chat_template";
     return error;
   }
   ChatTemplateInput input;
-  input.messages = request.messages;
+  input.messages = messages;
   input.tools = request.tools;
   input.documents = request.documents;
   input.add_generation_prompt = request.add_generation_prompt.value_or(true);
@@ -52,7 +55,7 @@ std::optional<ApiError> build_chat_prompt(const ServedModel& model, const ApiReq
     return error;
   }
   if (request.continue_final_message) {
-    if (auto error = cut_after_final_message(request.messages, *rendered)) return error;
+    if (auto error = cut_after_final_message(messages, *rendered)) return error;
   }
   EncodeOptions options;
   options.add_special_tokens = request.add_special_tokens.value_or(false);  // the template writes them
@@ -95,11 +98,27 @@ std::optional<ApiError> build_prompt(const ServedModel& model, Endpoint endpoint
   return std::nullopt;
 }
 
+// Those of several questions, then each question's own.
+std::optional<ApiError> build_packed_prompts(const ServedModel& model, const ApiRequest& request, std::vector<BuiltPrompt>& prompts) {
+  Questions questions;
+  if (auto error = read_questions(request.messages, questions)) return error;
+  const auto pack = static_cast<std::size_t>(*request.batch_prompting);
+  for (std::size_t first = 0; first < questions.texts.size(); first += pack) {
+    const json::array messages = questions.packed(first, std::min(pack, questions.texts.size() - first));
+    if (auto error = build_chat_prompt(model, request, messages, prompts.emplace_back())) return error;
+  }
+  for (std::size_t i = 0; i < questions.texts.size(); ++i) {
+    if (auto error = build_chat_prompt(model, request, questions.alone(i), prompts.emplace_back())) return error;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::optional<ApiError> build_prompts(const ServedModel& model, Endpoint endpoint, const ApiRequest& request,
                                       std::vector<BuiltPrompt>& prompts) {
-  if (request.has_messages) return build_chat_prompt(model, request, prompts.emplace_back());
+  if (request.batch_prompting) return build_packed_prompts(model, request, prompts);
+  if (request.has_messages) return build_chat_prompt(model, request, request.messages, prompts.emplace_back());
   for (std::size_t i = 0; i < request.prompts.size(); ++i) {
     if (auto error = build_prompt(model, endpoint, request, i, prompts.emplace_back())) return error;
   }

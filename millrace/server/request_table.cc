@@ -341,6 +341,7 @@ constexpr RequestField kFields[] = {
     {"include_stop_str_in_output", kGenerate, &A::include_stop_str_in_output},
     {"skip_special_tokens", kGenerate, &A::skip_special_tokens},
     {"echo", kCompletions, &A::echo},
+    {"batch_prompting", kChat, &A::batch_prompting, 1, 64},
     {"priority", kGenerate, &A::priority, -kInt32, kInt32},
     {"cache_salt", kGenerate, &A::cache_salt, 0, 1024},
     {"timeout", kGenerate, &A::timeout, 0, 86400, true},
@@ -494,6 +495,25 @@ std::optional<ApiError> check_beam_search(const ApiRequest& request) {
   if (request.frequency_penalty.value_or(0) != 0) return alone("frequency_penalty");
   if (request.repetition_penalty.value_or(1) != 1) return alone("repetition_penalty");
   if (request.dry_multiplier.value_or(0) != 0) return alone("dry_multiplier");
+  if (request.mirostat.value_or(0) != 0) return alone("mirostat");
+  if (request.xtc_probability.value_or(0) != 0) return alone("xtc_probability");
+  return std::nullopt;
+}
+
+// An answer that is split has no single choice, stream or list of tokens.
+std::optional<ApiError> check_batch_prompting(const ApiRequest& request) {
+  if (!request.batch_prompting) return std::nullopt;
+  const auto alone = [](std::string_view name) {
+    return invalid_field(name, fmt::format("\"{}\" does not go with \"batch_prompting\"", name));
+  };
+  if (request.stream) return alone("stream");
+  if (request.num_sequences() != 1) return alone(request.best_of ? "best_of" : "n");
+  if (request.use_beam_search) return alone("use_beam_search");
+  if (request.logprobs) return alone("logprobs");
+  if (request.prompt_logprobs) return alone("prompt_logprobs");
+  if (request.continue_final_message) return alone("continue_final_message");
+  if (request.add_generation_prompt == false) return alone("add_generation_prompt");
+  if (request.max_tokens == 0 || request.max_completion_tokens == 0) return alone("max_tokens 0");
   return std::nullopt;
 }
 
@@ -547,6 +567,7 @@ std::optional<ApiError> check_together(Endpoint endpoint, const json::object& bo
                          "\"prompt_logprobs\" is not available with \"stream\": true (completions have \"echo\" with \"logprobs\")");
   }
   if (auto error = check_beam_search(request)) return error;
+  if (auto error = check_batch_prompting(request)) return error;
   if (request.continue_final_message) {
     if (request.add_generation_prompt.value_or(false)) {
       return invalid_field("continue_final_message",

@@ -9,6 +9,7 @@ import tempfile
 ROOT = pathlib.Path(os.environ.get("MILLRACE_SOURCE_DIR", pathlib.Path(__file__).resolve().parents[2]))
 MODELS = ROOT / "tests/golden/models"
 ENCODERS = ROOT / "tests/golden/encoders"
+SEQ2SEQ = ROOT / "tests/golden/seq2seq"
 BINARY = os.environ.get("MILLRACE_BINARY")
 DONE, CHECK_FAILED, ERROR = 0, 1, 2
 

@@ -127,7 +127,8 @@ def test_threads_change_no_digit(llama):
 def test_every_family_is_evaluated(name):
     got = evaluate(MODELS / name, "--context", 32, "--against-exact", "--max-tokens", 96)
     assert math.isfinite(got["perplexity"]) and got["num_scored"] == 45 and got["num_windows"] == 3
-    assert 0 < got["against"]["kl"]["mean"] < 0.02
+    # The golden of mamba is stored in f32 and has no keys and values: nothing of it is rounded.
+    assert (name == "mamba" or 0 < got["against"]["kl"]["mean"]) and got["against"]["kl"]["mean"] < 0.02
 
 
 def test_a_stride_scores_every_token_once(llama):

@@ -226,3 +226,32 @@ def test_the_models_own_sampling_defaults_apply(copied_llama):
     own, = generated(copied_llama, "--prompt", "Once", "--max-tokens", 16, "--seed", 3)
     neutral = {generated(copied_llama, "--prompt", "Once", "--max-tokens", 16, "--seed", seed, "--generation-config", "vllm")[0]["text"] for seed in (3, 4, 5)}
     assert own["text"] == greedy["text"] and neutral != {greedy["text"]}
+
+
+def test_questions_that_share_a_prompt(llama, tmp_path):
+    """A model of random weights keeps to no form: every question is asked again, alone, and answered as without."""
+    system = {"role": "system", "content": "Answer with one word."}
+    lines = [{"messages": [system, {"role": "user", "content": f"Question {i}?"}]} for i in range(5)]
+    lines.insert(2, {"messages": [{"role": "user", "content": "Of its own?"}]})
+    path = write_lines(tmp_path / "questions.jsonl", lines)
+    options = ["--file", path, "--temperature", 0, "--max-tokens", 6, "--json"]
+    want = [json.loads(line)["text"] for line in millrace("generate", llama, *options).stdout.splitlines()]
+    result = millrace("generate", llama, *options, "--batch-prompting", 2, "--compare-alone")
+    got = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["index"] for answer in got] == list(range(6)) and [answer["text"] for answer in got] == want
+    assert all(answer["asked_alone"] for answer in got)
+    assert "4 prompts, 4 questions asked again alone" in result.stderr and "6 of 6 answers agree" in result.stderr
+    output = tmp_path / "answers.jsonl"
+    for _ in range(2):  # the second run has nothing left to do
+        millrace("generate", llama, *options, "--batch-prompting", 2, "--output", output)
+        assert sorted(json.loads(line)["index"] for line in output.read_text().splitlines()) == list(range(6))
+
+
+def test_batch_prompting_takes_conversations(llama, tmp_path):
+    path = write_lines(tmp_path / "lines.jsonl", [{"prompt": "a"}, {"messages": [{"role": "assistant", "content": "b"}]},
+                                                  {"messages": [{"role": "user", "content": "c"}] * 2}, {"messages": [{"role": "user", "content": "d"}]}])
+    result = millrace("generate", llama, "--file", path, "--batch-prompting", 2, "--max-tokens", 2, "--json", status=ERROR)
+    assert [line.get("error", "").split(",")[0] for line in map(json.loads, result.stdout.splitlines())] == [
+        '--batch-prompting takes lines {"messages": [...]} of which the last is the user\'s'] * 2 + [
+        "--batch-prompting: the last two messages are the user's", ""]
+    assert "--file" in refusal("generate", llama, "--prompt", "a", "--batch-prompting", 2)

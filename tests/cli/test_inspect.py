@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from command import ENCODERS, MODELS, ROOT, answer, millrace, refusal
+from command import ENCODERS, MODELS, ROOT, SEQ2SEQ, answer, millrace, refusal
 
 ISAS = {"scalar": set(), "avx2": {"avx2", "fma", "f16c", "bmi2"}, "avx2-vnni": {"avx2", "avx_vnni"},
         "avx512-vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
@@ -38,6 +38,11 @@ def test_kv_memory_follows_context_and_dtype(llama):
     # 3 layers, 2 KV heads, 16 wide, keys and values.
     assert half["kv_bytes_per_token"] == 3 * 2 * 16 * 2 * 2 and half["kv_bytes"] == 100 * half["kv_bytes_per_token"]
     assert full["kv_bytes_per_token"] == 2 * half["kv_bytes_per_token"] and full["kv_context"] == 200
+    # A byte a value, and for each token and head a scale of its key and one of its value, 4 bytes each.
+    for dtype in ("int8", "fp8-e4m3"):
+        assert answer("inspect", llama, "--kv-cache-dtype", dtype)["memory"]["kv_bytes_per_token"] == 3 * 2 * (16 * 2 + 2 * 4)
+    # Half a byte a value; values are padded to 32 a head.
+    assert answer("inspect", llama, "--kv-cache-dtype", "int4")["memory"]["kv_bytes_per_token"] == 3 * 2 * (16 // 2 + 32 // 2 + 2 * 4)
 
 
 def test_explain_lists_every_tensor_once(llama):
@@ -79,13 +84,23 @@ def test_an_unknown_instruction_set_is_an_error(llama):
     assert "avx1024" in message and "avx512-vnni" in message
 
 
+def test_states_take_the_same_room_at_any_length():
+    short, long = (answer("inspect", MODELS / "mamba", "--max-model-len", n) for n in (100, 10000))
+    group, = short["kv_groups"]
+    # 2 layers, 128 channels: 3 inputs of the convolution and 8 states each, in f32.
+    assert group == {"layers": 2, "state_bytes": 2 * 128 * (3 + 8) * 4} and short["shapes"]["num_layers_with_state"] == 2
+    assert short["memory"]["kv_bytes_per_token"] == 0 and short["memory"]["kv_bytes"] == long["memory"]["kv_bytes"] == 2 * group["state_bytes"]
+    mixed = answer("inspect", MODELS / "lfm2")
+    assert [("state_bytes" in g) for g in mixed["kv_groups"]] == [True, False] and mixed["shapes"]["num_kv_heads"] == 2
+
+
 def test_every_golden_model_opens():
-    for directory in [*MODELS.iterdir(), *ENCODERS.iterdir()]:
+    for directory in [*MODELS.iterdir(), *ENCODERS.iterdir(), *SEQ2SEQ.iterdir()]:
         assert answer("inspect", directory)["shapes"]["num_layers"] >= 1, directory.name
 
 
 def test_families_directory_matches_the_binary():
     """Each built-in family is seen in some golden model, so that docs/models.md says nothing unproven."""
-    seen = {answer("inspect", directory)["family"] for directory in [*MODELS.iterdir(), *ENCODERS.iterdir()]}
+    seen = {answer("inspect", directory)["family"] for directory in [*MODELS.iterdir(), *ENCODERS.iterdir(), *SEQ2SEQ.iterdir()]}
     built_in = {json.loads(path.read_text())["family"] for path in (ROOT / "millrace/model/families").glob("*.json")}
     assert seen == built_in

@@ -85,9 +85,11 @@ def test_encoders_write_no_text():
         assert "is an encoder that makes embeddings of 64 numbers (bert family), expected a decoder" in message
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
-def test_every_kv_dtype_passes(llama, dtype):
-    got = answer("verify", llama, "--reference", MODELS / "llama/golden.json", "--kv-cache-dtype", dtype)
+# vLLM's names of a type are taken, and called what the type is called here.
+@pytest.mark.parametrize("name, dtype", [("f32", "f32"), ("bf16", "bf16"), ("auto", "bf16"), ("int8", "int8"),
+                                         ("fp8-e4m3", "fp8-e4m3"), ("fp8", "fp8-e4m3"), ("fp8_e4m3", "fp8-e4m3"), ("int4", "int4")])
+def test_every_kv_dtype_passes(llama, name, dtype):
+    got = answer("verify", llama, "--reference", MODELS / "llama/golden.json", "--kv-cache-dtype", name)
     assert got["passed"] and got["kv_cache_dtype"] == dtype
 
 
@@ -149,7 +151,7 @@ def test_tolerances_are_the_users(llama, tmp_path):
 
 @pytest.mark.parametrize("text, named", [
     ("{", "line 1"), ("[]", "no JSON object"), ("{}", '"prompts"'), ('{"prompts": []}', '"prompts"'), ('{"prompts": [{}]}', '"ids"'),
-    ('{"kind": "seq2seq", "prompts": []}', "seq2seq"), ('{"kind": "encoder", "prompts": []}', '"results"'), ('{"prompts": [{"ids": [1.5], "last_logits": {}}]}', "1.5"),
+    ('{"kind": "diffusion", "prompts": []}', "diffusion"), ('{"kind": "seq2seq", "prompts": []}', '"results"'), ('{"kind": "encoder", "prompts": []}', '"results"'), ('{"prompts": [{"ids": [1.5], "last_logits": {}}]}', "1.5"),
     ('{"prompts": [{"ids": [99999], "last_logits": {"first16": [0]}}]}', "99999"), ('{"prompts": [{"ids": [1], "last_logits": {"first16": [0]}, "greedy": [99999, 1]}]}', "99999"),
     ('{"prompts": [{"ids": [1], "last_logits": {}}]}', "nothing to compare"),
     ('{"prompts": [{"ids": [], "last_logits": {}}]}', "ids")])

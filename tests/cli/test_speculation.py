@@ -16,6 +16,7 @@ if not DEMO and (ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf").exists():
 
 PROMPTS = ["one two three one two three one two", "Once upon a time there was a mill. Once upon a time there was", "The"]
 NGRAM = json.dumps({"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_min": 1})
+SUFFIX = json.dumps({"method": "suffix", "num_speculative_tokens": 6, "suffix_decoding_max_cached_tokens": 300})
 
 
 @pytest.fixture(scope="session")
@@ -31,16 +32,24 @@ def texts(*args):
 
 @pytest.mark.parametrize("sampling", [["--temperature", 0], ["--temperature", 1], ["--temperature", 0.7, "--top-p", 0.9, "--repetition-penalty", 1.2, "--presence-penalty", 0.5]],
                          ids=["greedy", "sampled", "penalties"])
-@pytest.mark.parametrize("kv", ["bf16", "int8", "f32"])
+@pytest.mark.parametrize("kv", ["bf16", "int8", "fp8-e4m3", "int4", "f32"])
 def test_texts_are_equal_with_and_without(endless_model, prompts, sampling, kv):
     common = [endless_model, "--file", prompts, "--max-tokens", 60, "--kv-cache-dtype", kv, *sampling]
-    assert texts(*common, "--speculative-config", NGRAM) == texts(*common)
+    plain = texts(*common)
+    assert texts(*common, "--speculative-config", NGRAM) == plain
+    assert texts(*common, "--speculative-config", SUFFIX) == plain
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "gpt_oss", "qwen3_moe", "deepseek_v2", "mistral", "gpt2"])
 def test_texts_are_equal_for_windows_experts_and_latent_attention(prompts, family):
     common = [str(MODELS / family), "--file", prompts, "--max-tokens", 40, "--temperature", 0.5]
     assert texts(*common, "--speculative-config", NGRAM) == texts(*common)
+
+
+@pytest.mark.parametrize("family", ["lfm2", "mamba", "mamba2"])
+def test_networks_with_a_state_refuse_drafts(family):
+    message = refusal("generate", MODELS / family, "--prompt", "x", "--speculative-config", NGRAM)
+    assert "ngram" in message and "state" in message
 
 
 @pytest.mark.skipif(not DEMO, reason="the demo model is not there (MILLRACE_DEMO_MODEL, or tools/fetch_demo_model.py)")
@@ -52,13 +61,16 @@ def test_the_demo_model_answers_equally_and_its_copies_are_drafted():
 
 
 @pytest.mark.parametrize("config, said", [
-    ("suffix", "neither off nor ngram"),
+    ("eagle", "neither off, ngram nor suffix"),
     ('{"method": "eagle3"}', "eagle3"),
     ('{"num_speculative_tokens": 4}', "method"),
     ('{"method": "ngram", "model": "x"}', "model"),
     ('{"method": "ngram", "num_speculative_tokens": 0}', "num_speculative_tokens is 0"),
     ('{"method": "ngram", "num_speculative_tokens": "four"}', "whole number"),
     ('{"method": "ngram", "prompt_lookup_min": 17}', "prompt_lookup_min is 17"),
+    ('{"method": "ngram", "suffix_decoding_max_tree_depth": 8}', "of the method suffix"),
+    ('{"method": "suffix", "suffix_decoding_max_tree_depth": 1}', "suffix_decoding_max_tree_depth is 1"),
+    ('{"method": "suffix", "suffix_decoding_max_cached_tokens": 0}', "suffix_decoding_max_cached_tokens is 0"),
     ('[]', "JSON object"),
 ])
 def test_a_wrong_configuration_is_refused(llama, config, said):
