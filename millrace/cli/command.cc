@@ -155,6 +155,11 @@ void add_generation_options(CLI::App& command, GenerationOptions& options) {
   add_kv_dtype_option(command, options.kv_cache_dtype);
   command.add_option("--kv-bytes", options.kv_bytes, "Memory for the KV cache, e.g. 512MB; default: chosen from the context length")
       ->transform(size_in_bytes(1));
+  auto* disk = command.add_option("--kv-disk-dir", options.kv_disk_dir,
+                                  "Folder of the prefix cache's disk tier: computed prompts are kept over restarts");
+  command.add_option("--kv-disk-bytes", options.kv_disk_bytes, "Its size, e.g. 20GB; what was unused longest makes room (8GB)")
+      ->transform(size_in_bytes(1))
+      ->needs(disk);
   command.add_option("--max-model-len", options.max_model_len, "Longest prompt + answer in tokens")->check(whole_number(2));
   command
       .add_option("--speculative-config", options.speculative_config,
@@ -294,6 +299,15 @@ Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& 
     }
     engine_options.kv_bytes = static_cast<int64_t>(std::clamp(bytes, 0x1p28, 0x1p32));
     engine_options.kv_bytes = std::min(engine_options.kv_bytes, available / 2);
+  }
+  if (!options.kv_disk_dir.empty()) {
+    engine_options.kv_disk.folder = options.kv_disk_dir;
+    engine_options.kv_disk.max_bytes = options.kv_disk_bytes;
+    engine_options.kv_disk.fingerprint = model.kv_fingerprint(*running.executor);
+    engine_options.kv_disk.on_warning = [](const std::string& message) {
+      fmt::print(stderr, "millrace: warning: --kv-disk-dir: {}\n", message);
+    };
+    MR_RETURN_IF_ERROR(check_kv_disk(engine_options, info).with_context("--kv-disk-dir"));
   }
   const auto tokenizer = model.tokenizer();
   if (!tokenizer.is_ok()) return tokenizer.status();

@@ -59,7 +59,9 @@ struct GenerationOptions {
   std::vector<std::string> stop, bad_words;
   bool exact = false;  // the exact path, with an f32 KV cache
   std::string kv_cache_dtype = "auto";
-  int64_t kv_bytes = 0;                    // 0: chosen from the context length
+  int64_t kv_bytes = 0;     // 0: chosen from the context length
+  std::string kv_disk_dir;  // empty: no disk tier of the prefix cache
+  int64_t kv_disk_bytes = KvDiskOptions{}.max_bytes;
   int64_t max_model_len = 0;               // 0: what the network was made for
   std::string generation_config = "auto";  // "auto": the model's sampling defaults; "vllm": neutral ones
   std::string speculative_config = "off";  // parse_speculation()

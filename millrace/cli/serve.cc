@@ -48,17 +48,23 @@ Result<RunningEngine> start_decoder(LoadedModel& model, const ServeOptions& opti
   engine_options.tpot_target_seconds = options.tpot_target_ms / 1e3;
   engine_options.max_queued_requests = options.max_queued;
   engine_options.max_queued_tokens = options.max_queued_tokens;
-  for (const ClientKey& key : keys) engine_options.client_weights.push_back(key.weight);
+  for (const ClientKey& key : keys) {
+    engine_options.client_weights.push_back(key.weight);
+    engine_options.client_salts.push_back(cache_salt(key));
+  }
   engine_options.prefix_cache = !options.no_prefix_caching;
   return start_engine(model, options, engine_options);
 }
 
-void print_decoder(const LoadedModel& model, const RunningEngine& running, int64_t num_sequences) {
+void print_decoder(const LoadedModel& model, const RunningEngine& running, const ServeOptions& options, int64_t num_sequences) {
   fmt::print("  model            {} family, weights {}{}, KV cache up to {} ({}), context {} tokens\n", model.network().family,
              format_bytes(model.weights().bytes()), model.weights_from_cache() ? " from the packed cache" : "",
              format_bytes(running.executor->kv_bytes()), kv_dtype_name(running.executor->options().kv_dtype),
              running.engine->max_request_tokens());
   if (!model.quantization().empty()) fmt::print("  quantization     {}\n", model.quantization());
+  if (const auto disk = running.engine->metrics().kv_disk)
+    fmt::print("  disk tier        {}, holds {} of {}\n", options.kv_disk_dir, format_bytes(disk->held_bytes),
+               format_bytes(options.kv_disk_bytes));
   const MemoryPlan memory = model.memory_plan(*running.executor, running.executor->kv_bytes(), num_sequences);
   fmt::print("  memory           resident now {}, {} when the KV cache is full\n", format_bytes(process_memory().resident_bytes),
              format_bytes(memory.total_bytes()));
@@ -104,6 +110,10 @@ Status run_serve(const ServeOptions& options) {
   RunningEngine running;
   RunningEncoder encoder;
   if (model->network().is_encoder()) {
+    if (!options.kv_disk_dir.empty()) {
+      return Status::unsupported(
+          fmt::format("--kv-disk-dir: {} is {}, which keeps nothing from text to text", options.model, model->kind()));
+    }
     MR_ASSIGN_OR_RETURN(encoder, start_encoder(*model, {.step_tokens = std::max<int64_t>(options.max_num_batched_tokens, 1),
                                                         .max_text_tokens = options.max_model_len,
                                                         .max_queued_requests = options.max_queued,
@@ -154,7 +164,8 @@ Status run_serve(const ServeOptions& options) {
       return;
     }
     // Every row whose token is wanted needs room for its logits: of each sequence one, and those of drafts.
-    print_decoder(*model, running, options.max_num_seqs + (options.speculative_config == "off" ? 0 : DraftPlanner::kDraftTokensMax));
+    print_decoder(*model, running, options,
+                  options.max_num_seqs + (options.speculative_config == "off" ? 0 : DraftPlanner::kDraftTokensMax));
     if (!own_template.is_ok() && !given_template) fmt::print("  chat             refused: {}\n", own_template.status().message());
     fmt::print(
         "  chat page        {}/\n  try              curl {}/v1/chat/completions -H 'Content-Type: application/json' {}-d '{{\"model\": "

@@ -18,16 +18,33 @@ SchedulerOptions scheduler_options(const EngineOptions& options, const ExecutorI
   result.prefill_chunk_max = options.prefill_chunk_max;
   result.client_weights = options.client_weights;
   result.prompt_differs = info.prompt_differs;
+  // Reading so much takes some 20 ms of a fast disk, and as long as computing a few tokens.
+  constexpr int64_t kRestoredBytes = int64_t{32} << 20;
+  int64_t largest = 1;
   for (const KvGroupSpec& group : info.kv_groups) {
+    largest = std::max(largest, group.block_bytes);
     result.windows.push_back(group.window);
     result.cross.push_back(group.cross);
   }
+  result.restored_blocks_max = std::max<int64_t>(1, kRestoredBytes / largest);
   return result;
+}
+
+// Null where the options want none, or where the folder cannot be used: that is a warning, and requests are served as well without.
+std::unique_ptr<KvDiskTier> open_disk_tier(const EngineOptions& options, const ExecutorInfo& info) {
+  if (options.kv_disk.folder.empty()) return nullptr;
+  std::vector<int64_t> block_bytes;
+  for (const KvGroupSpec& group : info.kv_groups) block_bytes.push_back(group.block_bytes);
+  auto tier = KvDiskTier::open(options.kv_disk, std::move(block_bytes));
+  if (tier.is_ok()) return std::move(tier).value();
+  if (options.kv_disk.on_warning)
+    options.kv_disk.on_warning(fmt::format("{}; cached prefixes are not kept on disk", tier.status().message()));
+  return nullptr;
 }
 
 }  // namespace
 
-Engine::Impl::Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions options, KvSizing sizing)
+Engine::Impl::Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions options, KvSizing sizing, std::unique_ptr<KvDiskTier> disk)
     : executor_(executor),
       tokenizer_(tokenizer),
       options_(std::move(options)),
@@ -41,8 +58,10 @@ Engine::Impl::Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions
                options_.speculation.method != SpeculationMethod::kOff
                    ? static_cast<std::size_t>(options_.speculation.num_speculative_tokens)
                    : 0),
+      disk_(std::move(disk)),
+      store_(disk_ != nullptr ? std::optional<DiskBlockStore>(std::in_place, executor_, *disk_) : std::nullopt),
       allocator_(sizing.num_blocks),
-      scheduler_(scheduler_options(options_, info_), allocator_),
+      scheduler_(scheduler_options(options_, info_), allocator_, store_ ? &*store_ : nullptr),
       speculator_(options_.speculation),
       builder_(info_.kv_groups.size()) {
   if (options_.tpot_target_seconds > 0) pacer_.emplace(options_.tpot_target_seconds, options_.step_tokens_max);
@@ -60,6 +79,7 @@ EngineMetrics Engine::Impl::metrics() const {
   EngineMetrics snapshot = metrics_.snapshot();
   snapshot.num_live_requests = inbox_.num_live();
   snapshot.num_rejected = inbox_.num_rejected();
+  if (disk_ != nullptr) snapshot.kv_disk = disk_->metrics();
   return snapshot;
 }
 
@@ -130,13 +150,19 @@ bool Engine::Impl::end_overdue() {
   return any;
 }
 
+// What keys the prefix cache of a client. Clients share nothing: nobody finds out by timing what another has asked. Where they have salts,
+// a restart that numbers them anew changes nothing.
+std::string Engine::Impl::secret_of(int32_t client) const {
+  if (client >= 0 && static_cast<std::size_t>(client) < options_.client_salts.size())
+    return fmt::format("{}/salt {}", options_.cache_secret, options_.client_salts[static_cast<std::size_t>(client)]);
+  return client == 0 ? options_.cache_secret : fmt::format("{}/client {}", options_.cache_secret, client);
+}
+
 void Engine::Impl::begin(std::unique_ptr<LiveRequest> request) {
   for (auto& sequence : request->sequences) {
     sequence->arrival = request->id;
-    // Clients share nothing: nobody finds out by timing what another has asked. With the prefix cache off only the sequences of one request
-    // share, under a salt that no other request has.
-    const int32_t client = request->request.client;
-    const PrefixHasher of_client(client == 0 ? options_.cache_secret : fmt::format("{}/client {}", options_.cache_secret, client));
+    // With the prefix cache off only the sequences of one request share, under a salt that no other request has.
+    const PrefixHasher of_client(secret_of(request->request.client));
     sequence->prefix_root = options_.prefix_cache ? of_client.root(request->request.cache_salt, request->rope_long)
                                                   : private_hasher_.root(fmt::format("{}", request->id), request->rope_long);
   }
@@ -403,11 +429,15 @@ void Engine::Impl::publish_metrics() {
 
 Result<std::unique_ptr<Engine>> Engine::create(Executor& executor, const Tokenizer* tokenizer, EngineOptions options) {
   const ExecutorInfo& info = executor.info();
+  const bool has_secret = !options.cache_secret.empty();
   MR_ASSIGN_OR_RETURN(options, complete_options(std::move(options), info));
   MR_ASSIGN_OR_RETURN(KvSizing sizing, size_kv(info.kv_groups, options.kv_bytes, options.max_context, options.max_running_sequences,
                                                options.step_tokens_max));
   MR_RETURN_IF_ERROR(executor.allocate_kv(sizing.num_blocks));
-  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(executor, tokenizer, std::move(options), std::move(sizing))));
+  std::unique_ptr<KvDiskTier> disk = open_disk_tier(options, info);
+  if (disk != nullptr && !has_secret) options.cache_secret = disk->secret();
+  return std::unique_ptr<Engine>(
+      new Engine(std::make_unique<Impl>(executor, tokenizer, std::move(options), std::move(sizing), std::move(disk))));
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

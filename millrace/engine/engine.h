@@ -13,7 +13,8 @@
 
 namespace millrace {
 
-// Requests over time: queue, KV blocks, scheduler and step loop (docs/design.md D5-D8). No HTTP, no files.
+// Requests over time: queue, KV blocks, scheduler and step loop (docs/design.md D5-D8). No HTTP, and no files but
+// those of the disk tier, where one is asked for.
 //
 //   MR_ASSIGN_OR_RETURN(auto engine, Engine::create(executor, &tokenizer, options));
 //   engine->start();                    // or call step() yourself, as tests do

@@ -15,6 +15,7 @@
 
 #include "millrace/engine/block_allocator.h"
 #include "millrace/engine/engine.h"
+#include "millrace/engine/kv_disk_tier.h"
 #include "millrace/engine/kv_sizing.h"
 #include "millrace/engine/live_request.h"
 #include "millrace/engine/metrics_recorder.h"
@@ -30,7 +31,7 @@ namespace millrace {
 class Engine::Impl {
  public:
   // `options`: of complete_options().
-  Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions options, KvSizing sizing);
+  Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions options, KvSizing sizing, std::unique_ptr<KvDiskTier> disk);
 
   // As Engine's.
   Result<RequestId> add(GenerationRequest request, OutputCallback callback);
@@ -46,6 +47,7 @@ class Engine::Impl {
   // Requests come and go.
   bool take_inbox();
   void begin(std::unique_ptr<LiveRequest> request);
+  std::string secret_of(int32_t client) const;
   void schedule_siblings(LiveRequest& request);
   void count_admitted();
   void leave_queue(LiveRequest& request);
@@ -82,7 +84,10 @@ class Engine::Impl {
   std::atomic<bool> started_{false};  // the engine's own thread steps, or did until stop(): nobody else may
   std::thread thread_;
 
+  const std::unique_ptr<KvDiskTier> disk_;  // null: none
+
   // The rest belongs to the thread that steps.
+  std::optional<DiskBlockStore> store_;  // with a disk tier
   BlockAllocator allocator_;
   Scheduler scheduler_;
   Speculator speculator_;

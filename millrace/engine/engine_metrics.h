@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -46,6 +47,16 @@ class DecayingRate {
   double weighted_count_ = 0, weighted_seconds_ = 0, last_ = 0;
 };
 
+// Of the prefix cache's disk tier, in blocks of one KV group each.
+struct KvDiskMetrics {
+  int64_t num_written = 0;
+  int64_t num_read = 0;      // found, checked and brought back
+  int64_t num_rejected = 0;  // files that were not believed
+  int64_t num_dropped = 0;   // not written: too many were waiting
+  int64_t held_bytes = 0;    // of the files in the folder: a gauge
+  bool is_writing = false;   // false: the disk is full or cannot be written
+};
+
 // A snapshot. Counters and histograms are up to date with every delta that was handed out, blocks and sequences with the end of the
 // last step. Counters never fall; times are in seconds.
 struct EngineMetrics {
@@ -66,8 +77,9 @@ struct EngineMetrics {
   int64_t generation_tokens = 0;
   int64_t prefill_tokens_computed = 0;  // rows of prefill, recomputation after preemption included
   int64_t num_preemptions = 0;
-  int64_t prefix_cache_queries = 0;  // prompt tokens looked up
-  int64_t prefix_cache_hits = 0;     // of them found
+  int64_t prefix_cache_queries = 0;      // prompt tokens looked up
+  int64_t prefix_cache_hits = 0;         // of them found
+  std::optional<KvDiskMetrics> kv_disk;  // with a disk tier
   int64_t num_steps = 0;
   int64_t num_drafts = 0;  // steps of a sequence that had draft tokens
   int64_t num_draft_tokens = 0;

@@ -3,13 +3,34 @@
 #include <fmt/format.h>
 #include <openssl/rand.h>
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
 #include "millrace/base/check.h"
 #include "millrace/base/clock.h"
+#include "millrace/engine/kv_disk_folder.h"
 
 namespace millrace {
+
+Status check_kv_disk(const EngineOptions& options, const ExecutorInfo& info) {
+  if (options.kv_disk.folder.empty()) return Status::ok();
+  if (!info.start_tokens.empty()) {
+    return Status::unsupported(
+        "a disk tier keeps cached prefixes, and the model is an encoder-decoder: what it computes of an answer depends on all of the "
+        "source "
+        "text, so that it has none");
+  }
+  if (info.kv_groups.empty()) return Status::unsupported("a disk tier keeps keys and values, and the model has none from step to step");
+  if (!options.prefix_cache) return Status::invalid_argument("a disk tier is a part of the prefix cache, which is off");
+  int64_t largest = 0;
+  for (const KvGroupSpec& group : info.kv_groups) largest = std::max(largest, group.block_bytes);
+  if (options.kv_disk.max_bytes < KvDiskFolder::kHeaderBytes + largest) {
+    return Status::invalid_argument(fmt::format("the disk tier may hold {} bytes, and the file of one block takes {}",
+                                                options.kv_disk.max_bytes, KvDiskFolder::kHeaderBytes + largest));
+  }
+  return Status::ok();
+}
 
 Result<EngineOptions> complete_options(EngineOptions options, const ExecutorInfo& info) {
   if (options.max_context <= 0) options.max_context = info.max_positions;
@@ -28,6 +49,7 @@ Result<EngineOptions> complete_options(EngineOptions options, const ExecutorInfo
                                                 options.max_running_sequences, options.step_tokens_max));
   }
   MR_RETURN_IF_ERROR(check_speculation(options.speculation, info));
+  MR_RETURN_IF_ERROR(check_kv_disk(options, info).with_context("kv_disk"));
   for (const double weight : options.client_weights) {
     if (!(weight > 0 && std::isfinite(weight)))
       return Status::invalid_argument(fmt::format("a client's weight is {}, expected a finite number above 0", weight));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "millrace/base/status.h"
+#include "millrace/engine/kv_disk_options.h"
 #include "millrace/engine/speculation_options.h"
 #include "millrace/model/step_plan.h"
 
@@ -22,9 +23,13 @@ struct EngineOptions {
   int64_t max_queued_tokens = 1 << 20;  // their prompt tokens
   int32_t max_n = 8;
   std::vector<double> client_weights;  // by GenerationRequest::client, above 0: their shares while they all ask; 1 where there is none
+  // By GenerationRequest::client: what tells a client's cached prefixes from those of others, the same after a restart. Where there is
+  // none, its number does.
+  std::vector<std::string> client_salts;
   bool prefix_cache = true;
+  KvDiskOptions kv_disk;  // a folder that cannot be used is a warning: then there is no disk tier
   SpeculationOptions speculation;
-  std::string cache_secret;  // keys the prefix cache; empty: drawn at random
+  std::string cache_secret;  // keys the prefix cache; empty: the disk tier's, else drawn at random
   std::vector<int32_t> eos_token_ids;
   std::function<double()> clock;  // seconds, monotonic; empty: the steady clock. Tests give their own
 };
@@ -32,5 +37,8 @@ struct EngineOptions {
 // The options with what was left open filled in from the network. kInvalidArgument or kUnsupported, naming the option, what was found and
 // what was expected.
 Result<EngineOptions> complete_options(EngineOptions options, const ExecutorInfo& info);
+
+// Whether such a disk tier is possible with the network. Errors as above.
+Status check_kv_disk(const EngineOptions& options, const ExecutorInfo& info);
 
 }  // namespace millrace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <set>
@@ -132,6 +133,12 @@ class FakeExecutor : public Executor {
     }
   }
   const StepOutput& wait() override { return output_; }
+  void save_block(int64_t group, int32_t block_id, std::span<std::byte> to) const override {
+    std::memcpy(to.data(), kv_[static_cast<std::size_t>(group)].data() + int64_t{block_id} * kKvBlockTokens, to.size());
+  }
+  void load_block(int64_t group, int32_t block_id, std::span<const std::byte> from) override {
+    std::memcpy(kv_[static_cast<std::size_t>(group)].data() + int64_t{block_id} * kKvBlockTokens, from.data(), from.size());
+  }
 
  private:
   FakeNetwork network_;

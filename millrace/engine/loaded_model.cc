@@ -131,6 +131,7 @@ void LoadedModel::load_texts() {
 Status LoadedModel::load_weights(const LoadOptions& options) {
   MR_ASSIGN_OR_RETURN(Family family, choose_family(checkpoint_, options.family_file));
   MR_ASSIGN_OR_RETURN(network_, bind_network(family, checkpoint_));
+  family_description_ = json::serialize(family.description());
   if (options.quantization) {
     MR_ASSIGN_OR_RETURN(quantization_, quantize_network(checkpoint_, *options.quantization, network_));
   }
@@ -233,6 +234,14 @@ Result<std::unique_ptr<CpuExecutor>> LoadedModel::make_executor(GemmPath path, K
                                                        {isa_, path, kv_dtype, static_cast<int32_t>(rows), 0}));
   executor->take_encoder(std::move(reader));
   return executor;
+}
+
+std::string LoadedModel::kv_fingerprint(const CpuExecutor& executor) const {
+  const std::array<uint8_t, 32> key = packed_weights_key(checkpoint_, *weights_, quantization_);
+  const CpuExecutorOptions& options = executor.options();
+  return std::string(reinterpret_cast<const char*>(key.data()), key.size()) +
+         fmt::format("{} {} {} {}", isa_name(options.isa), static_cast<int>(options.path), static_cast<int>(options.kv_dtype),
+                     family_description_);
 }
 
 std::vector<int32_t> LoadedModel::eos_token_ids() const {

@@ -72,6 +72,10 @@ class LoadedModel {
   // Lowered and fused for the path, over the one packed copy of the weights.
   Result<std::unique_ptr<CpuExecutor>> make_executor(GemmPath path, KvDType kv_dtype, int32_t max_rows);
 
+  // All that the executor's keys and values follow from but for their tokens: this program, the model's files, family and quantization, the
+  // instruction set, path and KV dtype. KvDiskOptions::fingerprint.
+  std::string kv_fingerprint(const CpuExecutor& executor) const;
+
   // What ends an answer, ascending: generation_config.json's ids (else config.json's), the tokenizer's EOS, and a GGUF's end-of-turn
   // tokens.
   std::vector<int32_t> eos_token_ids() const;
@@ -95,6 +99,7 @@ class LoadedModel {
   bool weights_from_cache_ = false;
   Status cache_error_;
   std::string quantization_;
+  std::string family_description_;  // JSON
   int64_t tables_bytes_ = 0;
   std::optional<Tokenizer> tokenizer_;
   Status tokenizer_error_;

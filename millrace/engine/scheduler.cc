@@ -19,7 +19,9 @@ int64_t Scheduler::window_blocks(int64_t window, int64_t rows) {
   return num_blocks_of(window + rows) + 1;
 }
 
-Scheduler::Scheduler(SchedulerOptions options, BlockAllocator& allocator) : options_(std::move(options)), allocator_(allocator) {
+Scheduler::Scheduler(SchedulerOptions options, BlockAllocator& allocator, BlockStore* store)
+    : options_(std::move(options)), allocator_(allocator), store_(store) {
+  MR_CHECK(options_.restored_blocks_max >= 1, "a stored prefix comes back some day");
   MR_CHECK(options_.max_running_sequences >= 1 && options_.max_running_sequences <= options_.step_tokens_max &&
                options_.prefill_chunk_max >= 1 && options_.scored_rows_max >= 1,
            "every running sequence must be able to decode in one step");
@@ -174,6 +176,7 @@ std::span<const Scheduler::Planned> Scheduler::plan_step(int64_t prefill_rows_ma
   newly_admitted_.clear();
   budget_ = options_.step_tokens_max;
   scored_left_ = options_.scored_rows_max;
+  restores_left_ = options_.restored_blocks_max;
   preempted_in_step_ = false;
   plan_decodes();
   reserve_drafts();
@@ -204,7 +207,9 @@ void Scheduler::commit_step() {
       extend_digests(sequence, num_full);
       for (int64_t block = sequence.num_keyed_blocks; block < num_full; ++block) {
         for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
-          allocator_.insert(g, sequence.block_tables[g][block], sequence.digests[block]);
+          const int32_t block_id = sequence.block_tables[g][block];
+          if (allocator_.insert(g, block_id, sequence.digests[block]) && store_ != nullptr)
+            store_->offer(g, sequence.digests[block], block_id);
         }
       }
       sequence.num_keyed_blocks = num_full;
@@ -398,86 +403,26 @@ void Scheduler::release_blocks(Sequence& sequence, bool forget) {
     }
     sequence.num_passed[g] = 0;
   }
+  if (store_ != nullptr) {
+    // In the same order, for the same reason.
+    for (int64_t block = sequence.num_keyed_blocks; block-- > 0;) {
+      const BlockDigest& digest = sequence.digests[static_cast<std::size_t>(block)];
+      for (int64_t g = 0; g < allocator_.num_groups(); ++g) forget ? store_->forget(g, digest) : store_->touch(g, digest);
+    }
+  }
   sequence.num_computed = 0;
   sequence.num_keyed_blocks = 0;
   sequence.num_planned_rows = 0;
 }
 
-void Scheduler::extend_digests(Sequence& sequence, int64_t num_blocks) {
-  while (static_cast<int64_t>(sequence.digests.size()) < num_blocks) {
-    const auto first = static_cast<int64_t>(sequence.digests.size()) * kKvBlockTokens;
-    const std::span<const int32_t, kKvBlockTokens> tokens(sequence.tokens.data() + first, kKvBlockTokens);
-    const int64_t of_prompt =
-        options_.prompt_differs ? std::clamp<int64_t>(sequence.num_prompt_tokens - first, 0, kKvBlockTokens) : kKvBlockTokens;
-    sequence.digests.push_back(PrefixHasher::next(sequence.digests.empty() ? sequence.prefix_root : sequence.digests.back(), tokens,
-                                                  static_cast<int32_t>(of_prompt)));
-  }
-}
-
-int64_t Scheduler::find_prefix(Sequence& sequence) {
-  if (!sequence.shares_prefix || allocator_.num_groups() == 0) return 0;
-  // The last token is always computed: its logits are wanted.
-  int64_t longest = (sequence.num_tokens() - 1) / kKvBlockTokens;
-  if (sequence.score_begin < sequence.score_end) longest = std::min(longest, sequence.score_begin / kKvBlockTokens);
-  int64_t reach = 0;  // blocks that every group without a window has
-  for (; reach < longest; ++reach) {
-    extend_digests(sequence, reach + 1);
-    bool everywhere = true;
-    for (int64_t g = 0; g < allocator_.num_groups() && everywhere; ++g) {
-      everywhere = options_.windows[g].has_value() || allocator_.find(g, sequence.digests[reach]).has_value();
-    }
-    if (!everywhere) break;
-  }
-  // A windowed group needs only what the next row can still read. From the longest prefix down: where a group lacks block b, every
-  // prefix that needs b is out, so the search goes on with the prefix that ends before b.
-  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
-    if (!options_.windows[g]) continue;
-    for (int64_t block = reach - 1; block >= first_readable_block(g, reach * kKvBlockTokens) && reach > 0; --block) {
-      if (allocator_.find(g, sequence.digests[block]).has_value()) continue;
-      reach = block;
-      g = -1;  // a shorter prefix needs other blocks of the groups already looked at
-      break;
-    }
-  }
-  return reach;
-}
-
-void Scheduler::take_prefix(Sequence& sequence, int64_t num_blocks) {
-  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
-    const int64_t first = first_readable_block(g, num_blocks * kKvBlockTokens);
-    std::vector<int32_t>& table = sequence.block_tables[g];
-    for (int64_t block = 0; block < num_blocks; ++block) {
-      if (block < first) {
-        table.push_back(-1);
-        continue;
-      }
-      table.push_back(*allocator_.find(g, sequence.digests[block]));
-      allocator_.add_reference(g, table.back());
-    }
-    sequence.num_passed[g] = std::min(first, num_blocks);
-  }
-  sequence.num_computed = num_blocks * kKvBlockTokens;
-  sequence.num_keyed_blocks = num_blocks;
-}
-
 bool Scheduler::try_admit(Sequence& sequence) {
-  const int64_t prefix_blocks = find_prefix(sequence);
-  // Alone, anything that was accepted fits. In company the whole prompt and the first completion token must fit beside what running
-  // prefills still need: what is admitted too early is preempted soon.
-  for (int64_t g = 0; g < allocator_.num_groups(); ++g) {
-    const int64_t first = first_readable_block(g, prefix_blocks * kKvBlockTokens);
-    int64_t needed = blocks_for(sequence, g, sequence.num_tokens() + 1) - (prefix_blocks - first);
-    for (int64_t block = first; block < prefix_blocks; ++block) {
-      if (!allocator_.is_used(g, *allocator_.find(g, sequence.digests[block]))) ++needed;  // it stops being available
-    }
-    for (const Sequence* other : running_) {
-      const int64_t held = static_cast<int64_t>(other->block_tables[g].size()) - other->num_passed[g];
-      if (other->num_uncomputed() > 1) needed += std::max<int64_t>(0, blocks_for(*other, g, other->num_tokens() + 1) - held);
-    }
-    if (needed <= allocator_.num_available(g)) continue;
-    if (!running_.empty()) return false;
-    drop_all_forked_blocks(&sequence);
-    break;
+  int64_t prefix_blocks = find_prefix(sequence, /*stored=*/true);
+  if (!has_room(sequence, prefix_blocks)) return false;
+  if (store_ != nullptr) {
+    if (!restore_prefix(sequence, prefix_blocks)) return false;
+    // As far as the store gave back what it had.
+    prefix_blocks = find_prefix(sequence, /*stored=*/false);
+    if (!has_room(sequence, prefix_blocks)) return false;
   }
   take_prefix(sequence, prefix_blocks);
   take_forked_blocks(sequence);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "millrace/engine/block_allocator.h"
+#include "millrace/engine/block_store.h"
 #include "millrace/engine/sequence.h"
 #include "millrace/model/step_plan.h"
 
@@ -29,6 +30,9 @@
 //      preempt nobody and keep nobody waiting.
 //   7. Rows whose logits are wanted because they score a prompt (Sequence::score_begin) are at most scored_rows_max in a step: logits take
 //      the vocabulary times 4 bytes a row.
+//   8. Where there is a store (the disk tier), the prefix of who is admitted may come from there, too: at most restored_blocks_max blocks
+//   in a
+//      step that others compute in. Who has more there is admitted in a later step, when all of it is back.
 // Progress: the first in order is never preempted for another, and a step with anything to do computes at least one row.
 namespace millrace {
 
@@ -37,6 +41,7 @@ struct SchedulerOptions {
   int64_t step_tokens_max = 512;
   int64_t prefill_chunk_max = 256;
   int64_t scored_rows_max = 64;
+  int64_t restored_blocks_max = 16;             // blocks that a step may wait for the store to load
   std::vector<std::optional<int64_t>> windows;  // [num_groups] KvGroupSpec::window
   std::vector<double> client_weights;           // by Sequence::client, above 0; 1 where there is none
   bool prompt_differs = false;   // ExecutorInfo::prompt_differs: a cached prefix serves only tokens that would be computed in the same way
@@ -61,7 +66,8 @@ class Scheduler {
   // The largest number of blocks a windowed group needs for one sequence whose steps have at most `rows` rows.
   static int64_t window_blocks(int64_t window, int64_t rows);
 
-  Scheduler(SchedulerOptions options, BlockAllocator& allocator);
+  // `store`: keeps full blocks beside the allocator's; null: there is none. Both must outlive the scheduler.
+  Scheduler(SchedulerOptions options, BlockAllocator& allocator, BlockStore* store = nullptr);
 
   // The sequence must live until remove().
   void add(Sequence& sequence);
@@ -121,7 +127,11 @@ class Scheduler {
   void extend_prefills();
   void plan(Sequence& sequence, int64_t num_rows);
   bool try_admit(Sequence& sequence);
-  int64_t find_prefix(Sequence& sequence);
+  // scheduler_prefix.cc
+  bool is_found(int64_t group, const BlockDigest& digest, bool stored) const;
+  int64_t find_prefix(Sequence& sequence, bool stored);
+  bool has_room(const Sequence& sequence, int64_t prefix_blocks);
+  bool restore_prefix(const Sequence& sequence, int64_t num_blocks);
   void take_prefix(Sequence& sequence, int64_t num_blocks);
   void take_forked_blocks(Sequence& sequence);
   void drop_forked_blocks(Sequence& sequence);
@@ -139,6 +149,7 @@ class Scheduler {
 
   SchedulerOptions options_;
   BlockAllocator& allocator_;
+  BlockStore* store_;
   std::map<int32_t, Client> clients_;
   std::set<Sequence*, Order> returning_;  // waiting ones that ran before, or whose siblings did
   int64_t num_waiting_ = 0;
@@ -149,7 +160,8 @@ class Scheduler {
   std::vector<Sequence*> forked_;                  // waiting ones that hold forked_blocks
   std::vector<StepPlan::BlockCopy> block_copies_;  // what they are copied from is referenced until commit_step
   int64_t budget_ = 0;
-  int64_t scored_left_ = 0;  // rows that the step may still score
+  int64_t scored_left_ = 0;    // rows that the step may still score
+  int64_t restores_left_ = 0;  // blocks that it may still wait for
   bool preempted_in_step_ = false;
   Counters counters_;
 };

@@ -1,7 +1,10 @@
 #include <gtest/gtest.h>
 
+#include <array>
+#include <map>
 #include <memory>
 #include <random>
+#include <utility>
 
 #include "millrace/engine/fake_executor.h"
 #include "millrace/engine/scheduler.h"
@@ -21,9 +24,53 @@ struct SimulatedSequence : Sequence {
   int64_t num_taken = 0;  // of the last step that gave it tokens
 };
 
+// What the disk tier is to the scheduler: keeps copies of some blocks, loses some at any time, and fails to read some.
+class ForgetfulStore final : public BlockStore {
+ public:
+  ForgetfulStore(std::mt19937_64& random, std::vector<std::vector<uint64_t>>& kv) : random_(random), kv_(kv) {}
+
+  void offer(int64_t group, const BlockDigest& digest, int32_t block_id) override {
+    if (random_() % 8 == 0) return;
+    std::copy_n(block(group, block_id), kKvBlockTokens, blocks_[{group, digest.bytes}].begin());
+  }
+  bool contains(int64_t group, const BlockDigest& digest) override {
+    if (random_() % 256 == 0) blocks_.erase({group, digest.bytes});
+    return blocks_.contains({group, digest.bytes});
+  }
+  bool load(int64_t group, const BlockDigest& digest, int32_t block_id) override {
+    const auto found = blocks_.find({group, digest.bytes});
+    if (found == blocks_.end() || random_() % 16 == 0) {
+      if (found != blocks_.end()) blocks_.erase(found);
+      std::fill_n(block(group, block_id), kKvBlockTokens, random_());
+      return false;
+    }
+    std::copy_n(found->second.begin(), kKvBlockTokens, block(group, block_id));
+    ++num_loaded;
+    return true;
+  }
+  void touch(int64_t, const BlockDigest&) override {}
+  void forget(int64_t group, const BlockDigest& digest) override { blocks_.erase({group, digest.bytes}); }
+
+  int64_t num_loaded = 0;
+
+ private:
+  uint64_t* block(int64_t group, int32_t block_id) {
+    return kv_[static_cast<std::size_t>(group)].data() + static_cast<std::size_t>(block_id) * kKvBlockTokens;
+  }
+
+  std::mt19937_64& random_;
+  std::vector<std::vector<uint64_t>>& kv_;
+  std::map<std::pair<int64_t, std::array<uint8_t, 32>>, std::array<uint64_t, kKvBlockTokens>> blocks_;
+};
+
 class Simulation {
  public:
-  explicit Simulation(uint64_t seed) : random_(seed), options_(make_options()), allocator_(make_pool()), scheduler_(options_, allocator_) {
+  explicit Simulation(uint64_t seed)
+      : random_(seed),
+        options_(make_options()),
+        allocator_(make_pool()),
+        store_(random_, kv_),
+        scheduler_(options_, allocator_, pick(0, 1) == 0 ? &store_ : nullptr) {
     for (std::size_t g = 0; g < options_.windows.size(); ++g) {
       kv_.emplace_back(static_cast<std::size_t>(allocator_.num_blocks(static_cast<int64_t>(g)) * kKvBlockTokens), 0);
     }
@@ -59,6 +106,7 @@ class Simulation {
   int64_t num_drafted() const { return num_drafted_; }
   int64_t num_accepted() const { return num_accepted_; }
   int64_t num_copies() const { return num_copies_; }
+  int64_t num_restored() const { return store_.num_loaded; }
 
  private:
   static constexpr int64_t kMaxPrompt = 180, kMaxTokens = 60;
@@ -75,6 +123,7 @@ class Simulation {
     if (pick(0, 3) == 0) options.windows[0] = pick(1, 50);
     options.prompt_differs = pick(0, 1) == 0;
     options.scored_rows_max = pick(1, 40);
+    options.restored_blocks_max = pick(1, 4);
     for (int64_t client = pick(0, 2); client > 0; --client) options.client_weights.push_back(static_cast<double>(pick(1, 8)) / 4);
     return options;
   }
@@ -283,21 +332,23 @@ class Simulation {
   std::mt19937_64 random_;
   SchedulerOptions options_;
   BlockAllocator allocator_;
+  std::vector<std::vector<uint64_t>> kv_;  // [num_groups][num_blocks * block size]
+  ForgetfulStore store_;
   Scheduler scheduler_;
   std::vector<std::unique_ptr<SimulatedSequence>> sequences_;
   std::vector<SimulatedSequence*> wanting_;
   std::array<std::vector<int32_t>, 3> prefixes_;
-  std::vector<std::vector<uint64_t>> kv_;  // [num_groups][num_blocks * block size]
   uint64_t num_added_ = 0;
   bool drafts_ = pick(0, 1) == 0;
   int64_t num_events_ = 0, num_completed_ = 0, num_drafted_ = 0, num_accepted_ = 0, num_copies_ = 0;
 };
 
 struct Totals {
-  int64_t events = 0, preemptions = 0, hits = 0, completed = 0, drafted = 0, accepted = 0, copies = 0;
+  int64_t events = 0, preemptions = 0, hits = 0, completed = 0, drafted = 0, accepted = 0, copies = 0, restored = 0;
   void add(const Totals& other) {
     events += other.events, preemptions += other.preemptions, hits += other.hits, completed += other.completed;
     drafted += other.drafted, accepted += other.accepted, copies += other.copies;
+    restored += other.restored;
   }
 };
 
@@ -309,10 +360,12 @@ TEST(SchedulerSimulation, HoldsItsInvariantsForEverySeed) {
     of_run.events = simulation.run(kEvents);
     of_run.preemptions = simulation.num_preemptions(), of_run.hits = simulation.num_hits(), of_run.completed = simulation.num_completed();
     of_run.drafted = simulation.num_drafted(), of_run.accepted = simulation.num_accepted(), of_run.copies = simulation.num_copies();
+    of_run.restored = simulation.num_restored();
     return of_run;
   });
-  fmt::print("{} seeds, {} events, {} preemptions, {} cached tokens, {} sequences completed, {} of {} draft tokens accepted\n", seeds.count,
-             totals.events, totals.preemptions, totals.hits, totals.completed, totals.accepted, totals.drafted);
+  fmt::print(
+      "{} seeds, {} events, {} preemptions, {} cached tokens, {} sequences completed, {} of {} draft tokens accepted, {} blocks restored\n",
+      seeds.count, totals.events, totals.preemptions, totals.hits, totals.completed, totals.accepted, totals.drafted, totals.restored);
   if (HasFatalFailure() || seeds.count < 100) return;
   // The runs must have been through what they are meant to test.
   EXPECT_GE(totals.events, seeds.count * kEvents);
@@ -320,6 +373,7 @@ TEST(SchedulerSimulation, HoldsItsInvariantsForEverySeed) {
   EXPECT_GT(totals.hits, seeds.count * 32);
   EXPECT_GT(totals.completed, seeds.count);
   EXPECT_GT(totals.copies, seeds.count);
+  EXPECT_GT(totals.restored, seeds.count);
   EXPECT_GT(totals.accepted, seeds.count * 10);
   EXPECT_GT(totals.drafted - totals.accepted, seeds.count * 10);
 }

@@ -261,6 +261,18 @@ int64_t CpuExecutor::kv_bytes() const {
   return sum;
 }
 
+void CpuExecutor::save_block(int64_t group, int32_t block_id, std::span<std::byte> to) const {
+  const auto g = static_cast<std::size_t>(group);
+  MR_CHECK(static_cast<int64_t>(to.size()) == info_.kv_groups[g].block_bytes, "a block of the group's size");
+  std::memcpy(to.data(), kv_memory_[g].data() + block_id * info_.kv_groups[g].block_bytes, to.size());
+}
+
+void CpuExecutor::load_block(int64_t group, int32_t block_id, std::span<const std::byte> from) {
+  const auto g = static_cast<std::size_t>(group);
+  MR_CHECK(static_cast<int64_t>(from.size()) == info_.kv_groups[g].block_bytes, "a block of the group's size");
+  std::memcpy(kv_memory_[g].data() + block_id * info_.kv_groups[g].block_bytes, from.data(), from.size());
+}
+
 void CpuExecutor::enqueue(const StepPlan& plan) {
   if (times_ != nullptr) times_->begin_ns = steady_ns();
   plan_ = &plan;

@@ -33,6 +33,8 @@ class CpuExecutor final : public Executor {
   Status allocate_kv(std::span<const int64_t> num_blocks) override;
   void enqueue(const StepPlan& plan) override;
   const StepOutput& wait() override { return output_; }
+  void save_block(int64_t group, int32_t block_id, std::span<std::byte> to) const override;
+  void load_block(int64_t group, int32_t block_id, std::span<const std::byte> from) override;
 
   // Of an encoder-decoder's decoder: what reads its source texts, an executor of lower_encoder()'s program. Before allocate_kv().
   void take_encoder(std::unique_ptr<CpuExecutor> encoder);

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "millrace/base/check.h"
 #include "millrace/base/status.h"
 #include "millrace/sampling/sampling.h"
 
@@ -120,6 +122,14 @@ class Executor {
   // One step at a time: enqueue, then wait. The CPU computes inside enqueue. The plan must live until wait returns.
   virtual void enqueue(const StepPlan& plan) = 0;
   virtual const StepOutput& wait() = 0;
+  // Copies a block out of the KV memory, or into it: KvGroupSpec::block_bytes bytes, which mean something to the same executor over the
+  // same weights only. Between steps. Of an executor that is used with a disk tier (EngineOptions::kv_disk).
+  virtual void save_block(int64_t /*group*/, int32_t /*block_id*/, std::span<std::byte> /*to*/) const {
+    MR_CHECK(false, "this executor's blocks cannot be copied out");
+  }
+  virtual void load_block(int64_t /*group*/, int32_t /*block_id*/, std::span<const std::byte> /*from*/) {
+    MR_CHECK(false, "this executor's blocks cannot be copied in");
+  }
 };
 
 }  // namespace millrace

@@ -12,7 +12,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -21,6 +20,7 @@
 #include <vector>
 
 #include "millrace/base/aligned_buffer.h"
+#include "millrace/base/checksum.h"
 #include "millrace/base/file_descriptor.h"
 #include "millrace/base/process_memory.h"
 #include "millrace/base/round_up.h"
@@ -88,8 +88,42 @@ void add_source(Sha256& hash, const MatrixSource& source) {
   hash.add(grouped.columns);
 }
 
-// All that packed bytes follow from, but for the bytes of the model's files: of those their identity.
-std::array<uint8_t, 32> key_of(const Checkpoint& checkpoint, const Weights& planned, const std::string& variant) {
+// "SmolLM2-135M-Instruct.Q4_1-0123456789abcdef.packed": for people; the number tells models of the same name in different folders,
+// and the variants of one.
+std::string file_name(const std::string& model_path, const std::string& family, const std::string& variant) {
+  std::error_code error;
+  fs::path path = fs::weakly_canonical(model_path, error);
+  if (error) path = model_path;
+  Sha256 hash;
+  hash.add(std::string_view(path.native()));
+  hash.add(std::string_view(family));
+  if (!variant.empty()) hash.add(std::string_view(variant));
+  const auto digest = hash.finish();
+  std::string name = path.extension() == ".gguf" ? path.stem().string() : path.filename().string();
+  name = name.substr(0, 80);
+  for (char& c : name) {
+    const bool plain = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' || c == '-' || c == '_';
+    if (!plain) c = '_';
+  }
+  name += '-';
+  for (int i = 0; i < 8; ++i) name += fmt::format("{:02x}", digest[static_cast<std::size_t>(i)]);
+  return name + std::string(kExtension);
+}
+
+Status write_at(int file, const std::string& path, const void* data, int64_t num_bytes, int64_t offset) {
+  const auto* from = static_cast<const char*>(data);
+  while (num_bytes > 0) {
+    const ssize_t count = ::pwrite(file, from, static_cast<std::size_t>(num_bytes), offset);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return errno_status(path, "write");
+    from += count, num_bytes -= count, offset += count;
+  }
+  return Status::ok();
+}
+
+}  // namespace
+
+std::array<uint8_t, 32> packed_weights_key(const Checkpoint& checkpoint, const Weights& planned, const std::string& variant) {
   Sha256 hash;
   hash.add(kFormat);
   hash.add(std::string_view(MILLRACE_VERSION));
@@ -114,57 +148,6 @@ std::array<uint8_t, 32> key_of(const Checkpoint& checkpoint, const Weights& plan
   }
   return hash.finish();
 }
-
-// "SmolLM2-135M-Instruct.Q4_1-0123456789abcdef.packed": for people; the number tells models of the same name in different folders,
-// and the variants of one.
-std::string file_name(const std::string& model_path, const std::string& family, const std::string& variant) {
-  std::error_code error;
-  fs::path path = fs::weakly_canonical(model_path, error);
-  if (error) path = model_path;
-  Sha256 hash;
-  hash.add(std::string_view(path.native()));
-  hash.add(std::string_view(family));
-  if (!variant.empty()) hash.add(std::string_view(variant));
-  const auto digest = hash.finish();
-  std::string name = path.extension() == ".gguf" ? path.stem().string() : path.filename().string();
-  name = name.substr(0, 80);
-  for (char& c : name) {
-    const bool plain = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' || c == '-' || c == '_';
-    if (!plain) c = '_';
-  }
-  name += '-';
-  for (int i = 0; i < 8; ++i) name += fmt::format("{:02x}", digest[static_cast<std::size_t>(i)]);
-  return name + std::string(kExtension);
-}
-
-// Of bytes whose number is a multiple of 64. Every step is one to one, so that a changed word always changes the sum. Finds accidents; it
-// is no defence against somebody who may write the user's files.
-uint64_t checksum(const std::byte* bytes, int64_t num_bytes) {
-  constexpr uint64_t kOdd = 0x9e3779b97f4a7c15;
-  uint64_t lanes[8];
-  for (uint64_t i = 0; i < 8; ++i) lanes[i] = i * kOdd + static_cast<uint64_t>(num_bytes);
-  for (int64_t at = 0; at < num_bytes; at += 64) {
-    uint64_t words[8];
-    std::memcpy(words, bytes + at, sizeof words);
-    for (int i = 0; i < 8; ++i) lanes[i] = std::rotl((lanes[i] ^ words[i]) * kOdd, 29);
-  }
-  uint64_t sum = 0;
-  for (const uint64_t lane : lanes) sum = std::rotl((sum ^ lane) * kOdd, 29);
-  return sum;
-}
-
-Status write_at(int file, const std::string& path, const void* data, int64_t num_bytes, int64_t offset) {
-  const auto* from = static_cast<const char*>(data);
-  while (num_bytes > 0) {
-    const ssize_t count = ::pwrite(file, from, static_cast<std::size_t>(num_bytes), offset);
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) return errno_status(path, "write");
-    from += count, num_bytes -= count, offset += count;
-  }
-  return Status::ok();
-}
-
-}  // namespace
 
 struct WeightCache::Header {
   char magic[16];
@@ -192,7 +175,7 @@ WeightCache::Header WeightCache::header() const {
 WeightCache::WeightCache(const Network& network, const Checkpoint& checkpoint, const Weights& planned, WeightCacheOptions options)
     : options_(std::move(options)), panels_bytes_(planned.bytes()) {
   if (!is_wanted()) return;
-  key_ = key_of(checkpoint, planned, options_.variant);
+  key_ = packed_weights_key(checkpoint, planned, options_.variant);
   path_ = options_.folder + "/" + file_name(checkpoint.path(), network.family, options_.variant);
 }
 
@@ -213,7 +196,7 @@ Status WeightCache::check(const MappedFile& file, ThreadPool& pool) const {
   std::vector<std::byte> head(static_cast<std::size_t>(round_up(sizeof found, 64) + round_up(want.num_chunks * 8, 64)));
   std::memcpy(head.data(), file.bytes().data(), head.size());
   std::memcpy(head.data(), &found, sizeof found);
-  if (checksum(head.data(), static_cast<int64_t>(head.size())) != head_checksum) return bad("the checksum of its header is wrong");
+  if (checksum(head) != head_checksum) return bad("the checksum of its header is wrong");
 
   std::vector<uint64_t> checksums(static_cast<std::size_t>(want.num_chunks));
   std::memcpy(checksums.data(), head.data() + round_up(sizeof found, 64), checksums.size() * 8);
@@ -221,7 +204,7 @@ Status WeightCache::check(const MappedFile& file, ThreadPool& pool) const {
   const std::byte* panels = file.bytes().data() + want.panels_offset;
   pool.run_chunks(want.num_chunks, [&](int64_t chunk, int) {
     const int64_t begin = chunk * kChunkBytes, num_bytes = std::min(kChunkBytes, panels_bytes_ - begin);
-    if (checksum(panels + begin, num_bytes) != checksums[static_cast<std::size_t>(chunk)]) wrong = true;
+    if (checksum({panels + begin, static_cast<std::size_t>(num_bytes)}) != checksums[static_cast<std::size_t>(chunk)]) wrong = true;
   });
   return wrong ? bad("the checksum of its weights is wrong") : Status::ok();
 }
@@ -303,7 +286,8 @@ Status WeightCache::write_to(int file, const Weights& weights, const std::atomic
   for (int64_t chunk = 0; chunk < head.num_chunks; ++chunk) {
     if (stop) return Status::cancelled("writing packed weights was given up");
     const int64_t begin = chunk * kChunkBytes, num_bytes = std::min(kChunkBytes, panels_bytes_ - begin);
-    checksums[static_cast<std::size_t>(chunk)] = checksum(panels.data() + begin, num_bytes);
+    checksums[static_cast<std::size_t>(chunk)] =
+        checksum(panels.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(num_bytes)));
     MR_RETURN_IF_ERROR(write_at(file, path_, panels.data() + begin, num_bytes, head.panels_offset + begin));
     // What was written goes to the disk piece by piece: nobody else's writing waits behind a gigabyte, nor does giving up.
     constexpr int64_t kSyncChunks = 8;
@@ -316,7 +300,7 @@ Status WeightCache::write_to(int file, const Weights& weights, const std::atomic
   std::vector<std::byte> bytes(static_cast<std::size_t>(round_up(sizeof head, 64) + round_up(head.num_chunks * 8, 64)));
   std::memcpy(bytes.data(), &head, sizeof head);
   std::memcpy(bytes.data() + round_up(sizeof head, 64), checksums.data(), checksums.size() * 8);
-  head.checksum = checksum(bytes.data(), static_cast<int64_t>(bytes.size()));
+  head.checksum = checksum(bytes);
   std::memcpy(bytes.data(), &head, sizeof head);
   MR_RETURN_IF_ERROR(write_at(file, path_, bytes.data(), static_cast<int64_t>(bytes.size()), 0));
   if (::fdatasync(file) != 0) return errno_status(path_, "write");

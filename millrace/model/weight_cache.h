@@ -28,6 +28,10 @@ struct WeightCacheOptions {
   Place place = Place::kBest;
 };
 
+// SHA-256 of all that packed weights follow from: this program, the model's configuration, names, shapes and orders of rows, the variant;
+// of the bytes of the model's files their identity. `planned`: planned or packed.
+std::array<uint8_t, 32> packed_weights_key(const Checkpoint& checkpoint, const Weights& planned, const std::string& variant);
+
 // The cache file of one model.
 class WeightCache {
  public:

@@ -54,6 +54,11 @@ Result<std::vector<ClientKey>> parse_client_keys(std::string_view text) {
   return keys;
 }
 
+std::string cache_salt(const ClientKey& key) {
+  const std::array<uint8_t, 32> hash = sha256("cached prefixes of " + key.key);
+  return {hash.begin(), hash.end()};
+}
+
 ApiKeys::ApiKeys(std::span<const ClientKey> keys) {
   for (const ClientKey& key : keys) hashes_.push_back(sha256(key.key));
 }

@@ -21,6 +21,10 @@ struct ClientKey {
 // One key a line, each optionally followed by "weight=NUMBER". Errors name the line, never the key.
 Result<std::vector<ClientKey>> parse_client_keys(std::string_view text);
 
+// Tells the cached prefixes of the key's client from those of others (EngineOptions::client_salts): it follows from the key, whatever its
+// line, and does not give it away.
+std::string cache_salt(const ClientKey& key);
+
 // Checks the key that a client presents. Only SHA-256 of the keys are kept, and compared in constant time: neither a core file nor a
 // stopwatch shows a key.
 class ApiKeys {

@@ -95,6 +95,18 @@ std::string prometheus_text(const EngineMetrics& engine, const HttpMetrics& http
               "Prompt tokens looked up in the prefix cache.", engine.prefix_cache_queries);
   page.single("counter", "millrace_prefix_cache_hits_total", "vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.",
               engine.prefix_cache_hits);
+  if (engine.kv_disk) {
+    const KvDiskMetrics& disk = *engine.kv_disk;
+    page.single("counter", "millrace_kv_disk_blocks_written_total", "", "KV blocks written to the disk tier.", disk.num_written);
+    page.single("counter", "millrace_kv_disk_blocks_read_total", "", "KV blocks brought back from the disk tier.", disk.num_read);
+    page.single("counter", "millrace_kv_disk_blocks_rejected_total", "", "Files of the disk tier that were damaged or foreign.",
+                disk.num_rejected);
+    page.single("counter", "millrace_kv_disk_blocks_dropped_total", "", "KV blocks not written because too many were waiting.",
+                disk.num_dropped);
+    page.single("gauge", "millrace_kv_disk_bytes", "", "Bytes of the files in the disk tier.", disk.held_bytes);
+    page.single("gauge", "millrace_kv_disk_writing", "", "1: blocks are written; 0: the disk is full or cannot be written.",
+                disk.is_writing ? 1 : 0);
+  }
   page.single("counter", "millrace_steps_total", "", "Forward passes.", engine.num_steps);
   page.single("counter", "millrace_spec_decode_num_drafts_total", "vllm:spec_decode_num_drafts_total",
               "Steps of a sequence that had draft tokens.", engine.num_drafts);
