@@ -116,8 +116,8 @@ Status run_bench_speculation(const SpeculationBenchOptions& options) {
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
   GenerationOptions with = options, without = options;
   without.speculative_config = "off";
-  MR_ASSIGN_OR_RETURN(auto plain, start_engine(*model, without, {}));
-  MR_ASSIGN_OR_RETURN(auto speculative, start_engine(*model, with, {}));
+  MR_ASSIGN_OR_RETURN(auto plain, start_engine(*model, options, without, {}));
+  MR_ASSIGN_OR_RETURN(auto speculative, start_engine(*model, options, with, {}));
   std::vector<TaskResult> results;
   for (const Task& task : kTasks) {
     const std::string text = fmt::format("{}{}", task.instruction, kPassage);

@@ -11,6 +11,7 @@
 #include "millrace/cli/option_values.h"
 #include "millrace/cli/speculative_config.h"
 #include "millrace/engine/kv_sizing.h"
+#include "millrace/engine/model_drafter.h"
 #include "millrace/engine/token_words.h"
 #include "millrace/formats/hub.h"
 
@@ -90,7 +91,7 @@ bool print_progress(const HubProgress& progress) {
 
 }  // namespace
 
-Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, LoadWeights weights) {
+Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, LoadWeights weights, ThreadPool* pool) {
   HubOptions hub = HubOptions::from_environment();
   hub.gguf_file = options.gguf_file;
   hub.progress = print_progress;
@@ -98,6 +99,7 @@ Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, Loa
   LoadOptions load;
   if (!options.family.empty()) load.family_file = options.family;
   load.num_threads = options.threads;
+  load.pool = pool;
   load.weights = weights;
   if (options.quantization) {
     MR_ASSIGN_OR_RETURN(load.quantization, quantization_of(options));
@@ -164,7 +166,8 @@ void add_generation_options(CLI::App& command, GenerationOptions& options) {
   command
       .add_option("--speculative-config", options.speculative_config,
                   "Draft tokens, the text stays the same: off, ngram (what the answer repeats of its prompt), suffix (and of earlier "
-                  "answers), or JSON such as {\"method\": \"suffix\", \"num_speculative_tokens\": 8}")
+                  "answers), or JSON such as {\"method\": \"suffix\", \"num_speculative_tokens\": 8}; of a smaller model of the same "
+                  "vocabulary: {\"method\": \"draft_model\", \"model\": \"PATH\"}")
       ->capture_default_str()
       ->check([](const std::string& text) {
         const auto parsed = parse_speculation(text);
@@ -262,13 +265,42 @@ Result<KvDType> parse_kv_dtype(const std::string& name, bool exact) {
 
 std::string_view kv_dtype_name(KvDType dtype) { return std::ranges::find(kKvDtypeNames, dtype, &KvDtypeName::dtype)->name; }
 
-Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& options, EngineOptions engine_options) {
+namespace {
+
+// Loads the draft model and sees that it goes with the target.
+Status load_draft(LoadedModel& model, const ModelOptions& source, const std::string& path, int64_t step_tokens_max,
+                  RunningEngine& running) {
+  ModelOptions draft;
+  draft.model = path;
+  draft.no_weight_cache = source.no_weight_cache;
+  draft.weight_cache_bytes = source.weight_cache_bytes;
+  MR_ASSIGN_OR_RETURN(running.draft, load_model(draft, LoadWeights::kPack, &model.pool()));
+  MR_RETURN_IF_ERROR(running.draft->require_decoder());
+  MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, running.draft->tokenizer());
+  MR_ASSIGN_OR_RETURN(const Tokenizer* expected, model.tokenizer());
+  if (const Status status = check_same_vocabulary(*tokenizer, *expected); !status.is_ok()) return status.with_context(path);
+  const CpuExecutorOptions& of_target = running.executor->options();
+  MR_ASSIGN_OR_RETURN(running.draft_executor,
+                      running.draft->make_executor(of_target.path, of_target.kv_dtype, static_cast<int32_t>(step_tokens_max)));
+  return check_draft_model(running.draft_executor->info(), running.executor->info());
+}
+
+}  // namespace
+
+Result<RunningEngine> start_engine(LoadedModel& model, const ModelOptions& source, const GenerationOptions& options,
+                                   EngineOptions engine_options) {
   MR_RETURN_IF_ERROR(model.require_writer());
   MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype, options.exact));
   RunningEngine running;
   MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype,
                                                             static_cast<int32_t>(engine_options.step_tokens_max)));
-  MR_ASSIGN_OR_RETURN(engine_options.speculation, parse_speculation(options.speculative_config));
+  MR_ASSIGN_OR_RETURN(const SpeculativeConfig speculation, parse_speculation(options.speculative_config));
+  engine_options.speculation = speculation.options;
+  if (speculation.options.method == SpeculationMethod::kDraftModel) {
+    const Status loaded = load_draft(model, source, speculation.draft_model, engine_options.step_tokens_max, running);
+    if (!loaded.is_ok()) return loaded.with_context("--speculative-config");
+    engine_options.speculation.draft_executor = running.draft_executor.get();
+  }
   engine_options.eos_token_ids = model.eos_token_ids();
   const ExecutorInfo& info = running.executor->info();
   if (options.max_model_len > info.max_positions) {
@@ -313,6 +345,7 @@ Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& 
   if (!tokenizer.is_ok()) return tokenizer.status();
   MR_ASSIGN_OR_RETURN(running.engine, Engine::create(*running.executor, *tokenizer, engine_options));
   running.engine->start();
+  if (running.draft != nullptr) keep_weights(*running.draft);
   return running;
 }
 

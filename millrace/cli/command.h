@@ -38,7 +38,8 @@ void add_quantization_options(CLI::App& command, ModelOptions& options);
 
 // Resolves the name (downloading if need be, with a progress bar on a terminal), and loads. Weights may come from the packed cache; a cache
 // file that is not believed is a warning.
-Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, LoadWeights weights);
+// `pool`: another model's, which outlives this one; null: a pool of its own.
+Result<std::unique_ptr<LoadedModel>> load_model(const ModelOptions& options, LoadWeights weights, ThreadPool* pool = nullptr);
 
 // Writes the packed cache in the background; a failure is a warning. For commands that a user starts again and again.
 void keep_weights(LoadedModel& model);
@@ -74,12 +75,16 @@ GenerationRequest answer_request(std::vector<int32_t> prompt_tokens, SamplingPar
                                  const GenerationOptions& options);
 Result<SamplingParams> sampling_params(const LoadedModel& model, const Tokenizer& tokenizer, const GenerationOptions& options);
 
-// An engine over the model, with its executor, running. Of `engine_options` the KV budget, context, EOS ids and speculation are set here.
+// An engine over the model, with its executor, running. Of `engine_options` the KV budget, context, EOS ids and speculation are set here;
+// of `source`, what the model was loaded by, a draft model has the weight cache.
 struct RunningEngine {
+  std::unique_ptr<LoadedModel> draft;  // of --speculative-config, or null
+  std::unique_ptr<CpuExecutor> draft_executor;
   std::unique_ptr<CpuExecutor> executor;
   std::unique_ptr<Engine> engine;  // goes first
 };
-Result<RunningEngine> start_engine(LoadedModel& model, const GenerationOptions& options, EngineOptions engine_options);
+Result<RunningEngine> start_engine(LoadedModel& model, const ModelOptions& source, const GenerationOptions& options,
+                                   EngineOptions engine_options);
 
 // The same for an encoder.
 struct EncoderOptions {

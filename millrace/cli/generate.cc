@@ -105,7 +105,7 @@ Status run_generate(const GenerateOptions& options) {
   MR_RETURN_IF_ERROR(model->require_writer());
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
   MR_ASSIGN_OR_RETURN(SamplingParams sampling, sampling_params(*model, *tokenizer, options));
-  MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, {}));
+  MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, options, {}));
   const Run run{options, *model, *tokenizer, *running.engine, std::move(sampling), options.seed ? *options.seed : std::random_device{}()};
   return options.prompt ? answer_prompt(run) : answer_file(run, lines, finished);
 }

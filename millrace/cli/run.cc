@@ -58,7 +58,7 @@ Status run_chat(const RunOptions& options) {
   Interrupts interrupts;  // until here Ctrl-C ends the program
   MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, model->tokenizer());
   MR_ASSIGN_OR_RETURN(const SamplingParams sampling, sampling_params(*model, *tokenizer, options));
-  MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, {}));
+  MR_ASSIGN_OR_RETURN(auto running, start_engine(*model, options, options, {}));
   const bool terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
   const auto style = [&](const char* code) { return isatty(STDOUT_FILENO) && std::getenv("NO_COLOR") == nullptr ? code : ""; };
   if (terminal && !options.json)

@@ -53,7 +53,7 @@ Result<RunningEngine> start_decoder(LoadedModel& model, const ServeOptions& opti
     engine_options.client_salts.push_back(cache_salt(key));
   }
   engine_options.prefix_cache = !options.no_prefix_caching;
-  return start_engine(model, options, engine_options);
+  return start_engine(model, options, options, engine_options);
 }
 
 void print_decoder(const LoadedModel& model, const RunningEngine& running, const ServeOptions& options, int64_t num_sequences) {
@@ -65,7 +65,12 @@ void print_decoder(const LoadedModel& model, const RunningEngine& running, const
   if (const auto disk = running.engine->metrics().kv_disk)
     fmt::print("  disk tier        {}, holds {} of {}\n", options.kv_disk_dir, format_bytes(disk->held_bytes),
                format_bytes(options.kv_disk_bytes));
-  const MemoryPlan memory = model.memory_plan(*running.executor, running.executor->kv_bytes(), num_sequences);
+  MemoryPlan memory = model.memory_plan(*running.executor, running.executor->kv_bytes(), num_sequences);
+  if (running.draft != nullptr) {
+    fmt::print("  draft model      {} family, weights {}, KV cache up to {}\n", running.draft->network().family,
+               format_bytes(running.draft->weights().bytes()), format_bytes(running.draft_executor->kv_bytes()));
+    memory.include(running.draft->memory_plan(*running.draft_executor, running.draft_executor->kv_bytes(), num_sequences));
+  }
   fmt::print("  memory           resident now {}, {} when the KV cache is full\n", format_bytes(process_memory().resident_bytes),
              format_bytes(memory.total_bytes()));
 }

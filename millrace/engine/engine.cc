@@ -44,7 +44,8 @@ std::unique_ptr<KvDiskTier> open_disk_tier(const EngineOptions& options, const E
 
 }  // namespace
 
-Engine::Impl::Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions options, KvSizing sizing, std::unique_ptr<KvDiskTier> disk)
+Engine::Impl::Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions options, KvSizing sizing, std::unique_ptr<KvDiskTier> disk,
+                   std::unique_ptr<DraftSource> drafts)
     : executor_(executor),
       tokenizer_(tokenizer),
       options_(std::move(options)),
@@ -62,7 +63,7 @@ Engine::Impl::Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions
       store_(disk_ != nullptr ? std::optional<DiskBlockStore>(std::in_place, executor_, *disk_) : std::nullopt),
       allocator_(sizing.num_blocks),
       scheduler_(scheduler_options(options_, info_), allocator_, store_ ? &*store_ : nullptr),
-      speculator_(options_.speculation),
+      speculator_(options_, std::move(drafts)),
       builder_(info_.kv_groups.size()) {
   if (options_.tpot_target_seconds > 0) pacer_.emplace(options_.tpot_target_seconds, options_.step_tokens_max);
   publish_metrics();
@@ -220,12 +221,17 @@ bool Engine::Impl::step() {
   const double now = options_.clock();
   const int64_t num_rows = static_cast<int64_t>(plan.tokens.size());
   take_drafts(output);
-  int64_t num_decode_rows = 0, num_drafts = 0;
+  int64_t num_decode_rows = 0, num_decodes = 0, num_drafts = 0, num_accepted = 0;
   for (const StepBuilder::Wanted& wanted : builder_.wanted()) {
-    if (wanted.sequence->completion.num_tokens() > 0) num_decode_rows += 1 + wanted.num_draft_tokens;
+    if (wanted.sequence->completion.num_tokens() > 0) {
+      num_decode_rows += 1 + wanted.num_draft_tokens;
+      ++num_decodes;
+    }
     num_drafts += wanted.num_draft_tokens;
+    num_accepted += wanted.num_accepted_tokens;
   }
   if (num_decode_rows == num_rows) speculator_.observe_step(num_rows, num_drafts, now - begun);
+  speculator_.observe_drafts(num_decodes, num_drafts, num_accepted);
   if (pacer_) pacer_->observe(num_decode_rows, num_rows - num_decode_rows, now - begun);
   scheduler_.commit_step();
   const std::span tokens(output.tokens);
@@ -417,6 +423,7 @@ void Engine::Impl::publish_metrics() {
     }
     metrics.num_running_sequences = scheduler_.num_running();
     metrics.num_past_output_tokens = speculator_.num_past_tokens();
+    metrics.num_used_draft_blocks = speculator_.num_used_draft_blocks();
     metrics.num_waiting_sequences = scheduler_.num_waiting() + num_unscheduled_siblings_;
     const Scheduler::Counters& counters = scheduler_.counters();
     metrics.num_preemptions = counters.num_preemptions;
@@ -436,8 +443,9 @@ Result<std::unique_ptr<Engine>> Engine::create(Executor& executor, const Tokeniz
   MR_RETURN_IF_ERROR(executor.allocate_kv(sizing.num_blocks));
   std::unique_ptr<KvDiskTier> disk = open_disk_tier(options, info);
   if (disk != nullptr && !has_secret) options.cache_secret = disk->secret();
+  MR_ASSIGN_OR_RETURN(auto drafts, make_draft_source(options, sizing.num_blocks));
   return std::unique_ptr<Engine>(
-      new Engine(std::make_unique<Impl>(executor, tokenizer, std::move(options), std::move(sizing), std::move(disk))));
+      new Engine(std::make_unique<Impl>(executor, tokenizer, std::move(options), std::move(sizing), std::move(disk), std::move(drafts))));
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

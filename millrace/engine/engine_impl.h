@@ -31,7 +31,8 @@ namespace millrace {
 class Engine::Impl {
  public:
   // `options`: of complete_options().
-  Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions options, KvSizing sizing, std::unique_ptr<KvDiskTier> disk);
+  Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions options, KvSizing sizing, std::unique_ptr<KvDiskTier> disk,
+       std::unique_ptr<DraftSource> drafts);
 
   // As Engine's.
   Result<RequestId> add(GenerationRequest request, OutputCallback callback);

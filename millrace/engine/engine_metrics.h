@@ -86,6 +86,7 @@ struct EngineMetrics {
   int64_t num_accepted_tokens = 0;                        // of them
   std::vector<int64_t> num_accepted_tokens_per_position;  // [num_speculative_tokens]; empty without speculation
   int64_t num_past_output_tokens = 0;                     // kept to draft from: a gauge
+  int64_t num_used_draft_blocks = 0;                      // KV blocks of the draft model, of all its groups
   std::array<int64_t, 5> finished{};                      // sequences by FinishReason
   int64_t num_rejected = 0;                               // add() said no because of a limit
 

@@ -135,7 +135,11 @@ Status LoadedModel::load_weights(const LoadOptions& options) {
   if (options.quantization) {
     MR_ASSIGN_OR_RETURN(quantization_, quantize_network(checkpoint_, *options.quantization, network_));
   }
-  pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : usable_cpus());
+  pool_ = options.pool;
+  if (pool_ == nullptr) {
+    own_pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : usable_cpus());
+    pool_ = own_pool_.get();
+  }
   if (options.weights == LoadWeights::kNone) return Status::ok();
   MR_ASSIGN_OR_RETURN(Weights weights, Weights::plan(network_, *pool_));
   if (options.weights == LoadWeights::kPack) {

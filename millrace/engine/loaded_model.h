@@ -26,6 +26,7 @@ enum class LoadWeights { kNone, kPlan, kPack };
 struct LoadOptions {
   std::optional<std::string> family_file;  // --family
   int num_threads = 0;                     // 0: every usable CPU
+  ThreadPool* pool = nullptr;              // another model's, which outlives this one; null: one of its own, of num_threads
   LoadWeights weights = LoadWeights::kPack;
   std::optional<QuantizationOptions> quantization;  // of a model whose weights are stored plainly, while they are packed
   WeightCacheOptions weight_cache{};                // without a folder: the weights are packed
@@ -91,7 +92,8 @@ class LoadedModel {
 
   Checkpoint checkpoint_;
   Network network_;
-  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<ThreadPool> own_pool_;
+  ThreadPool* pool_ = nullptr;
   Isa isa_ = Isa::kScalar;
   std::shared_ptr<const Weights> weights_;
   std::optional<WeightCache> weight_cache_;

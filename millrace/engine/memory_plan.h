@@ -15,6 +15,13 @@ struct MemoryPlan {
   int64_t activation_bytes = 0;  // of one step, of the largest size
   int64_t tables_bytes = 0;      // tokenizer, template, network and program
 
+  // Also what a draft model takes that was loaded after this one. What its loading found in tables holds this one's.
+  void include(const MemoryPlan& draft) {
+    weights_bytes += draft.weights_bytes;
+    kv_bytes += draft.kv_bytes;
+    activation_bytes += draft.activation_bytes;
+    tables_bytes = tables_bytes > draft.tables_bytes ? tables_bytes : draft.tables_bytes;
+  }
   int64_t total_bytes() const { return weights_bytes + kv_bytes + activation_bytes + tables_bytes + kProgramBytes; }
 };
 

@@ -2,10 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "millrace/base/check.h"
 #include "millrace/engine/draft_planner.h"
-#include "millrace/engine/prompt_lookup.h"
-#include "millrace/engine/suffix_drafter.h"
 
 namespace millrace {
 namespace {
@@ -22,6 +19,7 @@ std::string_view speculation_method_name(SpeculationMethod method) {
     case SpeculationMethod::kOff: return "off";
     case SpeculationMethod::kNgram: return "ngram";
     case SpeculationMethod::kSuffix: return "suffix";
+    case SpeculationMethod::kDraftModel: return "draft_model";
   }
   return "unknown";
 }
@@ -40,17 +38,25 @@ Status check_speculation(const SpeculationOptions& options, const ExecutorInfo& 
         "back",
         speculation_method_name(options.method)));
   }
-  return Status::ok();
+  if (options.method != SpeculationMethod::kDraftModel) return Status::ok();
+  if (options.draft_executor == nullptr) return Status::invalid_argument("speculation by draft_model: there is no draft model");
+  MR_RETURN_IF_ERROR(check_range("draft_kv_blocks", options.draft_kv_blocks, 0, INT32_MAX));
+  return check_draft_model(options.draft_executor->info(), info);
 }
 
-std::unique_ptr<DraftSource> make_draft_source(const SpeculationOptions& options) {
-  switch (options.method) {
-    case SpeculationMethod::kOff: return nullptr;
-    case SpeculationMethod::kNgram: return std::make_unique<PromptLookupSource>(options.prompt_lookup_min);
-    case SpeculationMethod::kSuffix: return std::make_unique<SuffixSource>(options.past_output, options.prompt_lookup_min);
+Status check_draft_model(const ExecutorInfo& draft, const ExecutorInfo& target) {
+  const auto refused = [](std::string_view why) { return Status::unsupported(fmt::format("speculation by draft_model: {}", why)); };
+  if (!target.start_tokens.empty())
+    return refused("this network answers source texts (an encoder-decoder), which a draft model does not read");
+  if (draft.is_encoder) return refused("the draft model is an encoder, expected a decoder: it writes no text");
+  if (!draft.start_tokens.empty()) return refused("the draft model is an encoder-decoder, expected a decoder that continues its own text");
+  if (draft.has_state())
+    return refused("the draft model keeps a state in place of keys and values, from which a rejected draft cannot be taken back");
+  if (draft.sampled_vocab_size != target.sampled_vocab_size) {
+    return Status::invalid_argument(fmt::format("speculation by draft_model: the draft model has {} tokens, expected the target's {}",
+                                                draft.sampled_vocab_size, target.sampled_vocab_size));
   }
-  MR_CHECK(false, "a method");
-  return nullptr;
+  return Status::ok();
 }
 
 }  // namespace millrace

@@ -40,6 +40,25 @@ def test_texts_are_equal_with_and_without(endless_model, prompts, sampling, kv):
     assert texts(*common, "--speculative-config", SUFFIX) == plain
 
 
+def test_texts_are_equal_with_a_draft_model(endless_model, prompts):
+    for sampling in ["--temperature", 0], ["--temperature", 1]:
+        common = [endless_model, "--file", prompts, "--max-tokens", 60, *sampling]
+        plain = texts(*common)
+        for draft in endless_model, str(MODELS / "qwen3"):
+            assert texts(*common, "--speculative-config", json.dumps({"method": "draft_model", "model": draft, "num_speculative_tokens": 5})) == plain
+
+
+@pytest.mark.parametrize("draft, said", [
+    ("models/gpt2", "it has 600 tokens, expected the target's 640"),
+    ("models/lfm2", "keeps a state"),
+    ("seq2seq/t5", "encoder-decoder"),
+    ("models/no-such-model", "no-such-model"),
+])
+def test_a_draft_model_that_does_not_go_with_the_target_is_refused(llama, draft, said):
+    config = json.dumps({"method": "draft_model", "model": str(ROOT / "tests/golden" / draft)})
+    assert said in refusal("generate", llama, "--prompt", "x", "--speculative-config", config)
+
+
 @pytest.mark.parametrize("family", ["gemma3_text", "gpt_oss", "qwen3_moe", "deepseek_v2", "mistral", "gpt2"])
 def test_texts_are_equal_for_windows_experts_and_latent_attention(prompts, family):
     common = [str(MODELS / family), "--file", prompts, "--max-tokens", 40, "--temperature", 0.5]
@@ -64,7 +83,11 @@ def test_the_demo_model_answers_equally_and_its_copies_are_drafted():
     ("eagle", "neither off, ngram nor suffix"),
     ('{"method": "eagle3"}', "eagle3"),
     ('{"num_speculative_tokens": 4}', "method"),
-    ('{"method": "ngram", "model": "x"}', "model"),
+    ('{"method": "ngram", "model": "x"}', "model is of the method draft_model"),
+    ('{"method": "draft_model"}', "model is missing"),
+    ('{"method": "draft_model", "model": 7}', "model is 7"),
+    ('{"method": "draft_model", "model": "x", "prompt_lookup_min": 3}', "prompt_lookup_min"),
+    ("draft_model", "has no model"),
     ('{"method": "ngram", "num_speculative_tokens": 0}', "num_speculative_tokens is 0"),
     ('{"method": "ngram", "num_speculative_tokens": "four"}', "whole number"),
     ('{"method": "ngram", "prompt_lookup_min": 17}', "prompt_lookup_min is 17"),
