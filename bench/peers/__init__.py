@@ -1,4 +1,4 @@
-"""Other engines, installed, checked and run beside millrace by bench/compare and bench/serve_compare."""
+"""Other engines, installed, checked and run beside millrace by bench/compare, bench/serve_compare and bench/embed."""
 import os
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

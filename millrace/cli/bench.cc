@@ -232,6 +232,7 @@ void register_bench(CLI::App& app, int& exit_status) {
   add_bench_options(*step, *options);
   add_bench_speculation(*command, exit_status);
   add_bench_serve(*command, exit_status);
+  add_bench_embed(*command, exit_status);
   command->get_option("MODEL")->required(false);
   const auto run = [options, &exit_status] {
     const Status status = options->model.empty()     ? Status::invalid_argument("MODEL is required")

@@ -128,6 +128,7 @@ void register_verify(CLI::App& app, int& exit_status);
 void register_bench(CLI::App& app, int& exit_status);
 void add_bench_speculation(CLI::App& bench, int& exit_status);  // below bench
 void add_bench_serve(CLI::App& bench, int& exit_status);        // below bench
+void add_bench_embed(CLI::App& bench, int& exit_status);        // below bench
 void register_eval(CLI::App& app, int& exit_status);
 void register_probe(CLI::App& app, int& exit_status);
 

@@ -4,16 +4,14 @@
 #include <algorithm>
 #include <future>
 
-#include "millrace/base/mapped_file.h"
 #include "millrace/cli/command.h"
 #include "millrace/cli/option_values.h"
 #include "millrace/cli/progress_bar.h"
+#include "millrace/cli/text_file.h"
 #include "millrace/engine/class_scores.h"
 
 namespace millrace::cli {
 namespace {
-
-constexpr std::size_t kFileBytesMax = std::size_t{1} << 30;
 
 struct EmbedOptions : ModelOptions {
   std::vector<std::string> texts;
@@ -21,30 +19,6 @@ struct EmbedOptions : ModelOptions {
   bool exact = false, truncate = false;
   int64_t step_tokens = 1024, dimensions = 0;
 };
-
-// One text a line; of .jsonl a JSON text a line, or an object with "text".
-Result<std::vector<std::string>> read_texts(const std::string& path) {
-  MR_ASSIGN_OR_RETURN(const std::string content, read_text_file(path, kFileBytesMax));
-  const bool as_json = path.ends_with(".jsonl");
-  std::vector<std::string> texts;
-  for (std::size_t begin = 0, line = 1; begin < content.size(); ++line) {
-    const std::size_t end = std::min(content.find('\n', begin), content.size());
-    std::string text = content.substr(begin, end - begin);
-    begin = end + 1;
-    if (!text.empty() && text.back() == '\r') text.pop_back();
-    if (as_json) {
-      if (text.empty()) continue;
-      const auto value = parse_json(text);
-      if (!value.is_ok()) return value.status().with_context(fmt::format("{}: line {}", path, line));
-      const json::value* found = value->is_object() ? value->get_object().if_contains("text") : &*value;
-      if (found == nullptr || !found->is_string())
-        return Status::invalid_argument(fmt::format("{}: line {} is neither a text nor an object with \"text\"", path, line));
-      text = std::string(std::string_view(found->get_string()));
-    }
-    texts.push_back(std::move(text));
-  }
-  return texts;
-}
 
 void print_result(std::size_t index, int64_t num_tokens, const std::vector<float>& numbers, bool as_json, const std::string* label) {
   if (!as_json) {
