@@ -7,11 +7,8 @@
 #include <cstdio>
 
 #include "millrace/base/cache_folder.h"
-#include "millrace/base/system_memory.h"
 #include "millrace/cli/option_values.h"
 #include "millrace/cli/speculative_config.h"
-#include "millrace/engine/kv_sizing.h"
-#include "millrace/engine/model_drafter.h"
 #include "millrace/engine/token_words.h"
 #include "millrace/formats/hub.h"
 
@@ -155,7 +152,9 @@ void add_generation_options(CLI::App& command, GenerationOptions& options) {
   command.add_option("--frequency-penalty", options.frequency_penalty)->check(number_within(-2, 2));
   command.add_flag("--exact", options.exact, "The exact path: weights decoded to f32, f32 KV cache; slow");
   add_kv_dtype_option(command, options.kv_cache_dtype);
-  command.add_option("--kv-bytes", options.kv_bytes, "Memory for the KV cache, e.g. 512MB; default: chosen from the context length")
+  command
+      .add_option("--kv-bytes", options.kv_bytes,
+                  "Memory for the KV cache, e.g. 512MB; default: chosen from the context length and the number of sequences")
       ->transform(size_in_bytes(1));
   auto* disk = command.add_option("--kv-disk-dir", options.kv_disk_dir,
                                   "Folder of the prefix cache's disk tier: computed prompts are kept over restarts");
@@ -264,113 +263,6 @@ Result<KvDType> parse_kv_dtype(const std::string& name, bool exact) {
 }
 
 std::string_view kv_dtype_name(KvDType dtype) { return std::ranges::find(kKvDtypeNames, dtype, &KvDtypeName::dtype)->name; }
-
-namespace {
-
-// Loads the draft model and sees that it goes with the target.
-Status load_draft(LoadedModel& model, const ModelOptions& source, const std::string& path, int64_t step_tokens_max,
-                  RunningEngine& running) {
-  ModelOptions draft;
-  draft.model = path;
-  draft.no_weight_cache = source.no_weight_cache;
-  draft.weight_cache_bytes = source.weight_cache_bytes;
-  MR_ASSIGN_OR_RETURN(running.draft, load_model(draft, LoadWeights::kPack, &model.pool()));
-  MR_RETURN_IF_ERROR(running.draft->require_decoder());
-  MR_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, running.draft->tokenizer());
-  MR_ASSIGN_OR_RETURN(const Tokenizer* expected, model.tokenizer());
-  if (const Status status = check_same_vocabulary(*tokenizer, *expected); !status.is_ok()) return status.with_context(path);
-  const CpuExecutorOptions& of_target = running.executor->options();
-  MR_ASSIGN_OR_RETURN(running.draft_executor,
-                      running.draft->make_executor(of_target.path, of_target.kv_dtype, static_cast<int32_t>(step_tokens_max)));
-  return check_draft_model(running.draft_executor->info(), running.executor->info());
-}
-
-}  // namespace
-
-Result<RunningEngine> start_engine(LoadedModel& model, const ModelOptions& source, const GenerationOptions& options,
-                                   EngineOptions engine_options) {
-  MR_RETURN_IF_ERROR(model.require_writer());
-  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype, options.exact));
-  RunningEngine running;
-  MR_ASSIGN_OR_RETURN(running.executor, model.make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype,
-                                                            static_cast<int32_t>(engine_options.step_tokens_max)));
-  MR_ASSIGN_OR_RETURN(const SpeculativeConfig speculation, parse_speculation(options.speculative_config));
-  engine_options.speculation = speculation.options;
-  if (speculation.options.method == SpeculationMethod::kDraftModel) {
-    const Status loaded = load_draft(model, source, speculation.draft_model, engine_options.step_tokens_max, running);
-    if (!loaded.is_ok()) return loaded.with_context("--speculative-config");
-    engine_options.speculation.draft_executor = running.draft_executor.get();
-  }
-  engine_options.eos_token_ids = model.eos_token_ids();
-  const ExecutorInfo& info = running.executor->info();
-  if (options.max_model_len > info.max_positions) {
-    return Status::invalid_argument(
-        fmt::format("--max-model-len: {}, the model was made for {}", options.max_model_len, info.max_positions));
-  }
-  engine_options.max_context = options.max_model_len;
-  const int64_t context = options.max_model_len > 0 ? options.max_model_len : info.max_positions;
-  const int64_t available = available_memory_bytes();
-  if (options.kv_bytes > 0) {
-    engine_options.kv_bytes = options.kv_bytes;
-    if (options.kv_bytes > available) {
-      return Status::resource_exhausted(
-          fmt::format("--kv-bytes: {} are asked for, {} are available", format_bytes(options.kv_bytes), format_bytes(available)));
-    }
-    const auto sizing =
-        size_kv(info.kv_groups, options.kv_bytes, context, engine_options.max_running_sequences, engine_options.step_tokens_max);
-    if (!sizing.is_ok()) return sizing.status().with_context("--kv-bytes");
-  } else {
-    // Room for two sequences as long as the context, at least 256 MB and at most 4 GB or half of what is available; pages are taken from
-    // the system when first used.
-    // Of states, which are needed only where a sequence goes on and where a prefix may be taken up again, a few for each sequence.
-    const int64_t context_blocks = 2 * (context / kKvBlockTokens + 1);
-    double bytes = 0;  // exact far beyond any machine's memory
-    for (const KvGroupSpec& group : info.kv_groups) {
-      const int64_t blocks = group.state_floats > 0 ? std::min(context_blocks, 8 * engine_options.max_running_sequences) : context_blocks;
-      bytes += static_cast<double>(blocks) * static_cast<double>(group.block_bytes);
-    }
-    engine_options.kv_bytes = static_cast<int64_t>(std::clamp(bytes, 0x1p28, 0x1p32));
-    engine_options.kv_bytes = std::min(engine_options.kv_bytes, available / 2);
-  }
-  if (!options.kv_disk_dir.empty()) {
-    engine_options.kv_disk.folder = options.kv_disk_dir;
-    engine_options.kv_disk.max_bytes = options.kv_disk_bytes;
-    engine_options.kv_disk.fingerprint = model.kv_fingerprint(*running.executor);
-    engine_options.kv_disk.on_warning = [](const std::string& message) {
-      fmt::print(stderr, "millrace: warning: --kv-disk-dir: {}\n", message);
-    };
-    MR_RETURN_IF_ERROR(check_kv_disk(engine_options, info).with_context("--kv-disk-dir"));
-  }
-  const auto tokenizer = model.tokenizer();
-  if (!tokenizer.is_ok()) return tokenizer.status();
-  MR_ASSIGN_OR_RETURN(running.engine, Engine::create(*running.executor, *tokenizer, engine_options));
-  running.engine->start();
-  if (running.draft != nullptr) keep_weights(*running.draft);
-  return running;
-}
-
-Result<RunningEncoder> start_encoder(LoadedModel& model, const EncoderOptions& options) {
-  MR_RETURN_IF_ERROR(model.require_encoder());
-  MR_ASSIGN_OR_RETURN(const KvDType kv_dtype, parse_kv_dtype(options.kv_cache_dtype, options.exact));
-  EncoderEngineOptions engine;
-  engine.step_tokens_max = options.step_tokens;
-  engine.max_text_tokens = model.max_text_tokens();
-  if (options.max_text_tokens > 0) {
-    if (options.max_text_tokens > model.network().max_positions) {
-      return Status::invalid_argument(
-          fmt::format("--max-model-len: {}, the model was made for {}", options.max_text_tokens, model.network().max_positions));
-    }
-    engine.max_text_tokens = options.max_text_tokens;
-  }
-  engine.max_queued_requests = options.max_queued_requests;
-  RunningEncoder running;
-  const int64_t rows = EncoderEngine::rows_needed(engine, model.network().max_positions);
-  MR_ASSIGN_OR_RETURN(running.executor,
-                      model.make_executor(options.exact ? GemmPath::kExact : GemmPath::kFast, kv_dtype, static_cast<int32_t>(rows)));
-  MR_ASSIGN_OR_RETURN(running.engine, EncoderEngine::create(*running.executor, engine));
-  running.engine->start();
-  return running;
-}
 
 std::string format_bytes(int64_t bytes) {
   if (bytes >= 1'000'000'000) return fmt::format("{:.2f} GB", static_cast<double>(bytes) * 1e-9);

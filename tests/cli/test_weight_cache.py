@@ -93,4 +93,4 @@ def test_inspect_predicts_what_the_server_holds(cache):
     parts = ("weights_bytes", "activations_bytes", "tables_bytes", "program_bytes", "kv_bytes")
     assert memory["total_bytes"] == sum(memory[part] for part in parts)
     start, _ = serve_until(cache, lambda: True)
-    assert re.search(r"memory +resident now [\d.]+ MB, [\d.]+ MB when the KV cache is full", start)
+    assert re.search(r"memory +resident now [\d.]+ MB, [\d.]+ (MB|GB) when the KV cache is full", start)
