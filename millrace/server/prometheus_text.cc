@@ -116,6 +116,8 @@ std::string prometheus_text(const EngineMetrics& engine, const HttpMetrics& http
               "Draft tokens accepted.", engine.num_accepted_tokens);
   page.single("gauge", "millrace_spec_decode_past_output_tokens", "", "Tokens of past answers kept to draft from (suffix).",
               engine.num_past_output_tokens);
+  page.single("gauge", "millrace_spec_decode_used_draft_blocks", "", "KV blocks that sequences hold in the draft model.",
+              engine.num_used_draft_blocks);
   if (!engine.num_accepted_tokens_per_position.empty()) {
     for (const std::string_view name :
          {"millrace_spec_decode_num_accepted_tokens_per_pos_total", "vllm:spec_decode_num_accepted_tokens_per_pos_total"}) {
