@@ -95,3 +95,14 @@ def fetch(model, destination):
 
 def find_or_fetch(model):
     return find(model, search_path()) or fetch(model, os.path.join(ROOT, "models"))
+
+
+def titled_path(name):
+    """(title, path) of what a --model names: one of MODELS, a GGUF file or a directory. Ends the program where it names nothing."""
+    if os.path.isdir(name):
+        return os.path.basename(os.path.abspath(name)), name
+    try:
+        model = named(name)
+    except KeyError:
+        sys.exit(f"error: unknown model {name}; bench/compare --list shows the names, a path must end in .gguf or be a directory")
+    return model.title, find_or_fetch(model)

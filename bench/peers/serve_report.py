@@ -17,7 +17,8 @@ LOAD_COLUMNS = (("output_throughput", "tokens/s", True), ("ttft_p50", "TTFT p50,
                 ("itl_p99", "ITL p99, ms", False), ("server_cpu_s_per_1000_tokens", "server CPU s / 1,000 tokens", False), ("failed", "failed", None))
 PREFIX_COLUMNS = (("ttft_first", "TTFT of the first, ms", False), ("ttft_later", "TTFT of later ones, ms", False), ("gain", "first / later", True), ("failed", "failed", None))
 OVERLOAD_COLUMNS = (("request_rate", "requests/s sent", None), ("completed", "completed", None), ("refused", "429", None), ("cut", "failed otherwise", None),
-                    ("ttft_p50", "TTFT p50, ms", False), ("ttft_p99", "TTFT p99, ms", False), ("output_throughput", "tokens/s", True), ("refusal_p99", "refused after p99, ms", None))
+                    ("ttft_p50", "TTFT p50, ms", False), ("ttft_p99", "TTFT p99, ms", False), ("output_throughput", "tokens/s", True), ("refusal_p99", "refused after p99, ms", None),
+                    ("resident_half", "resident halfway, MB", None), ("resident_end", "at the end, MB", None))
 
 
 def columns_of(workload):

@@ -72,6 +72,10 @@ class Running:
         self.process.wait()
         self.log.close()
 
+    def resident_mb(self):
+        with open(f"/proc/{self.pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
     def last_line(self):
         self.log.seek(0)
         lines = [line.strip() for line in self.log.read().decode(errors="replace").splitlines() if line.strip()]

@@ -32,6 +32,7 @@ def test_every_workload_is_measured_and_told(llama, tmp_path):
         assert each["figures"]["failed"] == 0 and each["figures"]["ttft_first"] > 0 and each["figures"]["ttft_later"] > 0
     for each in run["cells"]["overload|millrace"]:  # refused, and nobody cut
         assert each["figures"]["refused"] > 0 and each["figures"]["completed"] > 0 and each["figures"]["cut"] == 0 and each["figures"]["refusal_p99"] > 0
+        assert each["figures"]["resident_half"] > 1 and each["figures"]["resident_end"] > 1
     for words in ("2 clients, closed loop", "A long shared prefix", "Overload", "llama on ", "bench/serve_compare --servers millrace", "| 429 |"):
         assert words in text, words
     assert str(tmp_path) not in text and "/golden/" not in text  # no paths of this machine
