@@ -60,7 +60,7 @@ Engine::Impl::Impl(Executor& executor, const Tokenizer* tokenizer, EngineOptions
                    ? static_cast<std::size_t>(options_.speculation.num_speculative_tokens)
                    : 0),
       disk_(std::move(disk)),
-      store_(disk_ != nullptr ? std::optional<DiskBlockStore>(std::in_place, executor_, *disk_) : std::nullopt),
+      store_(disk_ != nullptr ? std::optional<DiskBlockStore>(std::in_place, executor_, *disk_, options_.clock) : std::nullopt),
       allocator_(sizing.num_blocks),
       scheduler_(scheduler_options(options_, info_), allocator_, store_ ? &*store_ : nullptr),
       speculator_(options_, std::move(drafts)),
@@ -80,7 +80,10 @@ EngineMetrics Engine::Impl::metrics() const {
   EngineMetrics snapshot = metrics_.snapshot();
   snapshot.num_live_requests = inbox_.num_live();
   snapshot.num_rejected = inbox_.num_rejected();
-  if (disk_ != nullptr) snapshot.kv_disk = disk_->metrics();
+  if (disk_ != nullptr) {
+    snapshot.kv_disk = disk_->metrics();
+    snapshot.kv_disk->is_reading = store_->reads();
+  }
   return snapshot;
 }
 
@@ -233,6 +236,7 @@ bool Engine::Impl::step() {
   if (num_decode_rows == num_rows) speculator_.observe_step(num_rows, num_drafts, now - begun);
   speculator_.observe_drafts(num_decodes, num_drafts, num_accepted);
   if (pacer_) pacer_->observe(num_decode_rows, num_rows - num_decode_rows, now - begun);
+  if (store_) store_->observe_step(num_decode_rows, num_rows - num_decode_rows, now - begun);
   scheduler_.commit_step();
   const std::span tokens(output.tokens);
   for (const StepBuilder::Scored& scored : builder_.scored())

@@ -15,6 +15,7 @@
 
 #include "millrace/engine/block_allocator.h"
 #include "millrace/engine/engine.h"
+#include "millrace/engine/disk_block_store.h"
 #include "millrace/engine/kv_disk_tier.h"
 #include "millrace/engine/kv_sizing.h"
 #include "millrace/engine/live_request.h"

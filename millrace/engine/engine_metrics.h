@@ -55,6 +55,7 @@ struct KvDiskMetrics {
   int64_t num_dropped = 0;   // not written: too many were waiting
   int64_t held_bytes = 0;    // of the files in the folder: a gauge
   bool is_writing = false;   // false: the disk is full or cannot be written
+  bool is_reading = true;    // false: computing takes less
 };
 
 // A snapshot. Counters and histograms are up to date with every delta that was handed out, blocks and sequences with the end of the

@@ -21,6 +21,7 @@ EngineOptions with_disk(const std::string& folder, std::vector<std::string>* war
   EngineOptions options;
   options.kv_disk.folder = folder;
   options.kv_disk.fingerprint = "test";
+  options.clock = [] { return 0.0; };  // reading takes no more than computing
   options.kv_disk.on_warning = [warnings](const std::string& message) {
     warnings != nullptr ? warnings->push_back(message) : (void)(ADD_FAILURE() << message);
   };
@@ -137,6 +138,34 @@ TEST(KvDiskEngine, WhatMemoryHasNoRoomForComesFromTheDisk) {
     }
     EXPECT_GE(test.engine->metrics().kv_disk->num_read, 3 * 12);  // of a window of 17, a block for each prompt and round
     EXPECT_EQ(test.engine->metrics().kv_disk->num_dropped, 0);
+  }
+}
+
+// Two that cannot both grow to their end: who makes room for the other comes back from the disk and not from its tokens.
+TEST(KvDiskEngine, APreemptedSequenceComesBackFromTheDisk) {
+  const FakeNetwork network({std::nullopt});
+  std::mt19937 random(6);
+  std::vector<GenerationRequest> requests(2);
+  for (GenerationRequest& request : requests) {
+    request.prompt_tokens = random_tokens(random, 130);
+    request.max_tokens = 160;
+  }
+  int64_t rows_without = 0;
+  for (const bool has_disk : {false, true}) {
+    const TemporaryDirectory folder;
+    EngineOptions options = has_disk ? with_disk(folder.file("kv")) : EngineOptions{};
+    options.kv_bytes = fake_kv_bytes(12);  // of 2 x 10
+    TestEngine test(network, options, nullptr, 300);
+    const std::vector<RequestId> ids = {test.add(requests[0]), test.add(requests[1])};
+    test.run();
+    for (std::size_t i = 0; i < ids.size(); ++i) expect_reference(network, requests[i], test.logs[ids[i]]);
+    EXPECT_GT(test.engine->metrics().num_preemptions, 0);
+    if (!has_disk) {
+      rows_without = test.executor.num_rows_computed();
+    } else {
+      EXPECT_GT(test.engine->metrics().kv_disk->num_read, 0);
+      EXPECT_LT(test.executor.num_rows_computed(), rows_without);
+    }
   }
 }
 

@@ -241,22 +241,4 @@ void KvDiskTier::save_order() {
   for (auto file = files_.upper_bound(uses_at_start_); file != files_.end(); ++file) folder_->set_used(name_of(file->second), now++);
 }
 
-DiskBlockStore::DiskBlockStore(Executor& executor, KvDiskTier& tier) : executor_(executor), tier_(tier) {
-  int64_t largest = 0;
-  for (const KvGroupSpec& group : executor.info().kv_groups) largest = std::max(largest, group.block_bytes);
-  scratch_.resize(static_cast<std::size_t>(largest));
-}
-
-void DiskBlockStore::offer(int64_t group, const BlockDigest& digest, int32_t block_id) {
-  tier_.write(group, digest, [&](std::span<std::byte> copy) { executor_.save_block(group, block_id, copy); });
-}
-
-bool DiskBlockStore::load(int64_t group, const BlockDigest& digest, int32_t block_id) {
-  const int64_t num_bytes = executor_.info().kv_groups[static_cast<std::size_t>(group)].block_bytes;
-  const std::span<std::byte> block = std::span(scratch_).first(static_cast<std::size_t>(num_bytes));
-  if (!tier_.read(group, digest, block)) return false;
-  executor_.load_block(group, block_id, block);
-  return true;
-}
-
 }  // namespace millrace

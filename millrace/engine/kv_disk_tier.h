@@ -99,21 +99,4 @@ class KvDiskTier {
   std::thread thread_;
 };
 
-// The tier behind the blocks of an executor. Used between steps, on the thread that steps.
-class DiskBlockStore final : public BlockStore {
- public:
-  DiskBlockStore(Executor& executor, KvDiskTier& tier);  // both must outlive it
-
-  void offer(int64_t group, const BlockDigest& digest, int32_t block_id) override;
-  bool contains(int64_t group, const BlockDigest& digest) override { return tier_.contains(group, digest); }
-  bool load(int64_t group, const BlockDigest& digest, int32_t block_id) override;
-  void touch(int64_t group, const BlockDigest& digest) override { tier_.touch(group, digest); }
-  void forget(int64_t group, const BlockDigest& digest) override { tier_.forget(group, digest); }
-
- private:
-  Executor& executor_;
-  KvDiskTier& tier_;
-  std::vector<std::byte> scratch_;  // a block of the largest group
-};
-
 }  // namespace millrace

@@ -106,6 +106,7 @@ std::string prometheus_text(const EngineMetrics& engine, const HttpMetrics& http
     page.single("gauge", "millrace_kv_disk_bytes", "", "Bytes of the files in the disk tier.", disk.held_bytes);
     page.single("gauge", "millrace_kv_disk_writing", "", "1: blocks are written; 0: the disk is full or cannot be written.",
                 disk.is_writing ? 1 : 0);
+    page.single("gauge", "millrace_kv_disk_reading", "", "1: blocks are read; 0: computing them takes less.", disk.is_reading ? 1 : 0);
   }
   page.single("counter", "millrace_steps_total", "", "Forward passes.", engine.num_steps);
   page.single("counter", "millrace_spec_decode_num_drafts_total", "vllm:spec_decode_num_drafts_total",
